@@ -1,0 +1,176 @@
+"""The bundle: a folder with `bundle.json`, ONNX graphs and a model card, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tudsr_runtime.errors import BundleError
+from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
+
+__all__ = [
+    "BUILTIN_BUNDLES",
+    "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
+    "Bundle",
+    "BundleFile",
+    "Component",
+    "Golden",
+    "Latent",
+    "Manifest",
+    "Stage",
+    "TensorSpec",
+    "Variant",
+    "file_sha256",
+    "open_bundle",
+]
+
+BUILTIN_BUNDLES = ("nano",)
+MANIFEST_NAME = "bundle.json"
+MAX_MANIFEST_BYTES = 1 << 20
+UNLISTED = frozenset({MANIFEST_NAME, "README.md", "LICENSE", "NOTICE"})
+"""Files that a bundle may hold without listing them: none of them is ever loaded as part of a model."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Immutable, so it may be shared between threads.
+
+    `sha256` is that of the bytes of bundle.json, which in turn holds the hash of every other file.
+    """
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+    def variant(
+        self, component: str, *, precision: str | None = None, tile: int | None = None, batch: int = 1
+    ) -> Variant:
+        """The first variant of `component` that fits (`None`: any precision; the bundle's own tile).
+
+        Raises:
+            BundleError: no such component, or no variant of it fits.
+        """
+        found = self.manifest.components.get(component)
+        if found is None:
+            known = ", ".join(self.manifest.components)
+            raise BundleError(f"bundle {self.manifest.name} has no component {component!r}; it has {known}")
+        tile = self.manifest.tile if tile is None else tile
+        for variant in found.variants:
+            if variant.batch == batch and variant.tile == tile and precision in (None, variant.precision):
+                return variant
+        offers = "; ".join(f"{v.precision} batch {v.batch} tile {v.tile}" for v in found.variants)
+        raise BundleError(
+            f"bundle {self.manifest.name}: {component} has no variant with precision {precision or 'any'}, "
+            f"batch {batch}, tile {tile}; it has: {offers}"
+        )
+
+    def path(self, variant: Variant) -> Path:
+        """Where the ONNX graph of `variant` lies."""
+        return self.folder / variant.model
+
+
+def open_bundle(name_or_dir: str | Path, verify: bool = True) -> Bundle:
+    """Open the built-in bundle of that name ("nano"), else the bundle in that folder.
+
+    Checked always: the manifest, that every listed file is there with its size, that nothing else is there,
+    that nothing is a link. With `verify` also the sha256 of every file (all bytes are read).
+
+    Raises:
+        BundleError: no bundle there, or a check failed.
+    """
+    folder = _locate(name_or_dir)
+    raw = _read_manifest(folder)
+    try:
+        manifest = Manifest.from_json(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BundleError(f"{folder / MANIFEST_NAME} is not UTF-8 text") from None
+    except BundleError as error:
+        raise BundleError(f"{folder / MANIFEST_NAME}: {error}", hint=error.hint) from None
+    try:
+        _check_files(folder, manifest, hashes=verify)
+    except OSError as error:
+        raise BundleError(f"cannot read the bundle {folder}: {error.strerror or error}") from error
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def file_sha256(path: Path) -> str:
+    """Lower-case hexadecimal SHA-256 of a file's bytes. Raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate(name_or_dir: str | Path) -> Path:
+    if name_or_dir in BUILTIN_BUNDLES:
+        folder = Path(str(resources.files("tudsr_runtime"))) / "bundles" / str(name_or_dir)
+    else:
+        folder = Path(name_or_dir)
+    if not folder.is_dir():
+        raise BundleError(
+            f"no bundle {str(name_or_dir)!r}: {folder} is not a folder",
+            hint=f"give a folder with a {MANIFEST_NAME}, or a built-in name: {', '.join(BUILTIN_BUNDLES)}",
+        )
+    return folder
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"{path} is not a plain file")
+        with open(path, "rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}") from None
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
+    return raw
+
+
+def _check_files(folder: Path, manifest: Manifest, hashes: bool) -> None:
+    present = dict(_walk(folder))
+    listed = {file.path: file for file in manifest.files()}
+    _refuse(folder, "lacks files that its manifest lists", listed.keys() - present.keys())
+    _refuse(folder, "holds files that its manifest does not list", present.keys() - listed.keys() - UNLISTED)
+    for name, file in listed.items():
+        if present[name] != file.bytes:
+            raise BundleError(
+                f"{folder / name} is damaged: {present[name]} bytes, the manifest says {file.bytes}"
+            )
+    for name, file in listed.items() if hashes else ():
+        actual = file_sha256(folder / name)
+        if actual != file.sha256:
+            raise BundleError(
+                f"{folder / name} is damaged: sha256 {actual[:8]}..., the manifest says {file.sha256[:8]}..."
+            )
+
+
+def _refuse(folder: Path, what: str, names: set[str]) -> None:
+    if names:
+        shown = sorted(names)
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        raise BundleError(f"{folder} {what}: {', '.join(map(repr, shown[:3]))}{more}")
+
+
+def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file in the folder and its subfolders.
+
+    An unlisted file is refused because a graph may name any file of its folder as its external weights.
+    """
+    for entry in os.scandir(folder):
+        name = prefix + entry.name
+        if entry.is_symlink():
+            raise BundleError(f"{folder / entry.name} is a link; a bundle may hold only plain files")
+        if entry.is_dir() and not prefix:
+            yield from _walk(folder / entry.name, f"{name}/")
+        elif entry.is_file():
+            yield name, entry.stat().st_size
+        else:
+            raise BundleError(f"{folder / entry.name} does not belong in a bundle")

@@ -1,0 +1,285 @@
+"""`bundle.json` as frozen dataclasses, read strictly: an unknown, missing or misfit key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tudsr_runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "bf16")
+DTYPES = ("float32", "float16")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _require(condition: bool, complaint: str) -> None:
+    """Raise the ValueError that `_build` turns into a BundleError with the place."""
+    if not condition:
+        raise ValueError(complaint)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph: `dtype` is float16 or float32, `shape` is fixed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        _require(all(n > 0 for n in self.shape), f"shape must be positive, not {list(self.shape)}")
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """A file of the bundle: `path` relative with at most one folder, `bytes` its size."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        safe = len(parts) <= 2 and all(NAME.fullmatch(part) for part in parts)
+        _require(safe, f"path {self.path[:120]!r} must be a plain name, or one folder and a plain name")
+        _require(SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 lower-case hexadecimal digits")
+        _require(self.bytes >= 0, f"bytes must not be negative, not {self.bytes}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One exported graph of a component: the ONNX file `model` and all files it needs (itself included)."""
+
+    model: str
+    files: tuple[BundleFile, ...]
+    batch: int
+    tile: int
+    precision: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
+        _require(self.batch > 0, f"batch must be positive, not {self.batch}")
+        _require(len(self.inputs) == 1 and len(self.outputs) == 1, "a graph has one input and one output")
+        named = [file.path for file in self.files]
+        _require(self.model in named, f"model {self.model[:120]!r} is not among its files")
+        # ONNX resolves external weights relative to the model's folder and must not reach out of it.
+        folders = {path.rpartition("/")[0] for path in named}
+        _require(len(folders) == 1, "all files of a variant lie in one folder")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One module (encoder, UNet, decoder), in one or more variants, the preferred first."""
+
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.variants) > 0, "variants must not be empty")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One one-step diffusion stage: the factor it was trained for, its timestep, and its three components."""
+
+    name: str
+    factor: int
+    timestep: int
+    alpha_cumprod: float
+    encoder: str
+    unet: str
+    decoder: str
+
+    def __post_init__(self) -> None:
+        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(1 <= self.factor <= 16, f"factor must be 1 to 16, not {self.factor}")
+        _require(self.timestep >= 0, f"timestep must not be negative, not {self.timestep}")
+        _require(0 < self.alpha_cumprod <= 1, f"alpha_cumprod must be in (0, 1], not {self.alpha_cumprod}")
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The autoencoder's latent: `channels`, image pixels per latent cell and axis, and the latent scale."""
+
+    channels: int
+    pixels_per_cell: int
+    scaling_factor: float
+
+    def __post_init__(self) -> None:
+        _require(self.channels > 0, f"channels must be positive, not {self.channels}")
+        _require(self.pixels_per_cell > 0, f"pixels_per_cell must be positive, not {self.pixels_per_cell}")
+        _require(self.scaling_factor > 0, f"scaling_factor must be positive, not {self.scaling_factor}")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One tile to check engines with: `input` a PNG, `output` raw little-endian float32 NCHW in [-1, 1]."""
+
+    input: BundleFile
+    output: BundleFile
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of bundle.json. `provenance` and `numerics` are free-form JSON objects.
+
+    Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.
+    """
+
+    schema_version: int
+    name: str
+    tudsr_version: str
+    licence: str
+    tile: int
+    latent: Latent
+    precision: str
+    stages: tuple[Stage, ...]
+    components: dict[str, Component]
+    provenance: dict[str, Any]
+    numerics: dict[str, Any]
+    golden: Golden | None = None
+
+    def __post_init__(self) -> None:
+        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
+        _require(1 <= len(self.stages) <= 2, f"there must be one or two stages, not {len(self.stages)}")
+        _require(64 <= self.tile <= 4096, f"tile must be 64 to 4096 px, not {self.tile}")
+        whole = self.tile % self.latent.pixels_per_cell == 0
+        _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
+        self._check_components()
+        self._check_files()
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse the text of bundle.json.
+
+        Raises:
+            BundleError: not JSON, a duplicate key, another schema version, or an unknown, missing or misfit
+                key, which is named.
+        """
+        try:
+            value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"not valid JSON: {error}") from None
+        version = value.get("schema_version") if isinstance(value, dict) else None
+        if isinstance(value, dict) and (type(version) is not int or version != SCHEMA_VERSION):
+            raise BundleError(
+                f"schema_version is {str(version)[:20]!r}, this tudsr reads {SCHEMA_VERSION}",
+                hint="use the tudsr version that wrote the bundle, or export it again",
+            )
+        manifest: Manifest = _build(cls, value, "")
+        return manifest
+
+    def to_json(self) -> str:
+        """The text of bundle.json: keys in a fixed order, two spaces, a newline at the end."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def files(self) -> tuple[BundleFile, ...]:
+        """Every file that the manifest lists, each once."""
+        return tuple(dict.fromkeys(self._all_files()))
+
+    def _all_files(self) -> Iterator[BundleFile]:
+        for component in self.components.values():
+            for variant in component.variants:
+                yield from variant.files
+        if self.golden is not None:
+            yield from (self.golden.input, self.golden.output)
+
+    def _check_files(self) -> None:
+        files = self.files()
+        folded = {file.path.casefold() for file in files}
+        _require(len(folded) == len(files), "one path is listed twice with different content or case")
+        _require("bundle.json" not in folded, "bundle.json cannot list itself")
+
+    def _check_components(self) -> None:
+        edge = self.tile // self.latent.pixels_per_cell
+        image, latent = (3, self.tile, self.tile), (self.latent.channels, edge, edge)
+        used = set()
+        for stage in self.stages:
+            self._check_role(stage.encoder, image, latent)
+            self._check_role(stage.unet, latent, latent)
+            self._check_role(stage.decoder, latent, image)
+            used |= {stage.encoder, stage.unet, stage.decoder}
+        _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
+
+    def _check_role(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        _require(name in self.components, f"a stage names the component {name[:120]!r}, which is not there")
+        for variant in self.components[name].variants:
+            _require(
+                variant.tile == self.tile, f"{name}: tile is {variant.tile}, the bundle's is {self.tile}"
+            )
+            for spec, shape in ((variant.inputs[0], inputs), (variant.outputs[0], outputs)):
+                expected = (variant.batch, *shape)
+                _require(
+                    spec.shape == expected,
+                    f"{name}: {spec.name} has shape {list(spec.shape)}, expected {list(expected)}",
+                )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        double = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"duplicate key {double[:120]!r}")
+    return found
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` (plain JSON) as the annotated type `kind`; `where` is the path of keys to it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _build(arguments[0], value, where)
+    if origin is tuple:
+        items = _typed(list, value, where)
+        return tuple(_build(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    if origin is dict:
+        members = _typed(dict, value, where)
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in members.items()}
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, _typed(dict, value, where), where)
+    return value if kind is Any else _typed(kind, value, where)
+
+
+def _build_dataclass(kind: Any, members: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in sorted(members.keys() - hints.keys()):
+        raise BundleError(f"unknown key {f'{where}.{key}'.lstrip('.')[:120]!r}")
+    for key in sorted(hints.keys() - members.keys()):
+        raise BundleError(f"missing key {f'{where}.{key}'.lstrip('.')[:120]!r}")
+    try:
+        return kind(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in members.items()})
+    except ValueError as error:
+        raise BundleError(f"{where.lstrip('.')}: {error}" if where else str(error)) from None
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and type(value) in (int, float):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    elif type(value) is kind:
+        return value
+    names = {int: "an integer", float: "a finite number", str: "a string", list: "a list", dict: "an object"}
+    raise BundleError(
+        f"{where.lstrip('.')[:120] or 'the manifest'} must be {names[kind]}, not {str(value)[:40]!r}"
+    )
