@@ -1,0 +1,111 @@
+"""Training pairs by number: the same (seed, number) is the same pair in every process and after every restart."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tudsr_runtime.atomic import atomic_write
+from tudsr_train.degradation import Degradation, degrade
+from tudsr_train.synthetic import SyntheticImages
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The pool of synthetic pictures that crops are cut from."""
+
+    count: int = 1500
+    size: int = 512
+    seed: int = 0
+    cache: str = "~/.cache/tudsr/synthetic"
+    """Folder where a drawn pool is kept for the next run."""
+
+
+def synthetic_pool(config: Synthetic, workers: int | None = None) -> NDArray[np.uint8]:
+    """Draw the pool, or map it from the cache; uint8 (count, size, size, 3), read-only."""
+    parameters = {k: v for k, v in asdict(config).items() if k != "cache"}
+    source = hashlib.sha256(Path(__file__).with_name("synthetic.py").read_bytes()).hexdigest()
+    key = hashlib.sha256(json.dumps([parameters, source]).encode()).hexdigest()[:16]
+    path = Path(config.cache).expanduser() / f"pool-{key}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pool = np.empty((config.count, config.size, config.size, 3), np.uint8)
+        chunks = np.array_split(np.arange(config.count), max(1, config.count // 16))
+        draw = functools.partial(_draw, config.size, config.seed)
+        # spawned, not forked: the parent may already run torch's threads
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), context) as executor:
+            for chunk, pictures in zip(chunks, executor.map(draw, chunks), strict=True):
+                pool[chunk] = pictures
+        with atomic_write(path) as file:
+            np.save(file, pool)
+    return np.load(path, mmap_mode="r")
+
+
+@functools.lru_cache(maxsize=1)
+def _images(size: int, seed: int) -> SyntheticImages:
+    return SyntheticImages(size, seed)
+
+
+def _draw(size: int, seed: int, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    images = _images(size, seed)
+    return np.stack([(images[int(i)] * 255 + 0.5).astype(np.uint8) for i in numbers])
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one training pair is made from an HQ crop."""
+
+    crop: int = 192
+    """Side of the HQ crop, pixels: R in stage 1, N R in stage 2."""
+    reductions: tuple[int, ...] = (2, 4)
+    """The crop is reduced by one of these, drawn evenly."""
+    enlarge_back_to: int = 192
+    """Side of x_L: the LQ picture enlarged bilinearly to R."""
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """(x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1]; never exhausted."""
+
+    def __init__(
+        self, pool: NDArray[np.uint8], task: Task, degradation: Degradation, seed: int, length: int
+    ) -> None:
+        self.pool, self.task, self.degradation, self.seed, self.length = pool, task, degradation, seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, number])
+        x_H = _random_crop(self.pool, self.task.crop, rng)
+        scale = int(rng.choice(self.task.reductions))
+        low = degrade(x_H, scale, self.degradation, rng)
+        side = self.task.enlarge_back_to
+        x_L = F.interpolate(low[None], size=(side, side), mode="bilinear", align_corners=False)[0]
+        return x_L * 2 - 1, x_H * 2 - 1
+
+
+def _random_crop(pool: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Tensor:
+    """A crop (3, side, side) in [0, 1], flipped and turned, of drawn contrast, brightness and channel order."""
+    picture = pool[rng.integers(len(pool))]
+    top, left = rng.integers(0, picture.shape[0] - side + 1, 2)
+    crop = picture[top : top + side, left : left + side][:, :, rng.permutation(3)]
+    crop = np.rot90(crop, int(rng.integers(4)))
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    x = torch.from_numpy(crop.astype(np.float32) / 255).permute(2, 0, 1)
+    contrast = rng.uniform(0.35, 1)
+    return (x * contrast + rng.uniform(0, 1 - contrast)).contiguous()

@@ -1,0 +1,202 @@
+"""G, the one-step generator of both stages (paper Eq. 1 and 2), over any diffusers base.
+
+    z_L = E(x_L) s        eps = B(z_L, t, c)        z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)        x_H = D(z_H / s)
+
+E and D are the autoencoder, B the UNet, c a fixed prompt, t the stage's fixed timestep, abar_t diffusers'
+`alphas_cumprod[t]`, s the autoencoder's scaling factor. Training, export and the tests all use this one file.
+The LQ latent is fed as it is: no noise is added to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tudsr_runtime.errors import BundleError
+
+PROMPT_FILE = "prompt/prompt_embeds.safetensors"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def one_step(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, prediction_type: str = "epsilon") -> Tensor:
+    """Estimate z_H from z_L and the backbone's prediction in one denoising step. Implements Eq. (2), second line.
+
+    Args:
+        z_L: latent (B, C, h, w), taken as the diffused latent at timestep t.
+        prediction: B(z_L, t, c), same shape.
+        alpha_t: alphas_cumprod[t] (the paper's alpha_t), a scalar in (0, 1].
+        prediction_type: "epsilon" as in the paper, or "v_prediction" (Salimans and Ho 2022, appendix D).
+    """
+    if prediction_type == "v_prediction":
+        return alpha_t.sqrt() * z_L - (1 - alpha_t).sqrt() * prediction
+    return (z_L - (1 - alpha_t).sqrt() * prediction) / alpha_t.sqrt()
+
+
+class Generator(nn.Module):
+    """G(x_L, t, c) = x_H for one fixed prompt c. Images are (B, 3, H, W) in [-1, 1].
+
+    The base is frozen; adapters (`tudsr_train.adapters`) add what is trained.
+    """
+
+    prompt_embeds: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        unet: nn.Module,
+        prompt_embeds: Tensor,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        base_id: str = "",
+        base_sha256: str = "",
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise BundleError(
+                f"the base predicts {prediction_type!r}; one-step restoration needs {' or '.join(PREDICTION_TYPES)}"
+            )
+        self.vae, self.unet = vae, unet
+        self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.prediction_type = prediction_type
+        self.base_id, self.base_sha256 = base_id, base_sha256
+        self.requires_grad_(False)
+
+    @property
+    def scaling_factor(self) -> float:
+        """s: what the autoencoder's latent is multiplied by."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Side of the square of pixels behind one latent cell: 8 for Stable Diffusion, 4 for nano."""
+        config = self.vae.config
+        return int(config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1))
+
+    def encode(self, x_L: Tensor, sample: bool = False) -> Tensor:
+        """z_L = E(x_L) s, from the posterior's mode, or from a sample of it as the paper's lineage trains."""
+        posterior = self.vae.encode(x_L).latent_dist
+        return (posterior.sample() if sample else posterior.mode()) * self.scaling_factor
+
+    def predict(self, z_L: Tensor, t: int) -> Tensor:
+        """B(z_L, t, c), shape of z_L."""
+        timestep = torch.full((len(z_L),), t, device=z_L.device)
+        c = self.prompt_embeds.expand(len(z_L), -1, -1)
+        return self.unet(z_L, timestep, c, return_dict=False)[0]
+
+    def denoise(self, z_L: Tensor, t: int) -> Tensor:
+        """z_H from z_L: the backbone and Eq. (2), second line."""
+        return one_step(z_L, self.predict(z_L, t), self.alphas_cumprod[t], self.prediction_type)
+
+    def decode(self, z_H: Tensor) -> Tensor:
+        """x_H = D(z_H / s), not clamped."""
+        return self.vae.decode(z_H / self.scaling_factor).sample
+
+    def forward(self, x_L: Tensor, t: int, sample: bool = False) -> Tensor:
+        """Restore x_L in one step; Eq. (2). Returns (B, 3, H, W) clamped to [-1, 1]."""
+        return self.decode(self.denoise(self.encode(x_L, sample), t)).clamp(-1, 1)
+
+    @classmethod
+    def load(cls, base: str | Path) -> Generator:
+        """Load a base in the diffusers layout: unet/, vae/, scheduler/ and a prompt (see `prompt_of`).
+
+        Weights are float32, frozen. Raises BundleError (exit 5) where a part is missing, damaged or does not fit.
+        """
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        folder = Path(base)
+        if not (folder / "unet" / "config.json").is_file():
+            raise BundleError(
+                f"{base}: no diffusers base here (unet/config.json is missing)",
+                hint="give a folder that holds unet/, vae/ and scheduler/, such as Stable Diffusion 2.1-base",
+            )
+        try:
+            scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+            vae = _load_vae(folder / "vae")
+            prompt_embeds = prompt_of(folder)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
+        width = unet.config.cross_attention_dim
+        if prompt_embeds.shape[-1] != width:
+            raise BundleError(
+                f"{base}: the prompt embedding is {prompt_embeds.shape[-1]} wide, but the UNet attends to {width}"
+            )
+        return cls(
+            vae.eval(),
+            unet.eval(),
+            prompt_embeds,
+            scheduler.alphas_cumprod,
+            scheduler.config.prediction_type,
+            base_id=folder.resolve().name,
+            base_sha256=base_sha256(folder),
+        )
+
+
+def _load_vae(folder: Path) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    from tudsr_train.patch_autoencoder import PatchAutoencoder
+
+    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    if kind == "PatchAutoencoder":
+        return PatchAutoencoder.from_config(PatchAutoencoder.load_config(folder))
+    if kind == "AutoencoderKL":
+        return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    raise ValueError(f"vae/ is a {kind}; AutoencoderKL and PatchAutoencoder are known")
+
+
+def prompt_of(folder: Path, prompt: str = "") -> Tensor:
+    """Embedding c of the fixed prompt, float32 (1, L, D).
+
+    A stored embedding (`prompt/prompt_embeds.safetensors`) comes first; else the base's own text encoder encodes
+    `prompt` once, padded to its full length, and is dropped.
+    """
+    stored = folder / PROMPT_FILE
+    if stored.is_file():
+        return load_file(stored)["prompt_embeds"].float()
+    if not (folder / "text_encoder" / "config.json").is_file():
+        raise BundleError(
+            f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
+        )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
+    tokens = tokenizer(
+        prompt,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        embedding: Tensor = encoder(tokens.input_ids)[0]
+    return embedding
+
+
+def save_prompt(folder: Path, prompt_embeds: Tensor) -> None:
+    """Store the prompt's embedding (1, L, D) where `prompt_of` finds it."""
+    path = folder / PROMPT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"prompt_embeds": prompt_embeds.contiguous()}, path)
+
+
+def base_sha256(folder: Path) -> str:
+    """One hash of a base: of the names and contents of all its configs, weights and prompt."""
+    digest = hashlib.sha256()
+    parts = ("unet", "vae", "scheduler", "prompt", "text_encoder", "tokenizer")
+    files: list[Any] = [f for part in parts for f in sorted((folder / part).rglob("*")) if f.is_file()]
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

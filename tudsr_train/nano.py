@@ -1,0 +1,65 @@
+"""The `nano` base before training: a small UNet over pixel patches, in the diffusers folder layout.
+
+What makes it a one-step restorer from the first step on: `conv_out` starts at zero, and the scheduler's betas are so
+small that a zero prediction in Eq. (2) returns the input scaled by 1 / sqrt(abar_t), within one per cent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tudsr_train.generator import save_prompt
+
+PROMPT_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class NanoBase:
+    """Architecture of the base that `tudsr train base` makes."""
+
+    patch_size: int = 4
+    """Pixels per latent cell, per axis."""
+    block_out_channels: tuple[int, ...] = (96, 96, 112)
+    """UNet channels per level, finest first; the coarsest level attends."""
+    layers_per_block: int = 1
+    num_attention_heads: int = 4
+    cross_attention_dim: int = 64
+    norm_num_groups: int = 16
+    beta: float = 1e-4
+    """Constant noise schedule: abar_200 = 0.980, abar_50 = 0.995."""
+
+
+def create_base(folder: Path, nano: NanoBase, seed: int) -> None:
+    """Write an untrained base into an empty folder: unet/, vae/, scheduler/ and the stored prompt."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    from tudsr_train.patch_autoencoder import PatchAutoencoder
+
+    torch.manual_seed(seed)
+    latent_channels = 3 * nano.patch_size**2
+    levels = len(nano.block_out_channels)
+    unet = UNet2DConditionModel(
+        sample_size=512 // nano.patch_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=nano.block_out_channels,
+        layers_per_block=nano.layers_per_block,
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        cross_attention_dim=nano.cross_attention_dim,
+        # diffusers calls it a dimension, but uses it as the number of heads
+        attention_head_dim=nano.num_attention_heads,
+        norm_num_groups=nano.norm_num_groups,
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    unet.save_pretrained(folder / "unet")
+    vae = PatchAutoencoder(patch_size=nano.patch_size, latent_channels=latent_channels)
+    vae.save_config(folder / "vae")
+    scheduler = DDPMScheduler(beta_start=nano.beta, beta_end=nano.beta, beta_schedule="linear")
+    scheduler.save_pretrained(folder / "scheduler")
+    save_prompt(folder, torch.randn(1, PROMPT_TOKENS, nano.cross_attention_dim))

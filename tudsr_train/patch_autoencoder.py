@@ -1,0 +1,61 @@
+"""An autoencoder that loses nothing and costs nothing: every latent cell is a patch of pixels.
+
+Same interface as diffusers' `AutoencoderKL`, so that the generator, the trainer and the export treat the `nano` base as
+they treat Stable Diffusion. There are no weights: `vae/` holds a `config.json` only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PatchDistribution:
+    """A posterior of zero width: its sample is its mode."""
+
+    latent: Tensor
+
+    def mode(self) -> Tensor:
+        return self.latent
+
+    def sample(self) -> Tensor:
+        return self.latent
+
+
+@dataclass(frozen=True)
+class PatchEncoding:
+    latent_dist: PatchDistribution
+
+
+@dataclass(frozen=True)
+class PatchDecoding:
+    sample: Tensor
+
+
+class PatchAutoencoder(ConfigMixin, nn.Module):
+    """Pixel unshuffle (Shi et al. 2016, inverted) behind the interface of `AutoencoderKL`.
+
+    `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, H / p, W / p), and `decode` undoes it
+    exactly. H and W must be multiples of `patch_size` p.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, patch_size: int = 4, scaling_factor: float = 1.0, latent_channels: int = 48) -> None:
+        super().__init__()
+        if latent_channels != 3 * patch_size**2:
+            raise ValueError(
+                f"a patch of {patch_size} x {patch_size} RGB pixels has {3 * patch_size**2} values, "
+                f"but latent_channels is {latent_channels}"
+            )
+
+    def encode(self, x: Tensor) -> PatchEncoding:
+        return PatchEncoding(PatchDistribution(F.pixel_unshuffle(x, self.config.patch_size)))
+
+    def decode(self, z: Tensor) -> PatchDecoding:
+        return PatchDecoding(F.pixel_shuffle(z, self.config.patch_size))
