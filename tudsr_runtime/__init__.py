@@ -1,1 +1,70 @@
-"""tudsr runtime."""
+"""Upscale pictures with a tudsr bundle; needs numpy, Pillow and one engine library.
+
+    from tudsr_runtime import Upscaler
+
+    with Upscaler("nano") as upscaler:
+        large = upscaler.upscale(image, scale=8)    # float32 (h, w, 3) in [0, 1], in and out
+
+Names are imported when first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tudsr_runtime.bundle import Bundle, open_bundle
+    from tudsr_runtime.engines import Choice
+    from tudsr_runtime.errors import (
+        BatchError,
+        BundleError,
+        DeviceError,
+        InputError,
+        MemoryExhausted,
+        NotFiniteError,
+        OutputError,
+        TrainingError,
+        TudsrError,
+        UsageError,
+    )
+    from tudsr_runtime.plan import Plan, plan_upscale
+    from tudsr_runtime.upscaler import Upscaler
+
+__all__ = [
+    "BatchError",
+    "Bundle",
+    "BundleError",
+    "Choice",
+    "DeviceError",
+    "InputError",
+    "MemoryExhausted",
+    "NotFiniteError",
+    "OutputError",
+    "Plan",
+    "TrainingError",
+    "TudsrError",
+    "Upscaler",
+    "UsageError",
+    "open_bundle",
+    "plan_upscale",
+]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Choice": "engines",
+    "Plan": "plan",
+    "Upscaler": "upscaler",
+    "open_bundle": "bundle",
+    "plan_upscale": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

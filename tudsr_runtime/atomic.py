@@ -21,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     error (Ctrl-C included) the temporary file is removed and `path` stays as it was. A link is followed.
 
     Raises:
-        OutputError: the system refused (no such folder, no permission, disk full), or `path` is no plain file.
+        OutputError: the system refused (no such folder, no permission, disk full), or `path` is no file.
     """
     target = Path(os.path.realpath(path))
     # Replacing a device such as /dev/null, or a folder, is never what was meant.
@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, target)
+            partial.replace(target)
             _sync_folder(target.parent)
         finally:
             with suppress(OSError):
@@ -90,14 +90,14 @@ def _refuse_existing(path: Path, target: Path, overwrite: bool) -> None:
 def _swap_folder(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; a folder in the way survives if that fails."""
     if not target.exists():
-        os.replace(partial, target)
+        partial.replace(target)
         return
     aside = _sibling(target)
-    os.replace(target, aside)
+    target.replace(aside)
     try:
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError:
-        os.replace(aside, target)
+        aside.replace(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -106,7 +106,7 @@ def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
             # Windows can only flush a file that is open for writing.
-            with open(os.path.join(parent, name), "r+b") as file:
+            with open(Path(parent, name), "r+b") as file:
                 os.fsync(file.fileno())
         _sync_folder(Path(parent))
 

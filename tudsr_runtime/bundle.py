@@ -1,4 +1,4 @@
-"""The bundle: a folder with `bundle.json`, ONNX graphs and a model card, checked before anything is loaded."""
+"""The bundle: a folder with `bundle.json`, ONNX graphs and a model card, checked before it is loaded."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class DeviceError(TudsrError):
     exit_code = 6
 
 
-class MemoryExhausted(TudsrError):
+class MemoryExhausted(TudsrError):  # noqa: N818 - MemoryError is Python's own
     """Out of memory after every fallback."""
 
     exit_code = 7

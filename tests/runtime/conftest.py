@@ -1,0 +1,125 @@
+"""Bundles that the tests build themselves, with graphs of one or two nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tudsr_runtime.bundle import (
+    BundleFile,
+    Component,
+    Latent,
+    Manifest,
+    Stage,
+    TensorSpec,
+    Variant,
+    file_sha256,
+)
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> MakeBundle:
+    """`make_bundle(folder, unet="identity", dtype="float32", stages=2, tile=512)` writes a bundle, returns `folder`.
+
+    The autoencoder is lossless (space to depth). `unet` is "identity", "offset" (adds 0.25), "nan", or "huge"
+    (overflows float16).
+    """
+    pytest.importorskip("onnx", reason="building test bundles needs onnx")
+    return write_bundle
+
+
+@pytest.fixture(scope="session")
+def identity_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-stage bundle that changes nothing: its result is the bilinearly enlarged input."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "identity")
+
+
+def write_bundle(
+    folder: Path, unet: str = "identity", dtype: str = "float32", stages: int = 2, tile: int = 512
+) -> Path:
+    latent = Latent(channels=48, pixels_per_cell=4, scaling_factor=1.0)
+    image, cells = (1, 3, tile, tile), (1, 48, tile // 4, tile // 4)
+    encoder = write_component(folder, "vae_encoder", "space_to_depth", dtype, tile, image, cells)
+    decoder = write_component(folder, "vae_decoder", "depth_to_space", dtype, tile, cells, image)
+    components = {"vae_encoder": encoder, "vae_decoder": decoder}
+    pairs = [("stage1", 4, 200, 0.98), ("stage2", 2, 50, 0.99)][:stages]
+    planned = []
+    for name, factor, timestep, alpha in pairs:
+        components[f"unet_{name}"] = write_component(folder, f"unet_{name}", unet, dtype, tile, cells, cells)
+        planned.append(Stage(name, factor, timestep, alpha, "vae_encoder", f"unet_{name}", "vae_decoder"))
+    precision = {"float32": "fp32", "float16": "fp16"}[dtype]
+    manifest = Manifest(
+        1, "test", "0.1.0", "Apache-2.0", tile, latent, precision, tuple(planned), components, {}, {}
+    )
+    (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def write_component(
+    folder: Path,
+    name: str,
+    kind: str,
+    dtype: str,
+    tile: int,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+) -> Component:
+    path = folder / name / "model.onnx"
+    path.parent.mkdir(parents=True)
+    source, target = TensorSpec("x", dtype, inputs), TensorSpec("y", dtype, outputs)
+    path.write_bytes(graph(kind, source, target))
+    file = BundleFile(f"{name}/model.onnx", file_sha256(path), path.stat().st_size)
+    precision = {"float32": "fp32", "float16": "fp16"}[dtype]
+    return Component((Variant(file.path, (file,), 1, tile, precision, 17, (source,), (target,)),))
+
+
+def graph(kind: str, source: TensorSpec, target: TensorSpec) -> bytes:
+    from onnx import TensorProto, helper
+
+    element = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}[source.dtype]
+    constants = {"offset": 0.25, "nan": float("nan"), "huge": 1e4}
+    if kind in constants:
+        value = helper.make_tensor("c", element, [1], np.array([constants[kind]], source.dtype))
+        node, initializers = helper.make_node("Mul" if kind == "huge" else "Add", ["x", "c"], ["y"]), [value]
+    elif kind == "identity":
+        node, initializers = helper.make_node("Identity", ["x"], ["y"]), []
+    else:
+        operator = {"space_to_depth": "SpaceToDepth", "depth_to_space": "DepthToSpace"}[kind]
+        node, initializers = helper.make_node(operator, ["x"], ["y"], blocksize=4), []
+    ends = [[helper.make_tensor_value_info(s.name, element, list(s.shape))] for s in (source, target)]
+    made = helper.make_graph([node], name="g", inputs=ends[0], outputs=ends[1], initializer=initializers)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+@dataclasses.dataclass
+class FakeEngine:
+    """An engine that is a Python function; counts its calls."""
+
+    function: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    calls: int = 0
+    closed: bool = False
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.function(x)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake_engine() -> type[FakeEngine]:
+    """`fake_engine(function)`: an engine without an engine library, with `calls` and `closed`."""
+    return FakeEngine

@@ -1,0 +1,185 @@
+"""The whole path from a picture to a larger one: plan, stages, colour, exact size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.engines import AUTO, Choice, Engine, StageRunner, load_stage, select
+from tudsr_runtime.errors import InputError, MemoryExhausted, UsageError
+from tudsr_runtime.geometry import OVERLAP, FloatArray
+from tudsr_runtime.pipeline import Progress, run_stages
+from tudsr_runtime.plan import DEFAULT_SCALE, Plan, plan_upscale
+from tudsr_runtime.resample import Rows, resize_stream
+
+
+class Upscaler:
+    """Enlarges pictures with a bundle, on one back end and device chosen at the start.
+
+    Engines are loaded when a picture first needs them and kept until `close`; use it as a context manager, or
+    close it. `upscale` may be called from several threads at once (the calls share the engines and nothing
+    else); `close` must not run while a call is under way.
+
+    Args:
+        bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
+        backend: "auto" or a name in `tudsr_runtime.engines.BACKENDS`.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads; None leaves it to the back end.
+        overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
+        color: a name in `tudsr_runtime.color.COLOR_METHODS`.
+
+    Raises:
+        BundleError: there is no sound bundle.
+        DeviceError: what was asked for is not available here.
+        UsageError: an argument cannot be meant.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path | Bundle = "nano",
+        backend: str = AUTO,
+        device: str = AUTO,
+        threads: int | None = None,
+        overlap: int = OVERLAP,
+        color: str = DEFAULT_COLOR,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        self._color = color_method(color)
+        self._threads = threads
+        self._overlap = overlap
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.plan(1, 1)
+        self.choice: Choice = select(backend, device)
+        """The back end and device that run, and why."""
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Engine] = {}
+
+    def plan(
+        self, width: int, height: int, scale: float | None = DEFAULT_SCALE, factors: str | None = None
+    ) -> Plan:
+        """What `upscale` would do with a picture of that size, computed at no cost. Errors as there."""
+        manifest = self.bundle.manifest
+        return plan_upscale(
+            width,
+            height,
+            scale,
+            factors,
+            stages=len(manifest.stages),
+            tile=manifest.tile,
+            overlap=self._overlap,
+        )
+
+    def upscale(
+        self,
+        image: FloatArray,
+        scale: float | None = DEFAULT_SCALE,
+        factors: str | None = None,
+        progress: Progress | None = None,
+    ) -> FloatArray:
+        """Enlarge an RGB picture.
+
+        Args:
+            image: (h, w, 3) float32 in [0, 1], sRGB-encoded.
+            scale: 1 to 32; None means the product of `factors`.
+            factors: None to choose by the scale, else "4x2", "4x-" (stage 1 alone) or "-x4" (stage 2 alone).
+            progress: called after each tile with the number of tiles done and of all tiles.
+
+        Returns:
+            (floor(h scale + 0.5), floor(w scale + 0.5), 3) float32 in [0, 1].
+
+        Raises:
+            InputError: `image` is not such an array.
+            UsageError: scale, factors or overlap cannot be meant.
+            BundleError: the bundle lacks a stage that `factors` ask for, or a graph does not fit its
+            manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
+            little memory. NotFiniteError: the model produced NaN or infinity.
+        """
+        plan = self._plan_for(image, scale, factors)
+        try:
+            result = np.empty((plan.output_height, plan.output_width, 3), np.float32)
+            row = 0
+            for band in self._bands(image, plan, progress):
+                result[row : row + len(band)] = band
+                row += len(band)
+        except MemoryError as error:
+            raise _too_large(plan) from error
+        return result
+
+    def upscale_rows(
+        self,
+        image: FloatArray,
+        scale: float | None = DEFAULT_SCALE,
+        factors: str | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[FloatArray]:
+        """`upscale` as a stream of (rows, width, 3) bands from top to bottom, for a result too large to hold.
+
+        Arguments are checked at once; the other errors come while iterating. Holds the input, and one row of
+        tiles per stage.
+        """
+        return self._bands(image, self._plan_for(image, scale, factors), progress)
+
+    def close(self) -> None:
+        """Release the engines. They are loaded again if another picture follows."""
+        with self._lock:
+            while self._loaded:
+                self._loaded.popitem()[1].close()
+
+    def __enter__(self) -> Upscaler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _plan_for(self, image: FloatArray, scale: float | None, factors: str | None) -> Plan:
+        _check_image(image)
+        height, width = image.shape[:2]
+        return self.plan(width, height, scale, factors)
+
+    def _bands(self, image: FloatArray, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
+        try:
+            # [0, 1] interleaved to [-1, 1] planar.
+            x = np.ascontiguousarray(image.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
+            runs = [self._stage(stage.stage).run for stage in plan.stages]
+            rows = self._color(run_stages(x, plan.stages, runs, progress), x, plan.product)
+            for band in _exact_size(rows, plan):
+                yield np.clip((band.transpose(1, 2, 0) + np.float32(1)) * np.float32(0.5), 0, 1)
+        except MemoryError as error:
+            raise _too_large(plan) from error
+
+    def _stage(self, index: int) -> StageRunner:
+        stage = self.bundle.manifest.stages[index]
+        with self._lock:
+            return load_stage(self.bundle, stage, self.choice, self._threads, self._loaded)
+
+
+def _exact_size(rows: Rows, plan: Plan) -> Rows:
+    width, height = plan.width * plan.product, plan.height * plan.product
+    if (width, height) == (plan.output_width, plan.output_height):
+        return rows
+    return resize_stream(rows, height, plan.output_height, plan.output_width)
+
+
+def _check_image(image: FloatArray) -> None:
+    if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InputError(f"a picture must be a float32 (h, w, 3) array, not {image.dtype} {image.shape}")
+    if not np.isfinite(image).all():
+        raise InputError("the picture holds NaN or infinity")
+
+
+def _too_large(plan: Plan) -> MemoryExhausted:
+    size = f"{plan.output_width}x{plan.output_height} px"
+    gigabytes = plan.output_width * plan.output_height * 12 / 1e9
+    return MemoryExhausted(
+        f"out of memory for a result of {size} ({gigabytes:.1f} GB in float32)",
+        hint="a smaller scale, or a part of the picture",
+    )
