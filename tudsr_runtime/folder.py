@@ -1,0 +1,176 @@
+"""From the arguments of `tudsr upscale` to pairs of input and output, all settled before anything is computed.
+
+In a folder, files with the suffix of a picture are taken; hidden files and links to folders are not followed. A
+picture `NAME_x8.EXT` beside a picture `NAME.*` is an earlier result and is left out. What is named explicitly is
+always taken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tudsr_runtime.errors import InputError, OutputError, UsageError
+from tudsr_runtime.image_io import FORMAT_OF_SUFFIX, Header, output_format
+
+PICTURE_SUFFIXES = frozenset({*FORMAT_OF_SUFFIX, ".bmp", ".tif", ".tiff"})
+
+EARLIER_RESULT = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input picture; `folder` is the argument it was found in, None if it was named itself."""
+
+    path: Path
+    folder: Path | None = None
+
+
+@dataclass
+class Found:
+    """Inputs in the order of the arguments (sorted within a folder), and what could not or was not to be taken."""
+
+    sources: list[Source] = field(default_factory=list)
+    unreadable: list[InputError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | None = None) -> Found:
+    """Expand folders into the pictures in them, with `recursive` also those further below.
+
+    An `output` folder that lies inside an input folder is not searched.
+    """
+    found = Found()
+    for path in inputs:
+        if path.is_dir():
+            _search(path, recursive, output, found)
+        else:
+            found.sources.append(Source(path))
+    by_path = {os.path.abspath(source.path): source for source in reversed(found.sources)}
+    found.sources = list(reversed(by_path.values()))
+    return found
+
+
+def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
+    """Whether -o names a folder: it is one, several inputs go there, or it has no suffix.
+
+    Raises:
+        UsageError: one file for several inputs, or a suffix that cannot be written.
+    """
+    if output.is_dir():
+        return True
+    if len(inputs) > 1 or inputs[0].is_dir():
+        if output.exists() or output.suffix.lower() in FORMAT_OF_SUFFIX:
+            raise UsageError(f"-o {output} is one file, but there are several inputs", hint="-o FOLDER")
+        return True
+    if output.suffix:
+        output_format(output)
+    return not output.suffix
+
+
+def name_output(source: Source, header: Header, scale: float, folder: Path | None) -> tuple[Path, str | None]:
+    """NAME_x8.EXT for NAME.EXT at scale 8, beside the input or below `folder`, and a note if EXT had to change.
+
+    EXT becomes .png where the input's own cannot be written, or is JPEG and the picture has transparency.
+    """
+    suffix, note = source.path.suffix, None
+    if suffix.lower() not in FORMAT_OF_SUFFIX:
+        suffix = ".png"
+    elif header.has_alpha and output_format(source.path) == "JPEG":
+        suffix, note = ".png", "JPEG cannot hold transparency: writing PNG"
+    name = f"{source.path.stem}_x{scale:g}{suffix}"
+    if folder is None:
+        return source.path.with_name(name), note
+    below = source.path.parent.relative_to(source.folder) if source.folder else Path()
+    return folder / below / name, note
+
+
+def check_collisions(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Refuse (input, output) pairs where an output would replace an input or another output.
+
+    Raises:
+        UsageError: both files are named.
+    """
+    pairs = list(pairs)
+    inputs = {_identity(source): source for source, _ in pairs}
+    outputs: dict[str, Path] = {}
+    for source, target in pairs:
+        place = _identity(target)
+        if place in inputs:
+            raise UsageError(f"the output of {source} would replace the input {inputs[place]}")
+        if place in outputs:
+            raise UsageError(
+                f"{outputs[place]} and {source} would both be written to {target}",
+                hint="upscale one of them in a run of its own, with -o",
+            )
+        outputs[place] = source
+
+
+def check_writable(targets: Iterable[Path], create: bool) -> None:
+    """Try that the outputs can be written where they are to go; with `create`, make missing folders.
+
+    Raises:
+        OutputError: a folder is missing or cannot be written to, or a name is too long.
+    """
+    targets = list(targets)
+    for folder in dict.fromkeys(target.parent for target in targets):
+        try:
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=os.path.realpath(folder)):
+                pass
+        except OSError as error:
+            raise OutputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    for target in targets:
+        try:
+            os.lstat(target)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _identity(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _search(folder: Path, recursive: bool, output: Path | None, found: Found) -> None:
+    before = len(found.sources) + len(found.unreadable)
+    excluded = None if output is None else os.path.realpath(output)
+
+    def unreadable(error: OSError) -> None:
+        reason = error.strerror or error
+        found.unreadable.append(InputError(f"the folder {error.filename} cannot be read: {reason}"))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [n for n in below if recursive and os.path.realpath(Path(parent, n)) != excluded]
+        _take(Path(parent), folder, sorted(name for name in names if not name.startswith(".")), found)
+    if len(found.sources) + len(found.unreadable) == before:
+        hint = None if recursive else "-r to search its subfolders too"
+        found.unreadable.append(InputError(f"{folder}: no picture in this folder", hint=hint))
+
+
+def _take(parent: Path, folder: Path, names: list[str], found: Found) -> None:
+    pictures = [name for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+    others = [name for name in names if Path(name).suffix.lower() not in PICTURE_SUFFIXES]
+    stems = {Path(name).stem for name in pictures}
+    results = {name for name in pictures if _is_result(Path(name).stem, stems)}
+    found.sources += [Source(parent / name, folder) for name in pictures if name not in results]
+    if others:
+        found.notes.append(f"{parent}: left out {_some(others)}, not named like a picture")
+    if results:
+        found.notes.append(f"{parent}: left out {_some(sorted(results))}, earlier results")
+
+
+def _is_result(stem: str, stems: set[str]) -> bool:
+    match = EARLIER_RESULT.fullmatch(stem)
+    return match is not None and match["stem"] in stems
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

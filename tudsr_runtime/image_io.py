@@ -1,0 +1,267 @@
+"""Picture files: what a header says, reading within limits, writing whole or not at all.
+
+A file is known by its content, never by its name, and only the formats in `READABLE` are ever decoded.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
+from tudsr_runtime.metadata import fitting_icc, kept_exif, orientation
+from tudsr_runtime.picture import Picture, enlarged, from_image
+
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+FORMAT_OF_SUFFIX = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What can be written, by the suffix of the output."""
+
+MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
+"""Pixels per side that the encoders accept; PNG has no limit that matters here."""
+
+MAX_JPEG_EXIF = 65533
+"""Bytes: EXIF must fit one JPEG segment."""
+
+ENCODER_OPTIONS: dict[str, dict[str, int]] = {
+    "PNG": {"compress_level": 3},
+    "JPEG": {"subsampling": 0},
+    "WEBP": {},
+}
+
+Metadata = Literal["keep", "strip"]
+
+DECODE_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, OverflowError, LookupError, TypeError, AttributeError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""Everything that Pillow raises for damaged files; MemoryError is treated apart."""
+
+SIGNATURES = (
+    (rb"GIF8", "a GIF"),
+    (rb".{4}ftyp(avif|avis)", "an AVIF picture"),
+    (rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", "an HEIC picture"),
+    (rb".{4}ftyp", "a video"),
+    (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a video"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"%PDF", "a PDF document"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"v/1\x01", "an OpenEXR picture"),
+    (rb"#\?RADIANCE|#\?RGBE", "a Radiance HDR picture"),
+    (rb"\x00\x00\x01\x00", "an icon"),
+    (rb"\s*(<\?xml|<svg)", "an SVG or other XML document"),
+    (rb"\s*<(!doctype )?html", "a web page"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|II\*\x00|MM\x00\*", "damaged: its header cannot be read"),
+)
+"""How files begin that people take for pictures, and what to call them."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before any pixel is decoded; `width` and `height` are upright."""
+
+    path: Path
+    format: str
+    width: int
+    height: int
+    has_alpha: bool
+
+
+def read_header(path: Path) -> Header:
+    """Look at a picture without decoding it.
+
+    Raises:
+        InputError: no plain file, not a picture in a readable format, damaged, or more than one frame.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        if orientation(image) >= 5:
+            width, height = height, width
+        return Header(path, _format(image), width, height, image.has_transparency_data)
+
+
+def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
+    """Decode the picture that `header` describes.
+
+    `strip` leaves the EXIF block out. The colour profile stays: without it the colours would change.
+
+    Raises:
+        InputError: as `read_header`; also an unsupported pixel format, or the file is no longer the same.
+        MemoryExhausted: the decoded picture does not fit into memory.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with _opened(header.path) as image:
+            if sorted(image.size) != sorted((header.width, header.height)):
+                raise InputError("the file changed while tudsr was running")
+            notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
+            picture = from_image(image)
+            exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
+    notes += [*picture.notes, *dict.fromkeys(str(warning.message) for warning in caught)]
+    return replace(picture, exif=exif, notes=(*notes, lost) if lost else tuple(notes))
+
+
+def output_format(path: Path) -> str:
+    """The format that the suffix of an output file stands for. Raises UsageError for any other suffix."""
+    try:
+        return FORMAT_OF_SUFFIX[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(FORMAT_OF_SUFFIX)
+        raise UsageError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; tudsr writes {known}",
+            hint=f"-o {path.with_suffix('.png')}, or -o {path}/ for a folder",
+        ) from None
+
+
+def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: float) -> None:
+    """Refuse what would be too large, before anything is decoded.
+
+    Raises:
+        InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
+        OutputError: a side is longer than the output format allows.
+    """
+    if width * height // 1_000_000 > max_megapixels:
+        raise InputError(
+            f"{header.path}: {header.width} x {header.height} would become {width} x {height}, "
+            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels:g}",
+            hint="a smaller --scale, or a larger --max-output-megapixels",
+        )
+    kind = output_format(target)
+    limit = MAX_SIDE.get(kind)
+    if limit is not None and max(width, height) > limit:
+        raise OutputError(
+            f"{target}: cannot write {width} x {height} as {kind}, its limit is {limit} pixels a side",
+            hint=f"-o {target.with_suffix('.png').name}, or a smaller --scale",
+        )
+
+
+def check_transparency(picture: Picture, target: Path) -> None:
+    """Refuse to lose transparency: UsageError if `target` is a JPEG and any pixel is not opaque."""
+    if output_format(target) == "JPEG" and picture.transparent:
+        raise UsageError(
+            f"{target}: JPEG cannot hold the transparency of this picture",
+            hint=f"-o {target.with_suffix('.png')}",
+        )
+
+
+def fit_to_format(
+    picture: Picture, bands: Iterable[NDArray[np.float32]], width: int, height: int, target: Path
+) -> Image.Image:
+    """`picture.enlarged` with as much of alpha, grey and depth as the format of `target` holds."""
+    kind = output_format(target)
+    return enlarged(
+        picture, bands, width, height, alpha=kind != "JPEG", grey=kind != "WEBP", deep=kind == "PNG"
+    )
+
+
+def write_image(image: Image.Image, picture: Picture, target: Path, quality: int = 95) -> tuple[str, ...]:
+    """Write PNG, JPEG (4:4:4) or WebP, by the suffix; the file appears whole or not at all.
+
+    Args:
+        image: from `fit_to_format`.
+        picture: where profile and EXIF come from.
+        quality: of JPEG and WebP, 1 to 100; PNG is lossless.
+
+    Returns:
+        Notes on what the format cannot hold.
+
+    Raises:
+        OutputError: the system refused.
+        MemoryExhausted: the encoded picture does not fit into memory.
+    """
+    kind = output_format(target)
+    options = ENCODER_OPTIONS[kind] if kind == "PNG" else {**ENCODER_OPTIONS[kind], "quality": quality}
+    icc, lost = fitting_icc(picture.icc, image.mode)
+    notes = [lost] if lost else []
+    if picture.deep and image.mode != "I;16":
+        notes.append(f"16-bit grey is written with 8 bits in {kind}")
+    exif = picture.exif
+    if kind == "JPEG" and exif is not None and len(exif) > MAX_JPEG_EXIF:
+        exif = None
+        notes.append("EXIF is too long for JPEG and dropped")
+    try:
+        with atomic_write(target) as file:
+            image.save(file, format=kind, icc_profile=icc, exif=exif or b"", **options)
+    except MemoryError as error:
+        size = f"{image.width} x {image.height}"
+        raise MemoryExhausted(f"{target}: out of memory while writing {size}") from error
+    return tuple(notes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """The picture, opened but not decoded; whatever goes wrong with it inside the block is an InputError."""
+    try:
+        with _open_plain_file(path) as file, _identified(file) as image:
+            _check_single_frame(image)
+            yield image
+    except InputError as error:
+        raise InputError(f"{path}: {error}", hint=error.hint) from error
+    except MemoryError as error:
+        raise MemoryExhausted(f"{path}: not enough memory to decode it") from error
+    except DECODE_ERRORS as error:
+        raise InputError(f"{path}: the file is damaged or cut short ({error})") from error
+
+
+def _open_plain_file(path: Path) -> BinaryIO:
+    # Opening a FIFO would wait for a writer, and a device may never end.
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError("a folder, not a picture")
+        if not stat.S_ISREG(mode):
+            raise InputError("not a plain file")
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _identified(file: BinaryIO) -> ImageFile.ImageFile:
+    beginning = file.read(64)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on; `check_output_size` is the limit that counts here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file, formats=READABLE)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            _what_it_is(beginning), hint="PNG, JPEG, WebP, BMP and TIFF can be read; convert it"
+        ) from error
+
+
+def _what_it_is(beginning: bytes) -> str:
+    if not beginning:
+        return "the file is empty"
+    for pattern, name in SIGNATURES:
+        if re.match(pattern, beginning, re.DOTALL | re.IGNORECASE):
+            return f"the file is {name}"
+    return f"not a picture (the file begins with {beginning[:8]!r})"
+
+
+def _check_single_frame(image: Image.Image) -> None:
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return
+    what = "a TIFF with several pages" if image.format == "TIFF" else f"an animated {image.format}"
+    raise InputError(what, hint="save the frames as single pictures")
+
+
+def _format(image: Image.Image) -> str:
+    # Phones write JPEGs with a second picture (depth, preview) behind the first, which Pillow calls MPO.
+    return "JPEG" if image.format == "MPO" else str(image.format)

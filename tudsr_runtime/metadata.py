@@ -1,0 +1,78 @@
+"""EXIF and colour profile: which parts survive in the enlarged picture."""
+
+from __future__ import annotations
+
+import struct
+
+from PIL import ExifTags, Image
+
+ORIENTATION = int(ExifTags.Base.Orientation)
+
+STRUCTURE = frozenset(
+    {
+        *range(254, 270), 273, *range(277, 282), 284, *range(288, 294), 297, 301, *range(317, 326),
+        *range(330, 348), *range(512, 522), *range(529, 533), 700, 33723, 34377, 34675, 37724,
+    }
+)  # fmt: skip
+"""TIFF tags that describe how the old file stores its pixels, or embed other metadata blocks."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+STALE = (int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight))
+
+ICC_SPACES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
+"""Colour space, at byte 16 of an ICC profile, to the modes that it can describe."""
+
+EXIF_ERRORS = (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError, struct.error)
+"""What Pillow raises for damaged EXIF."""
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read. Decodes no pixels."""
+    # For a PNG without EXIF at its beginning, getexif() would decode the whole picture to look at its end.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except EXIF_ERRORS:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode the picture and apply its EXIF orientation."""
+    image.load()
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
+    """EXIF without orientation, thumbnail and the file's structure; and a note if it had to be dropped."""
+    try:
+        exif = image.getexif()
+        for tag in STRUCTURE.union({ORIENTATION}) & set(exif):
+            del exif[tag]
+        for tag in STALE:
+            exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
+        return (exif.tobytes() if len(exif) else None), None
+    except EXIF_ERRORS:
+        return None, "EXIF is damaged and dropped"
+
+
+def fitting_icc(icc: bytes | None, mode: str) -> tuple[bytes | None, str | None]:
+    """The profile if it can describe pixels of `mode`; and a note if it had to be dropped."""
+    if icc is None:
+        return None, None
+    space = icc[16:20]
+    if mode in ICC_SPACES.get(space, ()):
+        return icc, None
+    name = space.decode("ascii", "replace").strip()
+    return None, f"the colour profile ({name or 'damaged'}) does not fit the output and is dropped"
