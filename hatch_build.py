@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class EditableCommand(BuildHookInterface):  # type: ignore[type-arg]
     """In an editable install, make `tudsr.cli` one line that imports the checkout's cli.py.
 
-    A copy would go stale with the first edit. The checkout is on `sys.path` there, so that `cli` can be imported.
+    A copy would go stale with the first edit. The checkout is on `sys.path` there, so `cli` can be imported.
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""From the arguments of `tudsr upscale` to pairs of input and output, all settled before anything is computed.
+"""From the arguments of `tudsr upscale` to pairs of input and output, settled before anything is computed.
 
-In a folder, files with the suffix of a picture are taken; hidden files and links to folders are not followed. A
-picture `NAME_x8.EXT` beside a picture `NAME.*` is an earlier result and is left out. What is named explicitly is
-always taken.
+In a folder, files with the suffix of a picture are taken; hidden files are left out, links to folders not
+followed. A picture `NAME_x8.EXT` beside a picture `NAME.*` is an earlier result and is left out too. What is
+named itself is always taken.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Source:
 
 @dataclass
 class Found:
-    """Inputs in the order of the arguments (sorted within a folder), and what could not or was not to be taken."""
+    """Inputs in the order of the arguments, sorted within a folder, and what was not taken and why."""
 
     sources: list[Source] = field(default_factory=list)
-    unreadable: list[InputError] = field(default_factory=list)
+    unreadable: list[tuple[Path, InputError]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,7 +50,7 @@ def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | 
             _search(path, recursive, output, found)
         else:
             found.sources.append(Source(path))
-    by_path = {os.path.abspath(source.path): source for source in reversed(found.sources)}
+    by_path = {source.path.absolute(): source for source in reversed(found.sources)}
     found.sources = list(reversed(by_path.values()))
     return found
 
@@ -73,7 +73,7 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
 
 
 def name_output(source: Source, header: Header, scale: float, folder: Path | None) -> tuple[Path, str | None]:
-    """NAME_x8.EXT for NAME.EXT at scale 8, beside the input or below `folder`, and a note if EXT had to change.
+    """NAME_x8.EXT for NAME.EXT at scale 8, beside the input or below `folder`, and a note if EXT changed.
 
     EXT becomes .png where the input's own cannot be written, or is JPEG and the picture has transparency.
     """
@@ -143,8 +143,8 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found) ->
     excluded = None if output is None else os.path.realpath(output)
 
     def unreadable(error: OSError) -> None:
-        reason = error.strerror or error
-        found.unreadable.append(InputError(f"the folder {error.filename} cannot be read: {reason}"))
+        path, reason = Path(error.filename), error.strerror or error
+        found.unreadable.append((path, InputError(f"{path}: the folder cannot be read: {reason}")))
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         below = sorted(name for name in folders if not name.startswith("."))
@@ -152,7 +152,7 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found) ->
         _take(Path(parent), folder, sorted(name for name in names if not name.startswith(".")), found)
     if len(found.sources) + len(found.unreadable) == before:
         hint = None if recursive else "-r to search its subfolders too"
-        found.unreadable.append(InputError(f"{folder}: no picture in this folder", hint=hint))
+        found.unreadable.append((folder, InputError(f"{folder}: no picture in this folder", hint=hint)))
 
 
 def _take(parent: Path, folder: Path, names: list[str], found: Found) -> None:

@@ -27,6 +27,7 @@ from tudsr_runtime.transparency import fill_hidden, resize_alpha
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, the weights of Pillow's own conversion to grey."""
 
+
 @dataclass(frozen=True)
 class Picture:
     """Pixels and what belongs to them. Upright: EXIF orientation is already applied.
@@ -109,7 +110,8 @@ def enlarged(
 
 
 def _quantised(values: NDArray[np.float32], top: int) -> NDArray[np.float32]:
-    return np.clip(values * np.float32(top) + np.float32(0.5), 0, top)
+    levels: NDArray[np.float32] = np.clip(values * np.float32(top) + np.float32(0.5), 0, top)
+    return levels
 
 
 def _three_channels(channels: NDArray[np.float32]) -> NDArray[np.float32]:

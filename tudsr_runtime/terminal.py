@@ -21,7 +21,7 @@ BROKEN_PIPE_EXIT = 141
 
 
 class Terminal:
-    """The two streams of one command. `quiet` keeps notes and the progress bar away, never errors or results."""
+    """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -55,7 +55,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, tiles: int) -> Iterator[ProgressBar]:
-        """A bar over all `tiles` of the command with the time left; shows nothing where there is no terminal."""
+        """A bar over all `tiles` of the command, with the time left; nothing where there is no terminal."""
         if self._quiet or not sys.stderr.isatty():
             yield ProgressBar(None)
             return

@@ -1,0 +1,245 @@
+"""The `tudsr` command: assembles the commands of the packages, each imported only when it runs.
+
+stdout carries results, stderr everything else. Every error that tudsr raises on purpose ends here, as one
+line and an exit code (`tudsr_runtime.errors`); anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+
+def _group(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.")
+train_app = _group("Train the base model and the LoRA adapter of each stage.")
+bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
+app.add_typer(train_app, name="train")
+app.add_typer(bundle_app, name="bundle")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tudsr_runtime.version import __version__
+
+        typer.echo(f"tudsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def upscale(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or folders of them.")],
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            help="A .png, .jpg or .webp file, or a folder.  [default: NAME_x8.EXT beside each input]",
+        ),
+    ] = None,
+    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="Engine library: auto, onnxruntime.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
+    ] = None,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MxN", help="Factors of stage 1 and 2, such as 4x2, 4x- or -x4.  [default: by --scale]"
+        ),
+    ] = None,
+    overlap: Annotated[int, typer.Option(metavar="PX", help="Least overlap of neighbouring tiles.")] = 128,
+    color: Annotated[
+        str, typer.Option(metavar="NAME", help="Colour correction: lowfreq or none.")
+    ] = "lowfreq",
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Search folders below folders.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace outputs that exist; else one is an error, of several it is skipped."
+        ),
+    ] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 95,
+    metadata: Annotated[
+        Literal["keep", "strip"], typer.Option(help="EXIF; the colour profile is always kept.")
+    ] = "keep",
+    max_output_megapixels: Annotated[
+        float, typer.Option(metavar="N", help="Refuse pictures that would become larger than this.")
+    ] = 268,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+) -> None:
+    """Enlarge pictures.
+
+    PNG, JPEG, WebP, BMP and TIFF are read. In folders, everything named like one is taken, save hidden files
+    and earlier results (NAME_x8.EXT beside NAME). The path of each result is printed.
+    """
+    from tudsr_runtime.command import UpscaleOptions
+    from tudsr_runtime.command import upscale as run
+
+    options = UpscaleOptions(
+        output=output,
+        scale=scale,
+        factors=factors,
+        bundle=bundle,
+        backend=backend,
+        device=device,
+        threads=threads,
+        overlap=overlap,
+        color=color,
+        recursive=recursive,
+        overwrite=overwrite,
+        metadata=metadata,
+        quality=quality,
+        max_output_megapixels=max_output_megapixels,
+        as_json=as_json,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+    run(inputs, options)
+
+
+@bundle_app.command("info")
+def bundle_info(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR")],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole manifest as JSON.")] = False,
+) -> None:
+    """Print what a bundle says about itself."""
+    from tudsr_runtime.command import bundle_info as run
+
+    run(bundle, as_json)
+
+
+@bundle_app.command("verify")
+def bundle_verify(bundle: Annotated[str, typer.Argument(metavar="nano|DIR")]) -> None:
+    """Compare every file of a bundle with its manifest."""
+    from tudsr_runtime.command import bundle_verify as run
+
+    run(bundle)
+
+
+Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.  [default: `out` of the file]")
+]
+Resume = Annotated[
+    str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
+]
+
+
+@train_app.command("base")
+def train_base(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+    """Train a base model from nothing."""
+    _train("base", config, overrides, out, resume)
+
+
+@train_app.command("stage1")
+def train_stage1(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+    """Train the LoRA of stage 1 (Algorithm 1)."""
+    _train("stage1", config, overrides, out, resume)
+
+
+@train_app.command("stage2")
+def train_stage2(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+    """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
+    _train("stage2", config, overrides, out, resume)
+
+
+def _train(stage: str, config: Path, overrides: list[str], out: Path | None, resume: str) -> None:
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run(stage, config, overrides, out, resume)
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app()
+    except Exception as error:
+        return _report(error)
+    return 0
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End by the way of an exception, so that unfinished files are removed; at the second signal, at once."""
+    signal.signal(number, lambda again, _: os._exit(128 + again))
+    raise SystemExit(128 + number)
+
+
+def _report(error: Exception) -> int:
+    from tudsr_runtime.errors import TudsrError
+    from tudsr_runtime.terminal import describe
+
+    deliberate = isinstance(error, TudsrError)
+    if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, TudsrError):
+        typer.echo(describe(error), err=True)
+        return error.exit_code
+    typer.echo("error: this is a bug of tudsr; please report it with the lines above", err=True)
+    return 1
+
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Say which extra brings a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from tudsr_runtime.errors import DeviceError
+
+        package = (error.name or "").partition(".")[0]
+        if package.startswith("tudsr"):
+            raise
+        raise DeviceError(
+            f"the package {package} is not installed", hint=f'pip install "tudsr[{extra}]"'
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""One run of `tudsr upscale`: plan every picture, settle every output, then work through them.
+
+Nothing is computed before all inputs are looked at (headers only), all outputs are known to be distinct and
+their folders to be writable. A picture that fails never stops the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
+from tudsr_runtime.folder import Source, check_collisions, check_writable, name_output
+from tudsr_runtime.image_io import (
+    Header,
+    Metadata,
+    check_output_size,
+    check_transparency,
+    fit_to_format,
+    read_header,
+    read_picture,
+    write_image,
+)
+from tudsr_runtime.plan import Plan
+from tudsr_runtime.terminal import ProgressBar, Terminal
+from tudsr_runtime.upscaler import Upscaler
+
+MAX_REFUSALS = 2
+"""Outputs in a row that the system may refuse (disk full) before the rest is not tried any more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What holds for every picture of a run.
+
+    `output` is the file or folder of -o, `to_folder` which of them; `single`: one file was named, its error
+    is the command's own.
+    """
+
+    scale: float | None
+    factors: str | None
+    output: Path | None
+    to_folder: bool
+    single: bool
+    overwrite: bool
+    metadata: Metadata
+    quality: int
+    max_output_megapixels: float
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture that is to be done."""
+
+    header: Header
+    target: Path
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Path:
+        """The input file."""
+        return self.header.path
+
+
+@dataclass
+class Tally:
+    """How the pictures of a run went."""
+
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    planned: int = 0
+
+
+@dataclass
+class Batch:
+    """The state of one run."""
+
+    request: Request
+    upscaler: Upscaler
+    terminal: Terminal
+    tally: Tally = field(default_factory=Tally)
+
+    def plan(self, sources: Sequence[Source], *, create_folders: bool) -> list[Job]:
+        """The jobs that are to be done; the others are reported as failed or skipped.
+
+        Raises:
+            UsageError: outputs collide, or the one output exists.
+            OutputError: a folder cannot be written to.
+            TudsrError: what is wrong with the one input.
+        """
+        jobs = []
+        for source in sources:
+            try:
+                jobs.append(self._plan_one(source))
+            except TudsrError as error:
+                self.fail(source.path, error)
+        check_collisions((job.source, job.target) for job in jobs)
+        jobs = [job for job in jobs if not self._skips(job)]
+        if create_folders:
+            check_writable([job.target for job in jobs], create=self.request.to_folder)
+        return jobs
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Print what would be done."""
+        for job in jobs:
+            self.tally.planned += 1
+            self._report(job, "planned", f"{job.source} -> {job.target}: {_outline(job.plan)}", job.notes)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Work through the jobs. Raises TudsrError only for a single input."""
+        refusals = 0
+        with self.terminal.progress(sum(job.plan.tiles for job in jobs)) as bar:
+            for number, job in enumerate(jobs, 1):
+                bar.begin(f"{number}/{len(jobs)} {job.source.name}")
+                try:
+                    self._run_one(job, bar)
+                    refusals = 0
+                except TudsrError as error:
+                    refusals = refusals + 1 if isinstance(error, OutputError) else 0
+                    self.fail(job.source, error)
+                bar.finish(job.plan.tiles)
+                if refusals == MAX_REFUSALS:
+                    self._give_up(jobs[number:])
+                    break
+
+    def fail(self, path: Path, error: TudsrError) -> None:
+        """Report a picture that failed; a single input's error is raised instead of shown."""
+        self.tally.failed += 1
+        if self.request.as_json:
+            said = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
+            record = {"input": str(path), "status": "failed"}
+            self.terminal.json({**record, "error": {**said, "exit_code": error.exit_code}})
+        if self.request.single:
+            raise error
+        self.terminal.error(error)
+
+    def finish(self, seconds: float) -> None:
+        """Print the summary; BatchError if any picture failed."""
+        tally = self.tally
+        if self.request.as_json:
+            self.terminal.json({"summary": {**vars(tally), "seconds": round(seconds, 3)}})
+        counts = ", ".join(f"{count} {name}" for name, count in vars(tally).items() if count)
+        if not self.request.single:
+            self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
+        if tally.failed:
+            raise BatchError(f"{tally.failed} of {sum(vars(tally).values())} pictures failed")
+
+    def _plan_one(self, source: Source) -> Job:
+        request = self.request
+        header = read_header(source.path)
+        plan = self.upscaler.plan(header.width, header.height, request.scale, request.factors)
+        if request.output is not None and not request.to_folder:
+            target, note = request.output, None
+        else:
+            target, note = name_output(source, header, plan.scale, request.output)
+        check_output_size(
+            header, target, plan.output_width, plan.output_height, request.max_output_megapixels
+        )
+        return Job(header, target, plan, (note,) if note else ())
+
+    def _skips(self, job: Job) -> bool:
+        if self.request.overwrite or not job.target.exists():
+            return False
+        if self.request.single:
+            raise UsageError(f"{job.target} exists already", hint="--overwrite, or another -o")
+        self.tally.skipped += 1
+        self.terminal.note(f"{job.source}: skipped, {job.target} exists (--overwrite does it again)")
+        if self.request.as_json:
+            self.terminal.json({"input": str(job.source), "output": str(job.target), "status": "skipped"})
+        return True
+
+    def _run_one(self, job: Job, bar: ProgressBar) -> None:
+        plan, request = job.plan, self.request
+        clock = [time.monotonic()]
+        picture = read_picture(job.header, request.metadata)
+        check_transparency(picture, job.target)
+        clock.append(time.monotonic())
+        for note in (*job.notes, *picture.notes):
+            self.terminal.note(f"note: {job.source}: {note}")
+        self.terminal.note(f"{job.source}: {_outline(plan)}")
+        with _naming(job.source):
+            bands = self.upscaler.upscale_rows(picture.rgb, plan.scale, request.factors, bar.tile)
+            image = fit_to_format(picture, bands, plan.output_width, plan.output_height, job.target)
+        clock.append(time.monotonic())
+        lost = write_image(image, picture, job.target, request.quality)
+        clock.append(time.monotonic())
+        for note in lost:
+            self.terminal.note(f"note: {job.target}: {note}")
+        self.tally.ok += 1
+        spent = [round(end - begin, 3) for begin, end in pairwise(clock)]
+        seconds = dict(zip(("read", "upscale", "write"), spent, strict=True))
+        self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds)
+
+    def _give_up(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            reason = f"{job.source}: not tried, the last {MAX_REFUSALS} outputs could not be written"
+            self.fail(job.source, OutputError(reason))
+
+    def _report(
+        self,
+        job: Job,
+        status: str,
+        line: str | Path,
+        notes: Sequence[str],
+        seconds: dict[str, float] | None = None,
+    ) -> None:
+        if not self.request.as_json:
+            self.terminal.result(line)
+            return
+        plan, choice = job.plan, self.upscaler.choice
+        self.terminal.json(
+            {
+                "input": str(job.source),
+                "output": str(job.target),
+                "status": status,
+                "input_px": [plan.width, plan.height],
+                "output_px": [plan.output_width, plan.output_height],
+                "scale": plan.scale,
+                "factors": plan.factors,
+                "tiles": plan.tiles,
+                "backend": choice.backend,
+                "device": choice.device,
+                "bundle_sha256": self.upscaler.bundle.sha256,
+                "seconds": seconds,
+                "notes": notes,
+            }
+        )
+
+
+def _outline(plan: Plan) -> str:
+    sizes = f"{plan.width} x {plan.height} -> {plan.output_width} x {plan.output_height} px"
+    return f"{sizes}, {plan.tiles} tiles, factors {plan.reason}"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the picture's name before errors of the pipeline, which does not know it."""
+    try:
+        yield
+    except TudsrError as error:
+        raise type(error)(f"{path}: {error}", hint=error.hint) from error
+    except MemoryError as error:
+        raise MemoryExhausted(f"{path}: out of memory") from error

@@ -1,0 +1,125 @@
+"""`tudsr upscale` and `tudsr bundle`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tudsr_runtime.batch import Batch, Request
+from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.folder import find_inputs, output_is_folder
+from tudsr_runtime.image_io import Metadata
+from tudsr_runtime.plan import DEFAULT_SCALE
+from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.upscaler import Upscaler
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """The options of `tudsr upscale`, as its help describes them."""
+
+    output: Path | None
+    scale: float | None
+    factors: str | None
+    bundle: str
+    backend: str
+    device: str
+    threads: int | None
+    overlap: int
+    color: str
+    recursive: bool
+    overwrite: bool
+    metadata: Metadata
+    quality: int
+    max_output_megapixels: float
+    as_json: bool
+    dry_run: bool
+    quiet: bool
+
+
+def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
+    """Enlarge pictures, files and folders of them.
+
+    Raises:
+        TudsrError: of a single input, the error itself; of several, BatchError once all are tried. Errors
+            that concern every picture (options, bundle, device, output folder) come before any is computed.
+    """
+    started = time.monotonic()
+    terminal = Terminal(options.quiet)
+    request = _request(inputs, options)
+    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None)
+    for note in found.notes:
+        terminal.note(f"note: {note}")
+    with Upscaler(
+        options.bundle,
+        backend=options.backend,
+        device=options.device,
+        threads=options.threads,
+        overlap=options.overlap,
+        color=options.color,
+    ) as upscaler:
+        choice = upscaler.choice
+        terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
+        terminal.note(f"back end: {choice.backend} on {choice.device} ({choice.reason})")
+        batch = Batch(request, upscaler, terminal)
+        for path, error in found.unreadable:
+            batch.fail(path, error)
+        jobs = batch.plan(found.sources, create_folders=not options.dry_run)
+        if options.dry_run:
+            batch.show(jobs)
+        else:
+            batch.run(jobs)
+        batch.finish(time.monotonic() - started)
+
+
+def bundle_info(bundle: str, as_json: bool) -> None:
+    """Print what a bundle says about itself; its files are not read."""
+    opened = open_bundle(bundle, verify=False)
+    manifest, terminal = opened.manifest, Terminal()
+    if as_json:
+        terminal.json({"folder": str(opened.folder), "sha256": opened.sha256, **dataclasses.asdict(manifest)})
+        return
+    lines = {
+        "name": manifest.name,
+        "folder": opened.folder,
+        "sha256": opened.sha256,
+        "made by": f"tudsr {manifest.tudsr_version}",
+        "licence": manifest.licence,
+        "precision": manifest.precision,
+        "tile": f"{manifest.tile} px",
+    }
+    for stage in manifest.stages:
+        lines[stage.name] = f"x{stage.factor}, timestep {stage.timestep}"
+    for name, component in manifest.components.items():
+        megabytes = sum(file.bytes for file in component.variants[0].files) / 1e6
+        lines[name] = f"{megabytes:.1f} MB, {component.variants[0].precision}"
+    for name, value in lines.items():
+        terminal.result(f"{name + ':':<14}{value}")
+
+
+def bundle_verify(bundle: str) -> None:
+    """Read every file of a bundle and compare it with the manifest. Raises BundleError if any differs."""
+    opened = open_bundle(bundle, verify=True)
+    files = opened.manifest.files()
+    size = sum(file.bytes for file in files) / 1e6
+    Terminal().result(f"{opened.folder}: {len(files)} files, {size:.1f} MB, all as the manifest says")
+
+
+def _request(inputs: list[Path], options: UpscaleOptions) -> Request:
+    scale = options.scale
+    if scale is None and options.factors is None:
+        scale = DEFAULT_SCALE
+    return Request(
+        scale=scale,
+        factors=options.factors,
+        output=options.output,
+        to_folder=options.output is not None and output_is_folder(options.output, inputs),
+        single=len(inputs) == 1 and not inputs[0].is_dir(),
+        overwrite=options.overwrite,
+        metadata=options.metadata,
+        quality=options.quality,
+        max_output_megapixels=options.max_output_megapixels,
+        as_json=options.as_json,
+    )
