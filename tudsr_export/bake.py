@@ -1,0 +1,110 @@
+"""Constants of a stage, folded into weights: the timestep, the prompt, Eq. (2) and the latent's scale.
+
+Each function changes the module that it is given. None of them changes what the module computes beyond float32
+rounding; what falls away is the inputs (timestep, prompt) and the layers that only served them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from tudsr_runtime.errors import BundleError
+
+
+class Constant(nn.Module):
+    """Returns one stored value, whatever it is called with."""
+
+    value: Tensor | None
+
+    def __init__(self, value: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, *_: object) -> Tensor | None:
+        return self.value
+
+
+@torch.no_grad()
+def bake_timestep(unet: nn.Module, timestep: int) -> None:
+    """Fold the time embedding of `timestep` into the bias of every residual block's first convolution.
+
+    A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone.
+
+    Raises:
+        BundleError: the UNet conditions on time, or on more than time, in another way.
+    """
+    _require_plain_conditioning(unet)
+    sample = torch.zeros(1, 1, dtype=unet.dtype)
+    embedding = unet.time_embedding(unet.get_time_embed(sample, torch.tensor([timestep])))
+    if unet.time_embed_act is not None:
+        embedding = unet.time_embed_act(embedding)
+    for block in unet.modules():
+        if isinstance(block, ResnetBlock2D):
+            activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
+            block.conv1.bias += block.time_emb_proj(activated)[0]
+            block.time_emb_proj = None
+    unet.time_embedding = Constant(None)
+
+
+def _require_plain_conditioning(unet: nn.Module) -> None:
+    for key in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
+        if unet.config.get(key) is not None:
+            raise BundleError(f"the base's UNet has {key} = {unet.config[key]!r}, which cannot be exported")
+    shift = unet.config.get("resnet_time_scale_shift", "default")
+    if shift != "default":
+        raise BundleError(
+            f"the base's UNet has resnet_time_scale_shift = {shift!r}, which cannot be exported"
+        )
+
+
+@torch.no_grad()
+def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
+    """Replace the key and value projections of every cross attention by their value for `prompt_embeds` (1, L, D)."""
+    for attention in unet.modules():
+        if isinstance(attention, Attention) and attention.is_cross_attention:
+            attention.to_k = Constant(attention.to_k(prompt_embeds))
+            attention.to_v = Constant(attention.to_v(prompt_embeds))
+
+
+@torch.no_grad()
+def bake_one_step(unet: nn.Module, alpha_t: float, prediction_type: str) -> float:
+    """Scale `conv_out` so that z_H = c z_L + unet(z_L); returns c. Eq. (2), second line.
+
+    Args:
+        alpha_t: alphas_cumprod[t], in (0, 1].
+        prediction_type: "epsilon" (c = 1 / sqrt(alpha_t)) or "v_prediction" (c = sqrt(alpha_t)).
+    """
+    if prediction_type == "v_prediction":
+        z_weight, prediction_weight = math.sqrt(alpha_t), -math.sqrt(1 - alpha_t)
+    else:
+        z_weight, prediction_weight = 1 / math.sqrt(alpha_t), -math.sqrt((1 - alpha_t) / alpha_t)
+    unet.conv_out.weight *= prediction_weight
+    unet.conv_out.bias *= prediction_weight
+    return z_weight
+
+
+@torch.no_grad()
+def scaled_quant_conv(vae: nn.Module) -> nn.Conv2d:
+    """`quant_conv` of an `AutoencoderKL`, reduced to the posterior's mode and times the scaling factor.
+
+    Its other half of rows makes the posterior's variance, which a mode does not need.
+    """
+    channels, s = vae.config.latent_channels, vae.config.scaling_factor
+    conv = nn.Conv2d(vae.quant_conv.in_channels, channels, kernel_size=1)
+    conv.weight.copy_(vae.quant_conv.weight[:channels] * s)
+    conv.bias.copy_(vae.quant_conv.bias[:channels] * s)
+    return conv
+
+
+@torch.no_grad()
+def scaled_post_quant_conv(vae: nn.Module) -> nn.Conv2d:
+    """`post_quant_conv` of an `AutoencoderKL` for a latent that is still times the scaling factor."""
+    conv = copy.deepcopy(vae.post_quant_conv)
+    conv.weight /= vae.config.scaling_factor
+    return conv

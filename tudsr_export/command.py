@@ -1,0 +1,92 @@
+"""`tudsr export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tudsr_runtime.errors import UsageError
+from tudsr_runtime.manifest import NAME
+
+if TYPE_CHECKING:
+    from tudsr_export.parity import Report
+
+PRECISIONS = ("fp16", "fp32")
+UNKNOWN_LICENCE = "unspecified"
+
+
+def run(
+    base: Path,
+    stage1: Path | None,
+    stage2: Path | None,
+    output: Path,
+    merge_lora: bool,
+    precision: str = "fp16",
+    name: str | None = None,
+    licence: str = UNKNOWN_LICENCE,
+    overwrite: bool = False,
+) -> None:
+    """Export a base and one or two LoRA adapters as the bundle `output`; prints its path on stdout, the rest on stderr.
+
+    Args:
+        base: folder in the diffusers layout.
+        stage1: PEFT folder of stage 1's adapter; None leaves the stage out, and the bundle has one stage.
+        stage2: likewise of stage 2; one of the two must be given.
+        output: the bundle's folder; it appears whole or not at all.
+        merge_lora: must be true: graphs hold merged weights. `--merge-lora` is a flag that may be left out, and
+            there is no `--no-merge-lora`.
+        precision: "fp16" or "fp32".
+        name: None takes the name of the folder `output`.
+        licence: of the weights, as a SPDX identifier or a name.
+        overwrite: whether an existing `output` may be replaced.
+
+    Raises:
+        UsageError: no adapter, an unknown precision, or a name that a bundle cannot have (exit 2).
+        BundleError: base or adapter missing, damaged or misfit (exit 5).
+        OutputError: `output` exists, or cannot be written (exit 8).
+        NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
+    """
+    adapters = {n: folder for n, folder in ((1, stage1), (2, stage2)) if folder is not None}
+    if not adapters:
+        raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
+    if not merge_lora:
+        raise UsageError("a bundle holds merged weights; the adapters must be merged", hint="--merge-lora")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+    name = name if name is not None else output.resolve().name
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
+        )
+    if licence == UNKNOWN_LICENCE:
+        _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
+
+    from tudsr_export.parity import Report
+    from tudsr_export.pipeline import Plan, export_bundle
+
+    report = Report()
+    try:
+        export_bundle(Plan(base, adapters, output, precision, name, licence, overwrite), report, _say)
+    finally:
+        _show(report)
+    sys.stdout.write(f"{output}\n")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _show(report: Report) -> None:
+    """The gates' figures as a table on stderr, after a failure too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not report.measurements:
+        return
+    table = Table("gate", "of", "error", "limit", "PSNR, dB")
+    for m in report.measurements:
+        limit = "-" if m.limit is None else f"{m.limit:.1e}"
+        psnr = "-" if m.psnr_db is None else f"{m.psnr_db:.1f}"
+        table.add_row(m.gate, m.subject, f"{m.error:.1e}", limit, psnr)
+    Console(stderr=True).print(table)

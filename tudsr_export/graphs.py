@@ -1,0 +1,99 @@
+"""The three modules that are exported, each with one input and one output and nothing left to choose.
+
+    VaeEncoder: image -> z_L        UnetStage: z_L -> z_H        VaeDecoder: z_H -> image
+
+Images are (1, 3, T, T) in [-1, 1], latents are scaled (times the autoencoder's scaling factor). Every module owns its
+weights, so that turning it to half leaves the base alone.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tudsr_export.bake import (
+    bake_one_step,
+    bake_prompt,
+    bake_timestep,
+    scaled_post_quant_conv,
+    scaled_quant_conv,
+)
+from tudsr_train.generator import Generator
+from tudsr_train.patch_autoencoder import PatchAutoencoder
+
+
+class VaeEncoder(nn.Module):
+    """E of an `AutoencoderKL`: the posterior's mode, times the scaling factor."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(vae.encoder)
+        self.quant_conv = scaled_quant_conv(vae)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(image))
+
+
+class VaeDecoder(nn.Module):
+    """D of an `AutoencoderKL`, of a scaled latent; not clamped."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.decoder = copy.deepcopy(vae.decoder)
+        self.post_quant_conv = scaled_post_quant_conv(vae)
+
+    def forward(self, z_H: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z_H))
+
+
+class PatchEncoder(nn.Module):
+    """E of a `PatchAutoencoder`: pixel unshuffle, times the scaling factor."""
+
+    def __init__(self, vae: PatchAutoencoder) -> None:
+        super().__init__()
+        self.patch_size, self.scaling_factor = vae.config.patch_size, vae.config.scaling_factor
+
+    def forward(self, image: Tensor) -> Tensor:
+        z = F.pixel_unshuffle(image, self.patch_size)
+        return z if self.scaling_factor == 1 else z * self.scaling_factor
+
+
+class PatchDecoder(nn.Module):
+    """D of a `PatchAutoencoder`: pixel shuffle of a scaled latent."""
+
+    def __init__(self, vae: PatchAutoencoder) -> None:
+        super().__init__()
+        self.patch_size, self.scaling_factor = vae.config.patch_size, vae.config.scaling_factor
+
+    def forward(self, z_H: Tensor) -> Tensor:
+        z = z_H if self.scaling_factor == 1 else z_H / self.scaling_factor
+        return F.pixel_shuffle(z, self.patch_size)
+
+
+class UnetStage(nn.Module):
+    """One stage's B and Eq. (2), second line, with timestep and prompt inside: z_H from z_L.
+
+    Takes over the UNet of `generator`, whose adapter must be merged, and changes it.
+    """
+
+    def __init__(self, generator: Generator, timestep: int) -> None:
+        super().__init__()
+        self.unet = generator.unet
+        bake_timestep(self.unet, timestep)
+        bake_prompt(self.unet, generator.prompt_embeds)
+        alpha_t = float(generator.alphas_cumprod[timestep])
+        # In half, c z_L with a rounded c would shift the brightness of the picture by up to 2^-12; c is near 1, so
+        # the rounding of c - 1 does not matter.
+        self.c_minus_1 = bake_one_step(self.unet, alpha_t, generator.prediction_type) - 1
+
+    def forward(self, z_L: Tensor) -> Tensor:
+        return z_L + (self.c_minus_1 * z_L + self.unet(z_L, 0, None, return_dict=False)[0])
+
+
+def vae_graphs(vae: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of either kind of autoencoder."""
+    if isinstance(vae, PatchAutoencoder):
+        return PatchEncoder(vae), PatchDecoder(vae)
+    return VaeEncoder(vae).eval(), VaeDecoder(vae).eval()

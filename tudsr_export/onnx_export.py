@@ -1,0 +1,82 @@
+"""A module as an ONNX file: opset 22, static shapes, nothing in it but the graph and its weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch import nn
+
+OPSET = 22
+"""The last one in which attention is written out as MatMul, Softmax, MatMul, which TensorRT fuses; from 21 on
+GroupNormalization is one operator with float32 statistics."""
+MODEL_NAME = "model.onnx"
+EXTERNAL_FROM = 256 * 2**20
+"""Bytes of weights from which they lie in a file of their own (protobuf ends at 2 GiB)."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Port:
+    """Name and fixed shape of a graph's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def export_onnx(
+    module: nn.Module,
+    folder: Path,
+    source: Port,
+    target: Port,
+    precision: str,
+    external_from: int = EXTERNAL_FROM,
+) -> None:
+    """Write `folder`/model.onnx (and model.onnx.data where the weights are large). `folder` is made.
+
+    `module` must already have the precision, "fp32" or "fp16". The bytes depend on the module and on the versions
+    of the exporter alone.
+    """
+    folder.mkdir()
+    example = torch.zeros(source.shape, dtype=DTYPES[precision])
+    with warnings.catch_warnings():
+        # The exporter warns about itself (its own deprecated calls), never about the module.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (example,),
+            input_names=[source.name],
+            output_names=[target.name],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    strip_metadata(program.model)
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    program.save(folder / MODEL_NAME, external_data=weights >= external_from)
+    onnx.checker.check_model(folder / MODEL_NAME, full_check=True)
+
+
+def strip_metadata(model: onnx_ir.Model) -> None:
+    """Remove what the exporter notes about where it ran: stack traces, source paths, tensor provenance."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _strip_value(value)
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                _strip_value(value)
+
+
+def _strip_value(value: onnx_ir.Value) -> None:
+    value.metadata_props.clear()
+    value.doc_string = None
