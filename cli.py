@@ -194,6 +194,34 @@ def _train(stage: str, config: Path, overrides: list[str], out: Path | None, res
         run(stage, config, overrides, out, resume)
 
 
+@app.command()
+def export(
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
+    stage1: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="LoRA folder of stage 1.")] = None,
+    stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="LoRA folder of stage 2.")] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="Merge the adapters into the base; always so.")
+    ] = True,
+    precision: Annotated[Literal["fp16", "fp32"], typer.Option(help="Numbers of the graphs.")] = "fp16",
+    name: Annotated[
+        str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, as an SPDX identifier.")
+    ] = "unspecified",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Merge the adapters into the base and write a bundle of ONNX graphs.
+
+    Every graph is compared with the model it came from; a bundle that differs is not written.
+    """
+    with _needs("export"):
+        from tudsr_export.command import run
+
+        run(base, stage1, stage2, output, merge_lora, precision, name, licence, overwrite)
+
+
 def main() -> int:
     """Run the command line; the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -35,7 +35,7 @@ MAX_JPEG_EXIF = 65533
 """Bytes: EXIF must fit one JPEG segment."""
 
 ENCODER_OPTIONS: dict[str, dict[str, int]] = {
-    "PNG": {"compress_level": 3},
+    "PNG": {"compress_level": 4},
     "JPEG": {"subsampling": 0},
     "WEBP": {},
 }
