@@ -24,11 +24,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OutputError: the system refused (no such folder, no permission, disk full), or `path` is no file.
     """
     target = Path(os.path.realpath(path))
-    # Replacing a device such as /dev/null, or a folder, is never what was meant.
-    if target.exists() and not target.is_file():
-        raise OutputError(f"cannot write {path}: it exists and is not a plain file")
     partial = _sibling(target)
     with _as_output_error(path):
+        # Replacing a device such as /dev/null, or a folder, is never what was meant.
+        if target.exists() and not target.is_file():
+            raise OutputError(f"cannot write {path}: it exists and is not a plain file")
         try:
             with open(partial, "xb") as file:
                 yield file
@@ -52,9 +52,9 @@ def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: `path` exists (and `overwrite` is false, or it is no folder), or the system refused.
     """
     target = Path(os.path.realpath(path))
-    _refuse_existing(path, target, overwrite)
     partial = _sibling(target)
     with _as_output_error(path):
+        _refuse_existing(path, target, overwrite)
         try:
             partial.mkdir()
             yield partial

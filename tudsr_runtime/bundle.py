@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -164,13 +163,13 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
 
     An unlisted file is refused because a graph may name any file of its folder as its external weights.
     """
-    for entry in os.scandir(folder):
-        name = prefix + entry.name
-        if entry.is_symlink():
-            raise BundleError(f"{folder / entry.name} is a link; a bundle may hold only plain files")
-        if entry.is_dir() and not prefix:
-            yield from _walk(folder / entry.name, f"{name}/")
-        elif entry.is_file():
-            yield name, entry.stat().st_size
+    for path in sorted(folder.iterdir()):
+        name = prefix + path.name
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link; a bundle may hold only plain files")
+        if path.is_dir() and not prefix:
+            yield from _walk(path, f"{name}/")
+        elif path.is_file():
+            yield name, path.stat().st_size
         else:
-            raise BundleError(f"{folder / entry.name} does not belong in a bundle")
+            raise BundleError(f"{path} does not belong in a bundle")

@@ -34,7 +34,7 @@ def match_low_frequencies(enlarged: Rows, x: FloatArray, factor: int) -> Rows:
     beyond the edge, U enlarges bilinearly. Rows lag behind their source by the Gaussian's radius.
     """
     height = x.shape[1]
-    y = RowBuffer(enlarged, height * factor)
+    y = RowBuffer(enlarged)
     kernel = gaussian_kernel(SIGMA)
     # x - A(y), blurred along rows as they become known: no larger than the input.
     difference = np.empty_like(x)

@@ -29,11 +29,16 @@ class TudsrError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(_one_line(message))
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.hint)
+
+
+def _one_line(message: str) -> str:
+    """File names and keys of foreign files end up in messages; they must not move the terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
 
 
 def _rebuild(kind: type[TudsrError], message: str, hint: str | None) -> TudsrError:

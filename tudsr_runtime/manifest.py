@@ -206,6 +206,8 @@ class Manifest:
     def _check_components(self) -> None:
         edge = self.tile // self.latent.pixels_per_cell
         image, latent = (3, self.tile, self.tile), (self.latent.channels, edge, edge)
+        for name in self.components:
+            _require(NAME.fullmatch(name) is not None, f"component {name[:120]!r} is not a plain name")
         used = set()
         for stage in self.stages:
             self._check_role(stage.encoder, image, latent)

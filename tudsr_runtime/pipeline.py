@@ -56,44 +56,45 @@ def run_stages(
 
 def run_stage(canvas: Rows, plan: StagePlan, run: TileFunction, on_tile: Callable[[], None]) -> Rows:
     """One stage over the rows of its canvas; yields the blended rows of the same canvas."""
+    source = RowBuffer(canvas)
+    ramp = np.zeros((3, 0, plan.columns.length), np.float32)
+    for i in range(len(plan.rows.starts)):
+        band = _run_row(source, plan, i, run, on_tile)
+        band[:, : ramp.shape[1]] += ramp
+        finished = plan.rows.finished(i) - plan.rows.span(i)[0]
+        yield band[:, :finished]
+        ramp = band[:, finished:].copy()
+
+
+def _run_row(
+    source: RowBuffer, plan: StagePlan, i: int, run: TileFunction, on_tile: Callable[[], None]
+) -> FloatArray:
+    """Row `i` of tiles, weighted along both axes, over the rows of its span: (3, rows, canvas width)."""
     across, down = plan.columns, plan.rows
-    source = RowBuffer(canvas, down.length)
-    blended = np.zeros((3, 0, across.length), np.float32)
-    for i, top in enumerate(down.starts):
-        window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
-        begin, end = down.span(i)
-        blended = np.concatenate(
-            [blended, np.zeros((3, end - begin - blended.shape[1], across.length), np.float32)], axis=1
-        )
-        for j in range(len(across.starts)):
-            tile = _run_tile(window, across, j, run, f"row {i + 1}, column {j + 1} of stage {plan.stage + 1}")
-            _blend(blended, tile[:, begin - top : end - top], down.weights(i), across, j)
-            on_tile()
-        finished = down.finished(i) - begin
-        yield blended[:, :finished]
-        blended = blended[:, finished:].copy()
-        if i + 1 < len(down.starts):
-            source.drop(down.starts[i + 1])
+    top, (begin, end) = down.starts[i], down.span(i)
+    source.drop(top)
+    window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
+    band = np.zeros((3, end - begin, across.length), np.float32)
+    for j, left in enumerate(across.starts):
+        tile = _run_tile(window[:, :, left : left + across.tile], plan.stage, (i, j), run)
+        first, last = across.span(j)
+        weights = down.weights(i)[:, None] * across.weights(j)
+        band[:, :, first:last] += weights * tile[:, begin - top : end - top, first - left : last - left]
+        on_tile()
+    return band
 
 
-def _run_tile(window: FloatArray, across: Axis, j: int, run: TileFunction, place: str) -> FloatArray:
-    """Tile `j` of a row of tiles, through the stage, checked and clamped: (3, T, T)."""
-    left = across.starts[j]
-    tile = run(np.ascontiguousarray(window[None, :, :, left : left + across.tile]))[0]
-    if not np.isfinite(tile).all():
+def _run_tile(tile: FloatArray, stage: int, place: tuple[int, int], run: TileFunction) -> FloatArray:
+    """One (3, T, T) tile through the stage, checked and clamped."""
+    result = run(np.ascontiguousarray(tile[None]))[0]
+    if not np.isfinite(result).all():
+        row, column = place
         raise NotFiniteError(
-            f"the model produced NaN or infinity in the tile at {place}",
+            f"the model made NaN or infinity in stage {stage + 1}, tile row {row + 1}, column {column + 1}",
             hint="a bundle exported with --precision fp32",
         )
-    clamped: FloatArray = np.clip(tile, -1, 1)
+    clamped: FloatArray = np.clip(result, -1, 1)
     return clamped
-
-
-def _blend(blended: FloatArray, tile: FloatArray, down: FloatArray, across: Axis, j: int) -> None:
-    begin, end = across.span(j)
-    left = across.starts[j]
-    weights = down[:, None] * across.weights(j)
-    blended[:, :, begin:end] += weights * tile[:, :, begin - left : end - left]
 
 
 def _pad(window: FloatArray, down: Axis, across: Axis) -> FloatArray:

@@ -8,6 +8,7 @@ here clamps.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,36 +24,30 @@ LANCZOS_SUPPORT = 3
 
 
 class RowBuffer:
-    """A window onto a stream of rows that slides only forward.
+    """A window onto a stream of rows that slides only forward. Not safe to share between threads."""
 
-    `height` is the number of rows in the whole stream. Not safe to share between threads.
-    """
-
-    def __init__(self, source: Rows, height: int) -> None:
-        self.height = height
+    def __init__(self, source: Rows) -> None:
         self._source = source
-        self._begin = 0
         self._end = 0
-        self._bands: list[FloatArray] = []
+        self._bands: deque[tuple[int, FloatArray]] = deque()
 
     def rows(self, begin: int, end: int) -> FloatArray:
         """Rows [begin, end) as one array, not to be written to; pulls what is missing from the source."""
         while self._end < end:
             band = next(self._source)
-            self._bands.append(band)
+            self._bands.append((self._end, band))
             self._end += band.shape[1]
-        if len(self._bands) > 1:
-            self._bands = [np.concatenate(self._bands, axis=1)]
-        return self._bands[0][:, begin - self._begin : end - self._begin]
+        parts = [
+            band[:, max(begin - first, 0) : end - first]
+            for first, band in self._bands
+            if first < end and begin < first + band.shape[1]
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def drop(self, begin: int) -> None:
-        """Forget the rows before `begin`."""
-        while self._bands and self._begin + self._bands[0].shape[1] <= begin:
-            self._begin += self._bands.pop(0).shape[1]
-        if self._bands and self._begin < begin:
-            # A copy, because a view would keep the forgotten rows alive.
-            self._bands[0] = self._bands[0][:, begin - self._begin :].copy()
-            self._begin = begin
+        """Forget the rows before `begin`; a band that reaches beyond it stays whole."""
+        while self._bands and self._bands[0][0] + self._bands[0][1].shape[1] <= begin:
+            self._bands.popleft()
 
 
 def upsample(x: FloatArray, factor: int) -> FloatArray:
@@ -68,7 +63,7 @@ def upsample_stream(source: Rows, height: int, factor: int) -> Rows:
     if factor == 1:
         yield from source
         return
-    buffer = RowBuffer((upsample_columns(band, factor) for band in source), height)
+    buffer = RowBuffer(upsample_columns(band, factor) for band in source)
     step = max(1, BLOCK_ROWS // factor)
     for begin in range(0, height, step):
         end = min(begin + step, height)
@@ -103,7 +98,7 @@ def resize(x: FloatArray, height: int, width: int) -> FloatArray:
 
 def resize_stream(source: Rows, from_height: int, height: int, width: int) -> Rows:
     """`resize` of a stream of `from_height` rows to (height, width)."""
-    buffer = RowBuffer(source, from_height)
+    buffer = RowBuffer(source)
     scale = from_height / height
     support = LANCZOS_SUPPORT * max(scale, 1.0) + 1
     for begin in range(0, height, BLOCK_ROWS):

@@ -55,7 +55,7 @@ class Upscaler:
         self._threads = threads
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.plan(1, 1)
+        self.plan(1, 1)  # Rejects an overlap that cannot be before anything is loaded.
         self.choice: Choice = select(backend, device)
         """The back end and device that run, and why."""
         self._lock = threading.Lock()
@@ -147,12 +147,10 @@ class Upscaler:
 
     def _bands(self, image: FloatArray, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
-            # [0, 1] interleaved to [-1, 1] planar.
-            x = np.ascontiguousarray(image.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
+            x = _to_model(image)
             runs = [self._stage(stage.stage).run for stage in plan.stages]
             rows = self._color(run_stages(x, plan.stages, runs, progress), x, plan.product)
-            for band in _exact_size(rows, plan):
-                yield np.clip((band.transpose(1, 2, 0) + np.float32(1)) * np.float32(0.5), 0, 1)
+            yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
 
@@ -169,11 +167,29 @@ def _exact_size(rows: Rows, plan: Plan) -> Rows:
     return resize_stream(rows, height, plan.output_height, plan.output_width)
 
 
+def _to_model(image: FloatArray) -> FloatArray:
+    """(h, w, 3) in [0, 1] to (3, h, w) in [-1, 1]."""
+    x = np.array(image.transpose(2, 0, 1), order="C")
+    x *= 2
+    x -= 1
+    return x
+
+
+def _to_image(band: FloatArray) -> FloatArray:
+    """(3, rows, w) around [-1, 1] to (rows, w, 3), clamped to [0, 1]."""
+    image = np.array(band.transpose(1, 2, 0), order="C")
+    image += 1
+    image *= 0.5
+    clamped: FloatArray = np.clip(image, 0, 1, out=image)
+    return clamped
+
+
 def _check_image(image: FloatArray) -> None:
     if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(f"a picture must be a float32 (h, w, 3) array, not {image.dtype} {image.shape}")
-    if not np.isfinite(image).all():
-        raise InputError("the picture holds NaN or infinity")
+    low, high = image.min(), image.max()
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"a picture must be in [0, 1], this one spans {low:g} to {high:g}")
 
 
 def _too_large(plan: Plan) -> MemoryExhausted:

@@ -30,10 +30,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def make_bundle() -> MakeBundle:
-    """`make_bundle(folder, unet="identity", dtype="float32", stages=2, tile=512)` writes a bundle, returns `folder`.
+    """`make_bundle(folder, unet="identity", dtype="float32", stages=2, tile=512)` writes a bundle there.
 
-    The autoencoder is lossless (space to depth). `unet` is "identity", "offset" (adds 0.25), "nan", or "huge"
-    (overflows float16).
+    The autoencoder is lossless (space to depth). `unet` is "identity", "offset" (adds 0.25), "nan", or
+    "overflow" (past the greatest float16).
     """
     pytest.importorskip("onnx", reason="building test bundles needs onnx")
     return write_bundle
@@ -88,10 +88,11 @@ def graph(kind: str, source: TensorSpec, target: TensorSpec) -> bytes:
     from onnx import TensorProto, helper
 
     element = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}[source.dtype]
-    constants = {"offset": 0.25, "nan": float("nan"), "huge": 1e4}
+    constants = {"offset": 0.25, "nan": float("nan"), "overflow": 1e-6}
     if kind in constants:
         value = helper.make_tensor("c", element, [1], np.array([constants[kind]], source.dtype))
-        node, initializers = helper.make_node("Mul" if kind == "huge" else "Add", ["x", "c"], ["y"]), [value]
+        operator = "Div" if kind == "overflow" else "Add"
+        node, initializers = helper.make_node(operator, ["x", "c"], ["y"]), [value]
     elif kind == "identity":
         node, initializers = helper.make_node("Identity", ["x"], ["y"]), []
     else:

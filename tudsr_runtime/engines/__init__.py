@@ -146,7 +146,9 @@ def as_engine_error(error: Exception, doing: str) -> TudsrError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = f"{doing}: {lines[0][:300]}"
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-        return MemoryExhausted(f"out of memory while {text}", hint="close other programs, or --device cpu")
+        return MemoryExhausted(
+            f"out of memory while {text}", hint="close other programs, or on a GPU: --device cpu"
+        )
     return DeviceError(f"failed while {text}")
 
 

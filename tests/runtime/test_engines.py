@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tudsr_runtime import engines
+from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.engines import Choice, Engine, as_engine_error, load_stage, open_backend, select
+from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+
+MakeBundle = Callable[..., Path]
+CPU = Choice("onnxruntime", "cpu", "for the test")
+
+
+@pytest.fixture
+def ort() -> Any:
+    return pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+
+
+@pytest.fixture
+def fake_ort(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An ONNX Runtime with CUDA whose sessions start on the CPU, as where a CUDA library is missing."""
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    fake = SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        SessionOptions=SimpleNamespace,
+        InferenceSession=lambda *_, **__: session,
+        preload_dlls=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    return fake
+
+
+def tile(size: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32) * 2 - 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.usefixtures("ort")
+def test_stage_runs_encoder_unet_and_decoder(make_bundle: MakeBundle, tmp_path: Path, dtype: str) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype=dtype, tile=64))
+    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, threads=1)
+    x = tile()
+    y = stage.run(x)
+    assert y.dtype == np.float32
+    assert y.shape == x.shape
+    assert np.abs(y - (x + 0.25)).max() <= {"float32": 1e-6, "float16": 2e-3}[dtype]
+
+
+@pytest.mark.usefixtures("ort")
+def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "b", tile=64))
+    loaded: dict[str, Engine] = {}
+    load_stage(bundle, bundle.manifest.stages[0], CPU, 1, loaded)
+    encoder = loaded["vae_encoder"]
+    load_stage(bundle, bundle.manifest.stages[1], CPU, 1, loaded)
+    assert loaded["vae_encoder"] is encoder
+    assert set(loaded) == {"vae_encoder", "unet_stage1", "unet_stage2", "vae_decoder"}
+
+
+@pytest.mark.usefixtures("ort")
+def test_graph_that_does_not_fit_its_manifest_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    listed = open_bundle(make_bundle(tmp_path / "a", tile=64))
+    other = make_bundle(tmp_path / "b", tile=128)
+    variant = listed.variant("vae_encoder")
+    with pytest.raises(BundleError, match=r"its input is .*128, 128.* the manifest says .*64, 64"):
+        open_backend("onnxruntime").load(other / variant.model, variant, "cpu", 1)
+
+
+@pytest.mark.usefixtures("ort")
+def test_file_that_is_no_graph_is_a_device_error(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    variant = open_bundle(make_bundle(tmp_path / "a", tile=64)).variant("vae_encoder")
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(DeviceError, match=r"failed while loading .*model\.onnx on cpu"):
+        open_backend("onnxruntime").load(tmp_path / "model.onnx", variant, "cpu", 1)
+
+
+@pytest.mark.usefixtures("ort")
+def test_engine_reports_the_library_s_complaint(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "b", tile=64))
+    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, 1)
+    with pytest.raises(
+        DeviceError, match=r"failed while running vae_encoder with ONNX Runtime: .*invalid dimensions"
+    ):
+        stage.run(tile(32))
+
+
+def test_probe_graph_is_valid() -> None:
+    onnx = pytest.importorskip("onnx", reason="checks the probe's bytes with onnx")
+    onnx.checker.check_model(onnx.load_from_string(IDENTITY_GRAPH), full_check=True)
+
+
+@pytest.mark.usefixtures("ort")
+def test_auto_finds_something_and_says_why() -> None:
+    choice = select()
+    assert choice.backend == "onnxruntime"
+    assert choice.reason
+    assert select("onnxruntime", "cpu") == Choice("onnxruntime", "cpu", "as asked")
+
+
+def test_unknown_names_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="no backend is called 'torch'; there are auto, onnxruntime"):
+        select("torch")
+    with pytest.raises(UsageError, match="no device is called 'tpu'; there are auto, cuda, cpu"):
+        select(device="tpu")
+
+
+def test_every_preference_names_a_back_end_that_loads() -> None:
+    assert {name for name, _ in engines.PREFERENCE} == set(engines.BACKENDS)
+    assert {device for _, device in engines.PREFERENCE} <= set(engines.DEVICES)
+    for name in engines.BACKENDS:
+        assert callable(open_backend(name).probe)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DeviceError, match="ONNX Runtime cannot be imported") as caught:
+        select(device=device)
+    assert caught.value.hint == 'pip install "tudsr[cpu]"'
+
+
+def test_cuda_that_falls_back_to_the_cpu_is_an_error(fake_ort: SimpleNamespace) -> None:
+    with pytest.raises(DeviceError, match="cuda was asked for but ONNX Runtime started CPUExec") as caught:
+        select(device="cuda")
+    assert 'pip install "tudsr[gpu]"' in (caught.value.hint or "")
+    assert fake_ort.get_available_providers()[0] == "CUDAExecutionProvider"
+
+
+def test_auto_goes_on_to_the_cpu_and_says_so(fake_ort: SimpleNamespace) -> None:
+    assert fake_ort
+    choice = select()
+    assert choice.device == "cpu"
+    assert "ONNX Runtime started CPUExecutionProvider" in choice.reason
+
+
+def test_cuda_without_a_cuda_build_is_an_error(fake_ort: SimpleNamespace) -> None:
+    fake_ort.get_available_providers = lambda: ["CPUExecutionProvider"]
+    with pytest.raises(DeviceError, match="has no CUDAExecutionProvider"):
+        select("onnxruntime", "cuda")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of 12",
+        "bfc_arena.cc:376 AllocateRawInternal Available memory of 12 is smaller than requested bytes of 34",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "bad allocation",
+    ],
+)
+def test_out_of_memory_is_recognised_by_its_text(text: str) -> None:
+    error = as_engine_error(RuntimeError(f"{text}\nmore lines"), "running unet with ONNX Runtime")
+    assert isinstance(error, MemoryExhausted)
+    assert error.exit_code == 7
+    assert "more lines" not in str(error)
+
+
+def test_other_failures_are_device_errors() -> None:
+    error = as_engine_error(RuntimeError("CUDA failure 700: an illegal memory access"), "running unet")
+    assert isinstance(error, DeviceError)
+    assert str(error) == "failed while running unet: CUDA failure 700: an illegal memory access"
+    assert isinstance(as_engine_error(MemoryError(), "running unet"), MemoryExhausted)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from tudsr_runtime import errors
+
+EXIT_CODES = {
+    "UsageError": 2,
+    "InputError": 3,
+    "BatchError": 4,
+    "BundleError": 5,
+    "DeviceError": 6,
+    "MemoryExhausted": 7,
+    "OutputError": 8,
+    "NotFiniteError": 9,
+    "TrainingError": 10,
+}
+
+
+def test_every_error_has_its_documented_exit_code() -> None:
+    found = {kind.__name__: kind.exit_code for kind in errors.TudsrError.__subclasses__()}
+    assert found == EXIT_CODES
+    tree = [line for line in (errors.__doc__ or "").splitlines() if "──" in line]
+    assert {line.split()[1]: int(line.split()[2]) for line in tree} == EXIT_CODES
+
+
+def test_message_is_one_line_and_cannot_steer_a_terminal() -> None:
+    error = errors.InputError("bad\n  file \x1b[2Jname\udcff", hint="rename it")
+    assert str(error) == "bad file ?[2Jname?"
+    assert error.hint == "rename it"
+
+
+@pytest.mark.parametrize("hint", [None, "more memory"])
+def test_errors_cross_process_boundaries(hint: str | None) -> None:
+    copy = pickle.loads(pickle.dumps(errors.MemoryExhausted("8 GB needed", hint=hint)))
+    assert (type(copy), str(copy), copy.hint) == (errors.MemoryExhausted, "8 GB needed", hint)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tudsr_runtime
+from tudsr_runtime import Upscaler
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines import Choice
+from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
+from tudsr_runtime.resample import resize, upsample
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
+    return open_bundle(make_bundle(tmp_path / "b", tile=64))
+
+
+@pytest.fixture
+def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str, Any]:
+    """Engines that return their input in place of a back end's; by component, as they are loaded."""
+    made: dict[str, Any] = {}
+
+    def load(graph: Path, *_: object) -> Any:
+        return made.setdefault(graph.parent.name, fake_engine())
+
+    class FakeBackend:
+        def probe(self, device: str) -> None:
+            assert device == "cuda"
+
+    FakeBackend.load = staticmethod(load)  # type: ignore[attr-defined]
+    monkeypatch.setattr("tudsr_runtime.engines.open_backend", lambda _: FakeBackend())
+    return made
+
+
+def image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).random((height, width, 3), dtype=np.float32)
+
+
+def planar(x: np.ndarray) -> np.ndarray:
+    return x.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_identity_bundle_upscales_bilinearly(identity_bundle: Path, threads: int | None) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    with Upscaler(identity_bundle, device="cpu", threads=threads, color="none") as upscaler:
+        x = image(30, 40)
+        y = upscaler.upscale(x, scale=8)
+    assert y.dtype == np.float32
+    assert y.shape == (240, 320, 3)
+    assert y.flags.c_contiguous
+    assert np.abs(planar(y) - upsample(upsample(planar(x), 4), 2)).max() <= 1e-6
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize(
+    ("scale", "shape"), [(1, (13, 21, 3)), (3, (39, 63, 3)), (5.37, (70, 113, 3)), (18, (234, 378, 3))]
+)
+@pytest.mark.parametrize("color", ["none", "lowfreq"])
+def test_output_size_is_exact(bundle: Bundle, scale: float, shape: tuple[int, ...], color: str) -> None:
+    upscaler = Upscaler(bundle, overlap=24, color=color)
+    y = upscaler.upscale(image(13, 21), scale)
+    assert y.shape == shape
+    assert 0 <= y.min() < y.max() <= 1
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_final_resize_is_the_antialiased_one(bundle: Bundle) -> None:
+    x = image(13, 21)
+    y = Upscaler(bundle, overlap=24, color="none").upscale(x, 3)
+    expected = np.clip(resize(upsample(upsample(planar(x), 2), 2), 39, 63), 0, 1)
+    assert np.abs(planar(y) - expected).max() <= 1e-5
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("value", [0, 0.25, 1])
+def test_flat_pictures_stay_as_they_are(bundle: Bundle, value: float) -> None:
+    y = Upscaler(bundle, overlap=24).upscale(np.full((9, 30, 3), value, np.float32), 6)
+    assert np.abs(y - value).max() < 1 / 255
+
+
+def test_colour_matching_removes_what_the_model_adds(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    folder = make_bundle(tmp_path / "b", unet="offset", tile=64)
+    x = np.full((10, 12, 3), 0.25, np.float32)
+    with Upscaler(folder, device="cpu", threads=1, overlap=24) as upscaler:
+        assert np.abs(upscaler.upscale(x, 8) - 0.25).max() < 1 / 255
+    with Upscaler(folder, device="cpu", threads=1, overlap=24, color="none") as upscaler:
+        assert np.abs(upscaler.upscale(x, 8) - 0.5).max() < 1 / 255
+
+
+@pytest.mark.parametrize(("unet", "dtype"), [("nan", "float32"), ("overflow", "float16")])
+def test_model_that_overflows_is_an_error(
+    make_bundle: MakeBundle, tmp_path: Path, unet: str, dtype: str
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    folder = make_bundle(tmp_path / "b", unet=unet, dtype=dtype, stages=1, tile=64)
+    upscaler = Upscaler(folder, device="cpu", threads=1, overlap=24)
+    with upscaler, pytest.raises(NotFiniteError, match="stage 1, tile row 1, column 1"):
+        upscaler.upscale(np.ones((4, 4, 3), np.float32), 2)
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_rows_are_the_picture(bundle: Bundle) -> None:
+    upscaler, x = Upscaler(bundle, overlap=24), image(40, 30)
+    bands = list(upscaler.upscale_rows(x, 5))
+    assert len(bands) > 1
+    assert (np.concatenate(bands) == upscaler.upscale(x, 5)).all()
+
+
+def test_only_the_stages_that_run_are_loaded(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
+    with Upscaler(bundle, overlap=24) as upscaler:
+        upscaler.plan(100, 100)
+        assert fake_engines == {}
+        upscaler.upscale(image(8, 8), factors="-x4", scale=None)
+        assert set(fake_engines) == {"vae_encoder", "unet_stage2", "vae_decoder"}
+        upscaler.upscale(image(8, 8))
+        assert set(fake_engines) == {"vae_encoder", "unet_stage1", "unet_stage2", "vae_decoder"}
+    assert all(engine.closed for engine in fake_engines.values())
+
+
+def test_progress_matches_the_plan(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
+    upscaler, seen = Upscaler(bundle, overlap=24), []
+    upscaler.upscale(image(20, 10), 8, progress=lambda *counts: seen.append(counts))
+    total = upscaler.plan(10, 20, 8).tiles
+    assert seen == [(done, total) for done in range(1, total + 1)]
+    assert fake_engines["vae_encoder"].calls == total
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_threads_share_one_upscaler(bundle: Bundle) -> None:
+    upscaler = Upscaler(bundle, overlap=24)
+    pictures = [image(10 + i, 12) for i in range(4)]
+    expected = [upscaler.upscale(x, 8) for x in pictures]
+    results: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        results[i] = upscaler.upscale(pictures[i], 8)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all((results[i] == expected[i]).all() for i in range(4))
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_input_is_not_changed(bundle: Bundle) -> None:
+    x = image(8, 8)
+    x.flags.writeable = False
+    before = x.copy()
+    Upscaler(bundle, overlap=24).upscale(x)
+    assert (x == before).all()
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 4, 3)), "not float64"),
+        (np.zeros((4, 4), np.float32), r"not float32 \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.float32), r"\(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.float32), r"\(0, 4, 3\)"),
+        (np.full((4, 4, 3), 255, np.float32), "this one spans 255 to 255"),
+        (np.full((4, 4, 3), np.nan, np.float32), "spans nan to nan"),
+    ],
+)
+def test_array_that_is_no_picture_is_refused(bundle: Bundle, picture: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Upscaler(bundle, overlap=24).upscale(picture)
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("arguments", [{"overlap": 16}, {"overlap": 33}, {"color": "adain"}, {"threads": 0}])
+def test_senseless_arguments_are_refused_at_once(bundle: Bundle, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Upscaler(bundle, **{"overlap": 24, **arguments})
+
+
+def test_missing_bundle_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a folder"):
+        Upscaler(tmp_path / "none")
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_result_too_large_for_memory_is_said_with_its_size(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscaler = Upscaler(bundle, overlap=24)
+
+    def refuse(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr("tudsr_runtime.upscaler.np.empty", refuse)
+    with pytest.raises(MemoryExhausted, match=r"result of 8000x16000 px \(1\.5 GB in float32\)"):
+        upscaler.upscale(np.zeros((2000, 1000, 3), np.float32))
+
+
+def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
+    assert Upscaler(bundle, overlap=24).choice == Choice("onnxruntime", "cuda", "the fastest available")
+    assert fake_engines == {}
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert sorted(tudsr_runtime.__all__) == tudsr_runtime.__all__ == dir(tudsr_runtime)
+    assert all(getattr(tudsr_runtime, name).__name__ == name for name in tudsr_runtime.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = tudsr_runtime.nothing
+
+
+def test_importing_loads_no_engine_library_and_no_training_library() -> None:
+    lazy = "import sys, tudsr_runtime; assert 'numpy' not in sys.modules; tudsr_runtime.Upscaler;"
+    heavy = "print({'torch', 'onnx', 'onnxruntime', 'diffusers', 'typer', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", lazy + heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
