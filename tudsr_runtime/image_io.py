@@ -87,7 +87,7 @@ def read_header(path: Path) -> Header:
     Raises:
         InputError: no plain file, not a picture in a readable format, damaged, or more than one frame.
     """
-    with _opened(path) as image:
+    with _collected_warnings(), _opened(path) as image:
         width, height = image.size
         if orientation(image) >= 5:
             width, height = height, width
@@ -103,16 +103,14 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         InputError: as `read_header`; also an unsupported pixel format, or the file is no longer the same.
         MemoryExhausted: the decoded picture does not fit into memory.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with _opened(header.path) as image:
-            if sorted(image.size) != sorted((header.width, header.height)):
-                raise InputError("the file changed while tudsr was running")
-            notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
-            picture = from_image(image)
-            exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
-    notes += [*picture.notes, *dict.fromkeys(str(warning.message) for warning in caught)]
-    return replace(picture, exif=exif, notes=(*notes, lost) if lost else tuple(notes))
+    with _collected_warnings() as warned, _opened(header.path) as image:
+        if sorted(image.size) != sorted((header.width, header.height)):
+            raise InputError("the file changed while tudsr was running")
+        notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
+        picture = from_image(image)
+        exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
+    notes += [*picture.notes, *([lost] if lost else []), *warned]
+    return replace(picture, exif=exif, notes=tuple(notes))
 
 
 def output_format(path: Path) -> str:
@@ -203,6 +201,18 @@ def write_image(image: Image.Image, picture: Picture, target: Path, quality: int
 
 
 @contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """What Pillow warns of in the block, each once; complete when the block has ended."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # From 89 megapixels on; `check_output_size` is the limit that counts here.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield messages
+    messages += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """The picture, opened but not decoded; whatever goes wrong with it inside the block is an InputError."""
     try:
@@ -234,10 +244,7 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     beginning = file.read(64)
     file.seek(0)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on; `check_output_size` is the limit that counts here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=READABLE)
+        return Image.open(file, formats=READABLE)
     except Image.DecompressionBombError as error:
         raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:

@@ -36,7 +36,10 @@ EXIF_ERRORS = (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeE
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read. Decodes no pixels."""
+    """EXIF orientation that Pillow leaves to be applied, 1 to 8; 1 if there is none. Decodes no pixels."""
+    # Pillow turns a TIFF itself, and gives its size accordingly.
+    if image.format == "TIFF":
+        return 1
     # For a PNG without EXIF at its beginning, getexif() would decode the whole picture to look at its end.
     if image.format == "PNG" and "exif" not in image.info:
         return 1

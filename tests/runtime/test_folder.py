@@ -1,0 +1,152 @@
+"""Which files are taken, what the outputs are called, and what is refused before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.folder import (
+    Found,
+    Source,
+    check_collisions,
+    check_writable,
+    find_inputs,
+    name_output,
+    output_is_folder,
+)
+from tudsr_runtime.image_io import Header
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def taken(found: Found, folder: Path) -> list[str]:
+    return [source.path.relative_to(folder).as_posix() for source in found.sources]
+
+
+def header(path: Path, has_alpha: bool = False) -> Header:
+    return Header(path, "PNG", 4, 4, has_alpha)
+
+
+def test_a_folder_gives_its_pictures_in_order_and_says_what_it_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "b.JPG", "a.png", "c.tiff", "notes.txt", ".hidden.png", "sub/d.png")
+    found = find_inputs([tmp_path])
+    assert taken(found, tmp_path) == ["a.png", "b.JPG", "c.tiff"]
+    assert any("notes.txt" in note for note in found.notes)
+    assert not any("hidden" in note for note in found.notes)
+
+
+def test_recursive_searches_below_but_not_the_output_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "sub/d.png", "sub/deep/e.webp", "out/a_x8.png", ".git/x.png")
+    found = find_inputs([tmp_path], recursive=True, output=tmp_path / "out")
+    assert taken(found, tmp_path) == ["a.png", "sub/d.png", "sub/deep/e.webp"]
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "sub/a.png")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert taken(find_inputs([tmp_path], recursive=True), tmp_path) == ["sub/a.png"]
+
+
+def test_earlier_results_are_left_out_beside_their_input_only(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a_x8.png", "a_x2.5.png", "lonely_x4.png", "a_x8_x8.png")
+    found = find_inputs([tmp_path])
+    assert taken(found, tmp_path) == ["a.jpg", "lonely_x4.png"]
+    assert any("a_x8.png" in note and "earlier results" in note for note in found.notes)
+    assert taken(find_inputs([tmp_path / "a_x8.png"]), tmp_path) == ["a_x8.png"]
+
+
+def test_a_file_named_twice_is_taken_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    found = find_inputs([tmp_path / "b.png", tmp_path, tmp_path / "b.png"])
+    assert taken(found, tmp_path) == ["b.png", "a.png"]
+
+
+def test_a_folder_without_pictures_is_an_error_that_tells_of_r(tmp_path: Path) -> None:
+    touch(tmp_path, "sub/a.png")
+    ((path, error),) = find_inputs([tmp_path]).unreadable
+    assert path == tmp_path
+    assert "-r" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "expected"),
+    [
+        ("photo.png", 8.0, "photo_x8.png"),
+        ("photo.JPG", 2.5, "photo_x2.5.JPG"),
+        ("photo.tif", 8.0, "photo_x8.png"),
+        ("photo.bmp", 16.0, "photo_x16.png"),
+        ("über 写真 🖼.webp", 8.0, "über 写真 🖼_x8.webp"),
+        ("two.dots.png", 8.0, "two.dots_x8.png"),
+        ("-dash.png", 8.0, "-dash_x8.png"),
+        ("without", 8.0, "without_x8.png"),
+    ],
+)
+def test_names(name: str, scale: float, expected: str) -> None:
+    source = Source(Path("dir") / name)
+    assert name_output(source, header(source.path), scale, None) == (Path("dir") / expected, None)
+
+
+def test_a_transparent_picture_named_jpg_becomes_png_and_says_so() -> None:
+    source = Source(Path("logo.jpg"))
+    target, note = name_output(source, header(source.path, has_alpha=True), 8, None)
+    assert target == Path("logo_x8.png")
+    assert note is not None
+
+
+def test_an_output_folder_keeps_the_structure(tmp_path: Path) -> None:
+    source = Source(tmp_path / "in" / "a" / "b.png", folder=tmp_path / "in")
+    target, _ = name_output(source, header(source.path), 8, tmp_path / "out")
+    assert target == tmp_path / "out" / "a" / "b_x8.png"
+
+
+def test_what_o_means(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    one, both = [tmp_path / "a.png"], [tmp_path / "a.png", tmp_path / "b.png"]
+    assert output_is_folder(tmp_path, one)
+    assert output_is_folder(tmp_path / "new", one)
+    assert output_is_folder(tmp_path / "new", both)
+    assert output_is_folder(tmp_path / "new", [tmp_path])
+    assert not output_is_folder(tmp_path / "out.webp", one)
+    with pytest.raises(UsageError, match="several inputs"):
+        output_is_folder(tmp_path / "out.png", both)
+    with pytest.raises(UsageError, match=r"cannot write \.gif"):
+        output_is_folder(tmp_path / "out.gif", one)
+
+
+def test_two_inputs_for_one_output_are_named() -> None:
+    pairs = [(Path("a.png"), Path("a_x8.png")), (Path("a.bmp"), Path("./a_x8.png"))]
+    with pytest.raises(UsageError, match=r"a\.png and a\.bmp would both be written to a_x8\.png"):
+        check_collisions(pairs)
+
+
+def test_an_input_is_never_an_output(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="replace the input"):
+        check_collisions([(tmp_path / "a.png", tmp_path / "link.png")])
+
+
+def test_folders_are_tried_before_work(tmp_path: Path) -> None:
+    check_writable([tmp_path / "new" / "deep" / "a.png"], create=True)
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+    with pytest.raises(OutputError, match="No such file"):
+        check_writable([tmp_path / "missing" / "a.png"], create=False)
+    touch(tmp_path, "file")
+    with pytest.raises(OutputError, match="cannot write to the folder"):
+        check_writable([tmp_path / "file" / "a.png"], create=True)
+    with pytest.raises(OutputError, match="too long"):
+        check_writable([tmp_path / ("n" * 300 + ".png")], create=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a user who is not root")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_writable([tmp_path / "a.png"], create=True)

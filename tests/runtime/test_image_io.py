@@ -1,0 +1,467 @@
+"""Picture files: every mode goes in and comes out again, damage is one clear error, no loss is silent."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
+
+from tudsr_runtime.errors import InputError, OutputError, UsageError
+from tudsr_runtime.image_io import (
+    check_output_size,
+    check_transparency,
+    fit_to_format,
+    output_format,
+    read_header,
+    read_picture,
+    write_image,
+)
+from tudsr_runtime.picture import Picture
+
+WIDTH, HEIGHT = 7, 5
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
+ORIENTATION, MAKE, GPS = 0x0112, 0x010F, 0x8825
+
+
+def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def image(mode: str) -> Image.Image:
+    """A picture of noise in any mode; what alpha there is is never 0, so that no colour is hidden."""
+    if mode == "I;16":
+        return Image.fromarray(noise(HEIGHT, WIDTH, dtype=np.uint16))
+    if mode == "1":
+        return Image.fromarray(noise(HEIGHT, WIDTH)).convert("1")
+    if mode == "P":
+        return Image.fromarray(noise(HEIGHT, WIDTH, 3)).quantize(16)
+    bands = Image.getmodebands(mode)
+    pixels = noise(HEIGHT, WIDTH, bands) if bands > 1 else noise(HEIGHT, WIDTH)
+    if mode in ("LA", "RGBA"):
+        pixels[..., -1] |= 1
+    return Image.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
+
+
+def save(picture: Image.Image, path: Path, **options: object) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def copy_through(path: Path, target: Path, **options: object) -> tuple[Image.Image, tuple[str, ...]]:
+    """Read, "enlarge" by 1, write, open: the picture and the notes."""
+    picture = read_picture(read_header(path))
+    height, width = picture.rgb.shape[:2]
+    check_transparency(picture, target)
+    made = fit_to_format(picture, [picture.rgb[:2], picture.rgb[2:]], width, height, target)
+    notes = write_image(made, picture, target, **options)
+    with Image.open(target) as opened:
+        opened.load()
+    return opened, picture.notes + notes
+
+
+def deep_png(path: Path, colour_type: int, channels: int) -> Path:
+    """A 16-bit PNG of noise; Pillow writes none in colour."""
+    rows = noise(HEIGHT, WIDTH * channels, dtype=np.uint16).astype(">u2")
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, colour_type, 0, 0, 0)
+    path.write_bytes(png(chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND")))
+    return path
+
+
+def png(*chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def load(_: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    return
+
+
+@pytest.mark.parametrize(
+    ("mode", "written"),
+    [("1", "L"), ("L", "L"), ("LA", "LA"), ("I;16", "I;16"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA")],
+)
+def test_every_mode_comes_out_of_a_png_as_it_went_in(tmp_path: Path, mode: str, written: str) -> None:
+    source = image(mode)
+    result, notes = copy_through(save(source, tmp_path / "in.png"), tmp_path / "out.png")
+    assert result.mode == written
+    expected = source if mode == "I;16" else source.convert(written)
+    assert np.array_equal(np.asarray(result), np.asarray(expected))
+    assert notes == ()
+
+
+def test_palette_with_transparency_becomes_rgba(tmp_path: Path) -> None:
+    source = image("P")
+    path = save(source, tmp_path / "in.png", transparency=3)
+    assert read_header(path).has_alpha
+    result, _ = copy_through(path, tmp_path / "out.png")
+    with Image.open(path) as opened:
+        expected = np.asarray(opened.convert("RGBA"))
+    assert result.mode == "RGBA"
+    assert set(np.unique(expected[..., 3])) == {0, 255}
+    visible = expected[..., 3] > 0
+    assert np.array_equal(np.asarray(result)[visible], expected[visible])
+    assert np.array_equal(np.asarray(result)[..., 3], expected[..., 3])
+
+
+@pytest.mark.parametrize(("mode", "transparent"), [("1", 0), ("L", 7), ("RGB", (1, 2, 3))])
+def test_one_transparent_colour_becomes_alpha(tmp_path: Path, mode: str, transparent: object) -> None:
+    pixels = Image.new(mode, (4, 4), 255 if mode != "RGB" else (9, 9, 9))
+    pixels.putpixel((0, 0), transparent)
+    result, _ = copy_through(
+        save(pixels, tmp_path / "in.png", transparency=transparent), tmp_path / "out.png"
+    )
+    assert result.mode == ("RGBA" if mode == "RGB" else "LA")
+    assert result.getchannel("A").getextrema() == (0, 255)
+
+
+def test_every_16_bit_grey_survives(tmp_path: Path) -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    result, notes = copy_through(save(Image.fromarray(ramp), tmp_path / "in.png"), tmp_path / "out.png")
+    assert result.mode == "I;16"
+    assert np.array_equal(np.asarray(result), ramp)
+    assert notes == ()
+
+
+def test_16_bit_grey_tiff_is_read_in_either_byte_order(tmp_path: Path) -> None:
+    grey = noise(HEIGHT, WIDTH, dtype=np.uint16)
+    for order, raw in (("<u2", "I;16"), (">u2", "I;16B")):
+        pixels = Image.frombytes(raw, (WIDTH, HEIGHT), grey.astype(order).tobytes())
+        result, _ = copy_through(save(pixels, tmp_path / "in.tif"), tmp_path / "out.png")
+        assert np.array_equal(np.asarray(result), grey)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_16_bit_grey_in_an_8_bit_format_is_said(tmp_path: Path, suffix: str) -> None:
+    path = save(image("I;16"), tmp_path / "in.png")
+    _, notes = copy_through(path, tmp_path / f"out.{suffix}")
+    assert any("8 bits" in note for note in notes)
+
+
+@pytest.mark.parametrize(("colour_type", "channels", "mode"), [(2, 3, "RGB"), (6, 4, "RGBA"), (4, 2, "RGBA")])
+def test_16_bit_colour_is_never_reduced_in_silence(
+    tmp_path: Path, colour_type: int, channels: int, mode: str
+) -> None:
+    path = deep_png(tmp_path / "in.png", colour_type, channels)
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert result.mode == mode
+    assert "16-bit colour is processed as 8-bit" in notes
+
+
+def test_cmyk_without_profile_says_that_colours_are_approximate(tmp_path: Path) -> None:
+    path = save(image("CMYK"), tmp_path / "in.jpg")
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert result.mode == "RGB"
+    assert any("approximate" in note for note in notes)
+
+
+def test_cmyk_with_an_unusable_profile_still_works(tmp_path: Path) -> None:
+    path = save(image("CMYK"), tmp_path / "in.jpg", icc_profile=b"nonsense" * 40)
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert result.mode == "RGB"
+    assert "icc_profile" not in result.info
+    assert any("profile cannot be used" in note for note in notes)
+
+
+def test_cmyk_goes_through_its_own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(picture: Image.Image, _source: object, _target: object, outputMode: str) -> Image.Image:
+        return Image.new(outputMode, picture.size, (1, 2, 3))
+
+    # A real CMYK profile is half a megabyte; any profile will do where the conversion is replaced.
+    monkeypatch.setattr(ImageCms, "profileToProfile", convert)
+    path = save(image("CMYK"), tmp_path / "in.jpg", icc_profile=SRGB)
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert result.getpixel((0, 0)) == (1, 2, 3)
+    assert any("sRGB" in note for note in notes)
+
+
+def test_a_mode_that_cannot_be_meant_is_named(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.zeros((4, 4), np.float32)), tmp_path / "in.tif")
+    with pytest.raises(InputError, match=r"in\.tif: pixel format F"):
+        read_picture(read_header(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_not_written_again(tmp_path: Path, suffix: str, orientation: int) -> None:
+    smooth = Image.fromarray(noise(4, 3, 3)).resize((48, 64), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = orientation, "Maker"
+    path = save(smooth, tmp_path / f"in.{suffix}", exif=exif, quality=95)
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened)
+    header = read_header(path)
+    result, _ = copy_through(path, tmp_path / "out.png")
+    assert (header.width, header.height) == result.size == expected.size
+    assert np.array_equal(np.asarray(result), np.asarray(expected))
+    assert ORIENTATION not in result.getexif()
+    assert result.getexif()[MAKE] == "Maker"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_and_profile_are_kept(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "Maker"
+    exif.get_ifd(GPS)[1] = "N"
+    exif.get_ifd(0x8769).update({0xA002: 7, 0x8827: 400})
+    path = save(image("RGB"), tmp_path / f"in.{suffix}", exif=exif, icc_profile=SRGB)
+    result, notes = copy_through(path, tmp_path / f"out.{suffix}")
+    kept = result.getexif()
+    assert (kept[MAKE], kept.get_ifd(GPS)[1]) == ("Maker", "N")
+    assert kept.get_ifd(0x8769) == {0x8827: 400}
+    assert result.info["icc_profile"] == SRGB
+    assert notes == ()
+
+
+def test_strip_leaves_exif_out_but_keeps_the_profile(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "Secret Maker"
+    path = save(image("RGB"), tmp_path / "in.jpg", exif=exif, icc_profile=SRGB)
+    picture = read_picture(read_header(path), metadata="strip")
+    made = fit_to_format(picture, [picture.rgb], WIDTH, HEIGHT, tmp_path / "out.jpg")
+    write_image(made, picture, tmp_path / "out.jpg")
+    written = (tmp_path / "out.jpg").read_bytes()
+    assert b"Secret Maker" not in written
+    assert SRGB in written
+
+
+def test_a_profile_that_does_not_fit_is_dropped_and_said(tmp_path: Path) -> None:
+    path = save(image("RGB"), tmp_path / "in.png", icc_profile=GREY_PROFILE)
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert "icc_profile" not in result.info
+    assert any("GRAY" in note for note in notes)
+
+
+def test_damaged_exif_costs_only_the_exif(tmp_path: Path) -> None:
+    path = save(image("RGB"), tmp_path / "in.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
+    result, notes = copy_through(path, tmp_path / "out.png")
+    assert np.array_equal(np.asarray(result), np.asarray(image("RGB")))
+    assert len(result.getexif()) == 0
+    assert notes
+
+
+def test_exif_too_long_for_jpeg_is_dropped_and_said(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "M" * 70000
+    path = save(image("RGB"), tmp_path / "in.png", exif=exif)
+    result, notes = copy_through(path, tmp_path / "out.jpg")
+    assert len(result.getexif()) == 0
+    assert any("too long" in note for note in notes)
+
+
+def test_jpeg_is_written_without_chroma_subsampling(tmp_path: Path) -> None:
+    path = save(image("RGB"), tmp_path / "in.png")
+    copy_through(path, tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as opened:
+        assert JpegImagePlugin.get_sampling(opened) == 0
+
+
+def test_quality_is_passed_on(tmp_path: Path) -> None:
+    path = save(Image.fromarray(noise(64, 64, 3)), tmp_path / "in.png")
+    for suffix in ("jpg", "webp"):
+        sizes = []
+        for quality in (10, 95):
+            copy_through(path, tmp_path / f"out.{suffix}", quality=quality)
+            sizes.append((tmp_path / f"out.{suffix}").stat().st_size)
+        assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(("grey", "mode"), [(False, "RGB"), (True, "L")])
+def test_levels_are_rounded_and_clipped(tmp_path: Path, grey: bool, mode: str) -> None:
+    values = np.array([[-0.1, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 1.1]], np.float32)
+    rgb = np.repeat(values[..., None], 3, axis=2)
+    made = fit_to_format(Picture(rgb, grey=grey), [rgb], 6, 1, tmp_path / "out.png")
+    assert made.mode == mode
+    assert np.asarray(made).reshape(6, -1)[:, 0].tolist() == [0, 0, 1, 254, 255, 255]
+
+
+def test_jpeg_refuses_to_lose_transparency_but_takes_an_opaque_alpha(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 128))
+    with pytest.raises(UsageError, match="transparency"):
+        copy_through(save(clear, tmp_path / "clear.png"), tmp_path / "out.jpg")
+    opaque = Image.new("RGBA", (4, 4), (10, 20, 30, 255))
+    result, _ = copy_through(save(opaque, tmp_path / "opaque.png"), tmp_path / "out.jpg")
+    assert result.mode == "RGB"
+
+
+def test_webp_keeps_alpha(tmp_path: Path) -> None:
+    result, _ = copy_through(save(image("RGBA"), tmp_path / "in.png"), tmp_path / "out.webp")
+    assert np.array_equal(np.asarray(result.getchannel("A")), np.asarray(image("RGBA").getchannel("A")))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "bmp"])
+def test_cut_files_are_an_input_error_or_whole(tmp_path: Path, kind: str) -> None:
+    source = Image.fromarray(noise(24, 24, 3))
+    whole = save(source, tmp_path / f"whole.{kind}").read_bytes()
+    path = tmp_path / f"cut.{kind}"
+    refused = 0
+    for length in np.linspace(0, len(whole) - 1, 100).astype(int):
+        path.write_bytes(whole[:length])
+        try:
+            read_picture(read_header(path))
+        except InputError:
+            refused += 1
+    assert refused >= 95
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "bmp"])
+def test_corrupt_files_never_raise_anything_else(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "Maker"
+    options = {} if kind == "bmp" else {"exif": exif, "icc_profile": SRGB}
+    whole = save(image("RGB"), tmp_path / f"whole.{kind}", **options).read_bytes()
+    rng, path = np.random.default_rng(1), tmp_path / f"bad.{kind}"
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 8)):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            header = read_header(path)
+            check_output_size(header, tmp_path / "out.png", header.width, header.height, 1)
+            read_picture(header)
+        except InputError:
+            pass
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000, 2**31 - 1])
+@pytest.mark.usefixtures("no_decoding")
+def test_a_huge_header_is_refused_undecoded(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(png(chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND")))
+    with pytest.raises(InputError, match=r"bomb\.png: .*(megapixels|pixels)"):
+        check_output_size(read_header(path), tmp_path / "out.png", side * 8, side * 8, 268)
+
+
+def test_the_default_limit_allows_2048_by_8(tmp_path: Path) -> None:
+    header = read_header(save(image("RGB"), tmp_path / "in.png"))
+    check_output_size(header, tmp_path / "out.png", 16384, 16384, 268)
+    with pytest.raises(InputError, match="269 megapixels; the limit is 268"):
+        check_output_size(header, tmp_path / "out.png", 16384, 16420, 268)
+
+
+@pytest.mark.parametrize(("suffix", "limit"), [("webp", 16383), ("jpg", 65500)])
+def test_side_limits_of_formats_are_known_beforehand(tmp_path: Path, suffix: str, limit: int) -> None:
+    header = read_header(save(image("RGB"), tmp_path / "in.png"))
+    target = tmp_path / f"out.{suffix}"
+    check_output_size(header, target, limit, 1, 268)
+    with pytest.raises(OutputError, match=f"its limit is {limit}"):
+        check_output_size(header, target, 1, limit + 1, 268)
+    Image.new("L", (limit, 1)).save(target)
+
+
+def test_a_text_bomb_is_an_input_error(tmp_path: Path) -> None:
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000)))
+    whole = save(image("RGB"), tmp_path / "in.png").read_bytes()
+    (tmp_path / "in.png").write_bytes(whole[:33] + text + whole[33:])
+    with pytest.raises(InputError, match="damaged"):
+        read_picture(read_header(tmp_path / "in.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a.webp", "an animated WEBP"),
+        ("a.png", "an animated PNG"),
+        ("a.tif", "a TIFF with several pages"),
+        ("a.gif", "a GIF"),
+    ],
+)
+def test_animations_are_refused_as_what_they_are(tmp_path: Path, name: str, what: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=what):
+        read_header(tmp_path / name)
+
+
+def test_the_first_picture_of_a_phone_jpeg_is_used(tmp_path: Path) -> None:
+    first, second = image("RGB"), Image.new("RGB", (3, 3))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    header = read_header(tmp_path / "phone.jpg")
+    assert (header.format, header.width, header.height) == ("JPEG", WIDTH, HEIGHT)
+    assert read_picture(header).notes == ("only the first picture of the file is used",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"%PDF-1.7", "PDF"),
+        (b"<?xml version='1.0'?><svg/>", "SVG"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypavif", "AVIF"),
+        (b"\xff\x0a\xfa", "JPEG XL"),
+        (b"8BPS\0\x01", "Photoshop"),
+        (b"\x89PNG\r\n\x1a\n", "header cannot be read"),
+        (b"hello world", "begins with b'hello wo'"),
+    ],
+)
+def test_content_decides_and_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "picture.png").write_bytes(content)
+    with pytest.raises(InputError, match=rf"picture\.png: .*{said}"):
+        read_header(tmp_path / "picture.png")
+
+
+def test_only_plain_files_are_opened(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder"):
+        read_header(tmp_path)
+    with pytest.raises(InputError, match="No such file"):
+        read_header(tmp_path / "missing.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(InputError, match="not a plain file"):
+            read_header(tmp_path / "pipe.png")
+
+
+def test_a_file_that_changes_in_between_is_noticed(tmp_path: Path) -> None:
+    header = read_header(save(image("RGB"), tmp_path / "in.png"))
+    save(Image.new("RGB", (50, 50)), tmp_path / "in.png")
+    with pytest.raises(InputError, match="changed"):
+        read_picture(header)
+
+
+@pytest.mark.parametrize("name", ["out.gif", "out", "out.png.bak"])
+def test_unknown_suffixes_cannot_be_written(name: str) -> None:
+    with pytest.raises(UsageError, match=r"\.png, \.jpg"):
+        output_format(Path(name))
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    result, _ = copy_through(
+        save(Image.new("RGB", (1, 1), (1, 2, 3)), tmp_path / "in.png"), tmp_path / "o.png"
+    )
+    assert result.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_an_encoder_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(image("RGB"), tmp_path / "in.png")
+    target = tmp_path / "out.png"
+    target.write_bytes(b"the old one")
+
+    def fail(_: Image.Image, file: io.BufferedWriter, **__: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        copy_through(path, target)
+    assert target.read_bytes() == b"the old one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png", "out.png"]
