@@ -100,7 +100,7 @@ def upscale(
         Literal["keep", "strip"], typer.Option(help="EXIF; the colour profile is always kept.")
     ] = "keep",
     max_output_megapixels: Annotated[
-        float, typer.Option(metavar="N", help="Refuse pictures that would become larger than this.")
+        int, typer.Option(metavar="N", min=1, help="Refuse pictures that would become larger than this.")
     ] = 268,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
     dry_run: Annotated[

@@ -49,7 +49,7 @@ class Request:
     overwrite: bool
     metadata: Metadata
     quality: int
-    max_output_megapixels: float
+    max_output_megapixels: int
     as_json: bool
 
 

@@ -33,7 +33,7 @@ class UpscaleOptions:
     overwrite: bool
     metadata: Metadata
     quality: int
-    max_output_megapixels: float
+    max_output_megapixels: int
     as_json: bool
     dry_run: bool
     quiet: bool

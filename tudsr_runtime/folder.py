@@ -50,8 +50,10 @@ def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | 
             _search(path, recursive, output, found)
         else:
             found.sources.append(Source(path))
-    by_path = {source.path.absolute(): source for source in reversed(found.sources)}
-    found.sources = list(reversed(by_path.values()))
+    first: dict[Path, Source] = {}
+    for source in found.sources:
+        first.setdefault(source.path.absolute(), source)
+    found.sources = list(first.values())
     return found
 
 

@@ -125,7 +125,7 @@ def output_format(path: Path) -> str:
         ) from None
 
 
-def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: float) -> None:
+def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:
     """Refuse what would be too large, before anything is decoded.
 
     Raises:
@@ -135,7 +135,7 @@ def check_output_size(header: Header, target: Path, width: int, height: int, max
     if width * height // 1_000_000 > max_megapixels:
         raise InputError(
             f"{header.path}: {header.width} x {header.height} would become {width} x {height}, "
-            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels:g}",
+            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels}",
             hint="a smaller --scale, or a larger --max-output-megapixels",
         )
     kind = output_format(target)

@@ -1,0 +1,492 @@
+"""`tudsr upscale` and `tudsr bundle` from end to end, with a model that changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from tudsr_runtime import batch, command
+from tudsr_runtime.errors import NotFiniteError, OutputError, TudsrError
+from tudsr_runtime.upscaler import Upscaler
+
+ROOT = Path(cli.__file__).parent
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Tudsr = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def small_bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "small", tile=256)
+
+
+@pytest.fixture
+def tudsr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_bundle: Path
+) -> Iterator[Tudsr]:
+    """Run a command line in this process; `upscale` gets the test bundle."""
+
+    def run(*arguments: object) -> Result:
+        own = arguments[0] == "upscale" and "--bundle" not in arguments
+        extra = ["--bundle", str(small_bundle)] if own else []
+        monkeypatch.setattr(sys, "argv", ["tudsr", *map(str, arguments), *extra])
+        capfd.readouterr()
+        try:
+            code = cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    return draw(tmp_path / "photo.png")
+
+
+def draw(path: Path, width: int = 13, height: int = 9) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(levels).save(path)
+    return path
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fail_for(monkeypatch: pytest.MonkeyPatch, name: str, error: TudsrError) -> None:
+    """Let the pipeline fail for pictures 20 px wide."""
+    whole = Upscaler.upscale_rows
+
+    def upscale_rows(self: Upscaler, image: np.ndarray, *rest: object) -> Iterator[np.ndarray]:
+        if image.shape[1] == 20:
+            raise error
+        return whole(self, image, *rest)
+
+    draw(Path(name), width=20)
+    monkeypatch.setattr(Upscaler, "upscale_rows", upscale_rows)
+
+
+def test_one_picture(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo)
+    assert result.code == 0
+    assert result.out == f"{photo.with_name('photo_x8.png')}\n"
+    assert size(photo.with_name("photo_x8.png")) == (104, 72)
+    assert "back end: onnxruntime on cpu" in result.err
+    assert "13 x 9 -> 104 x 72 px, 2 tiles" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "expected"),
+    [
+        (["--scale", "2.5"], "photo_x2.5.png", (33, 23)),
+        (["--factors", "2x2"], "photo_x4.png", (52, 36)),
+        (["--factors", "4x-"], "photo_x4.png", (52, 36)),
+        (["--factors", "2x2", "--scale", "3"], "photo_x3.png", (39, 27)),
+    ],
+)
+def test_scale_and_factors(
+    tudsr: Tudsr, photo: Path, options: list[str], name: str, expected: tuple[int, int]
+) -> None:
+    assert tudsr("upscale", photo, *options).code == 0
+    assert size(photo.with_name(name)) == expected
+
+
+def test_the_picture_itself_is_right(tudsr: Tudsr, tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(40, 200, 32).astype(np.uint8), (24, 1))
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    assert tudsr("upscale", tmp_path / "grey.png").code == 0
+    with Image.open(tmp_path / "grey_x8.png") as result:
+        assert result.mode == "L"
+        shrunk = np.asarray(result.resize((32, 24), Image.Resampling.BOX), int)
+    assert np.abs(shrunk - ramp).max() <= 2
+
+
+def test_alpha_is_enlarged_too(tudsr: Tudsr, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((16, 16)).convert("LA").save(tmp_path / "a.png")
+    picture = Image.new("RGBA", (16, 16), (200, 100, 50, 255))
+    picture.putalpha(Image.linear_gradient("L").resize((16, 16)))
+    picture.save(tmp_path / "a.png")
+    assert tudsr("upscale", tmp_path / "a.png").code == 0
+    with Image.open(tmp_path / "a_x8.png") as result:
+        assert result.mode == "RGBA"
+        assert result.size == (128, 128)
+        assert np.abs(np.asarray(result)[..., :3].astype(int) - [200, 100, 50]).max() <= 1
+
+
+@pytest.mark.parametrize("output", ["out.webp", "out.jpg", "new/", "new/deep"])
+def test_o_names_a_file_or_a_folder(tudsr: Tudsr, photo: Path, output: str) -> None:
+    target = photo.parent / output
+    assert tudsr("upscale", photo, "-o", target).code == 0
+    assert size(target if target.suffix else target / "photo_x8.png") == (104, 72)
+
+
+def test_a_missing_folder_of_an_output_file_is_refused_before_work(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo, "-o", photo.parent / "missing" / "out.png")
+    assert result.code == 8
+    assert "tiles" not in result.err
+
+
+def test_an_existing_output_is_not_replaced_unless_asked(tudsr: Tudsr, photo: Path) -> None:
+    target = photo.with_name("photo_x8.png")
+    target.write_bytes(b"mine")
+    result = tudsr("upscale", photo)
+    assert (result.code, result.out) == (2, "")
+    assert "--overwrite" in result.err
+    assert target.read_bytes() == b"mine"
+    assert tudsr("upscale", photo, "--overwrite").code == 0
+    assert size(target) == (104, 72)
+
+
+def test_a_folder_with_a_bad_picture(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "in" / "a.png")
+    draw(tmp_path / "in" / "sub" / "c.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    result = tudsr("upscale", tmp_path / "in", "-r", "-o", tmp_path / "out")
+    assert result.code == 4
+    assert files(tmp_path / "out") == ["a_x8.png", "sub/c_x8.png"]
+    assert result.out.splitlines() == [str(tmp_path / "out" / name) for name in files(tmp_path / "out")]
+    assert "b.png: not a picture" in result.err
+    assert "2 ok, 1 failed in" in result.err
+    assert result.err.endswith("error: 1 of 3 pictures failed\n")
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tudsr: Tudsr, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+    tudsr("upscale", tmp_path / "a.png")
+    first = (tmp_path / "a_x8.png").stat().st_mtime_ns
+    result = tudsr("upscale", tmp_path)
+    assert result.code == 0
+    assert result.out == f"{tmp_path / 'b_x8.png'}\n"
+    assert "1 ok, 1 skipped in" in result.err
+    assert (tmp_path / "a_x8.png").stat().st_mtime_ns == first
+    assert files(tmp_path) == ["a.png", "a_x8.png", "b.png", "b_x8.png"]
+
+
+def test_one_failing_picture_does_not_stop_the_others(
+    tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "b.png")
+    fail_for(monkeypatch, str(tmp_path / "a.png"), NotFiniteError("NaN", hint="fp32"))
+    result = tudsr("upscale", tmp_path)
+    assert result.code == 4
+    assert "a.png: NaN\nTry: fp32\n" in result.err
+    assert files(tmp_path) == ["a.png", "b.png", "b_x8.png"]
+    assert tudsr("upscale", tmp_path / "a.png").code == 9
+
+
+def test_a_full_disk_ends_the_run(tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        draw(tmp_path / f"{number}.png")
+    tried: list[Path] = []
+
+    def refuse(_image: object, _picture: object, target: Path, _quality: int) -> None:
+        tried.append(target)
+        raise OutputError(f"cannot write {target}: No space left on device")
+
+    monkeypatch.setattr(batch, "write_image", refuse)
+    result = tudsr("upscale", tmp_path)
+    assert result.code == 4
+    assert len(tried) == 2
+    assert result.err.count("not tried") == 2
+
+
+def test_collisions_are_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "a.bmp")
+    result = tudsr("upscale", tmp_path / "a.png", tmp_path / "a.bmp")
+    assert (result.code, result.out) == (2, "")
+    assert "would both be written" in result.err
+    assert files(tmp_path) == ["a.bmp", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--scale", "0.5"], 2),
+        (["--scale", "33"], 2),
+        (["--factors", "4by2"], 2),
+        (["--overlap", "200"], 2),
+        (["--backend", "nonsense"], 2),
+        (["--color", "nonsense"], 2),
+        (["--threads", "0"], 2),
+        (["--quality", "101"], 2),
+        (["--no-such-option"], 2),
+        (["-o", "out.gif"], 2),
+        (["--max-output-megapixels", "0"], 2),
+        (["--bundle", "no-such-bundle"], 5),
+    ],
+)
+def test_exit_codes(tudsr: Tudsr, photo: Path, options: list[str], code: int) -> None:
+    result = tudsr("upscale", photo, *options)
+    assert (result.code, result.out) == (code, "")
+    assert "Traceback" not in result.err
+    assert files(photo.parent) == ["photo.png"]
+
+
+def test_a_result_that_is_too_large_is_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "photo.png", 200, 200)
+    result = tudsr("upscale", tmp_path / "photo.png", "--max-output-megapixels", "1")
+    assert (result.code, result.out) == (3, "")
+    assert "200 x 200 would become 1600 x 1600, 3 megapixels; the limit is 1" in result.err
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+def test_a_bad_picture_ends_with_its_own_code(tudsr: Tudsr, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    result = tudsr("upscale", tmp_path / "bad.png")
+    assert (result.code, result.out) == (3, "")
+    assert "bad.png" in result.err
+
+
+def test_transparency_and_jpeg(tudsr: Tudsr, tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (1, 2, 3, 99)).save(tmp_path / "logo.png")
+    result = tudsr("upscale", tmp_path / "logo.png", "-o", tmp_path / "logo.jpg")
+    assert result.code == 2
+    assert files(tmp_path) == ["logo.png"]
+    (tmp_path / "logo.png").rename(tmp_path / "logo.jpg")
+    result = tudsr("upscale", tmp_path / "logo.jpg")
+    assert result.out == f"{tmp_path / 'logo_x8.png'}\n"
+    assert "writing PNG" in result.err
+
+
+def test_json_is_all_of_stdout(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "done.png")
+    (tmp_path / "done_x8.png").touch()
+    (tmp_path / "bad.png").touch()
+    result = tudsr("upscale", tmp_path, "--json")
+    by_status = {record.get("status", "summary"): record for record in result.records}
+    assert set(by_status) == {"ok", "failed", "skipped", "summary"}
+    ok = by_status["ok"]
+    assert ok["output"] == str(tmp_path / "a_x8.png")
+    assert (ok["input_px"], ok["output_px"], ok["factors"], ok["tiles"]) == ([13, 9], [104, 72], [4, 2], 2)
+    assert set(ok["seconds"]) == {"read", "upscale", "write"}
+    assert by_status["failed"]["error"]["exit_code"] == 3
+    assert result.records[-1]["summary"].items() >= {"ok": 1, "failed": 1, "skipped": 1}.items()
+
+
+def test_dry_run_writes_nothing(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo, "--dry-run", "-o", photo.parent / "new")
+    assert result.code == 0
+    assert "13 x 9 -> 104 x 72 px, 2 tiles" in result.out
+    (record, _) = tudsr("upscale", photo, "--dry-run", "--json").records
+    assert record["status"] == "planned"
+    assert sorted(path.name for path in photo.parent.iterdir()) == ["photo.png"]
+
+
+def test_quiet_says_nothing_but_the_result(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo, "-q")
+    assert (result.out, result.err) == (f"{photo.with_name('photo_x8.png')}\n", "")
+
+
+def test_strip(tudsr: Tudsr, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Secret Maker"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    for option, kept in (("keep", True), ("strip", False)):
+        assert tudsr("upscale", tmp_path / "a.jpg", "--overwrite", "--metadata", option).code == 0
+        assert (b"Secret Maker" in (tmp_path / "a_x8.jpg").read_bytes()) == kept
+
+
+@pytest.mark.parametrize("name", ["写真 🖼 ü.png", "new\nline.png", "-r.png", "[bold]x.png"])
+def test_awkward_names(tudsr: Tudsr, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    result = tudsr("upscale", tmp_path, "--json")
+    assert result.code == 0
+    assert result.records[0]["output"] == str(tmp_path / name.replace(".png", "_x8.png"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path: Path, small_bundle: Path) -> None:
+    draw(tmp_path / "plain.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "upscale", ".", "--bundle", small_bundle],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"caf\xe9_x8.png\n"
+
+
+def test_a_bug_shows_its_traceback(tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(command, "find_inputs", bug)
+    result = tudsr("upscale", photo)
+    assert result.code == 1
+    assert "RuntimeError: a mistake" in result.err
+    assert result.err.endswith("error: this is a bug of tudsr; please report it with the lines above\n")
+
+
+def test_debug_shows_the_traceback_of_any_error(
+    tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Traceback" not in tudsr("upscale", tmp_path / "missing.png").err
+    monkeypatch.setenv("TUDSR_DEBUG", "1")
+    result = tudsr("upscale", tmp_path / "missing.png")
+    assert result.code == 3
+    assert "Traceback" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [
+        (["train", "base", "--config", "x.yaml"], "tudsr_train.base", "train"),
+        (["export", "--base", "x", "--stage1", "y", "-o", "z"], "tudsr_export.pipeline", "export"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    tudsr: Tudsr, monkeypatch: pytest.MonkeyPatch, arguments: list[str], package: str, extra: str
+) -> None:
+    # As on a machine without torch: the modules are fresh, and importing torch fails.
+    for name in [name for name in sys.modules if name.startswith(package.partition(".")[0])]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = tudsr(*arguments)
+    assert result.code == 6
+    assert f'the package torch is not installed\nTry: pip install "tudsr[{extra}]"' in result.err
+
+
+def test_bundle_info_and_verify(tudsr: Tudsr, small_bundle: Path, tmp_path: Path) -> None:
+    result = tudsr("bundle", "info", small_bundle)
+    assert result.code == 0
+    assert "x4, timestep 200" in result.out
+    (manifest,) = tudsr("bundle", "info", small_bundle, "--json").records
+    assert manifest["tile"] == 256
+    assert tudsr("bundle", "verify", small_bundle).code == 0
+    assert tudsr("bundle", "verify", tmp_path).code == 5
+
+
+def start(script: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Run `script` with the repository on its path; it has the command line in sys.argv."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        **options,
+    )
+
+
+SLOW_MODEL = """
+    import sys, time, cli
+    from tudsr_runtime.upscaler import Upscaler
+    def upscale_rows(self, image, *_):
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(60)
+    Upscaler.upscale_rows = upscale_rows
+    sys.exit(cli.main())
+"""
+
+SLOW_DISK = """
+    import sys, time, cli
+    from PIL import Image
+    def save(self, file, **_):
+        file.write(b"half")
+        file.flush()
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(60)
+    Image.Image.save = save
+    sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("script", [SLOW_MODEL, SLOW_DISK])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_and_leaves_nothing_half_written(
+    photo: Path, small_bundle: Path, script: str, number: signal.Signals, code: int
+) -> None:
+    arguments = ("upscale", photo, "--bundle", small_bundle, "-q")
+    with start(script, *arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(number)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == code
+    assert files(photo.parent) == ["photo.png"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_being_killed_while_writing_leaves_the_old_output(photo: Path, small_bundle: Path) -> None:
+    target = photo.with_name("photo_x8.png")
+    target.write_bytes(b"the old one")
+    arguments = ("upscale", photo, "--bundle", small_bundle, "-q", "--overwrite")
+    with start(SLOW_DISK, *arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.kill()
+    assert target.read_bytes() == b"the old one"
+    visible = [name for name in files(photo.parent) if not name.startswith(".")]
+    assert visible == ["photo.png", "photo_x8.png"]
+
+
+def test_a_reader_that_has_gone_ends_the_run_quietly(photo: Path, small_bundle: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import sys, cli; sys.exit(cli.main())"
+    arguments = ("upscale", photo, "--bundle", small_bundle, "-q")
+    with start(script, *arguments, stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(photo: Path, small_bundle: Path) -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    script = "import sys, cli; sys.exit(cli.main())"
+    arguments = ("upscale", photo, "--bundle", small_bundle)
+    environment = {"stderr": terminal, "stdout": subprocess.PIPE}
+    with start(script, *arguments, **environment) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{photo.with_name('photo_x8.png')}\n"
+    shown = b""
+    while True:
+        try:
+            shown += os.read(controller, 65536)
+        except OSError:
+            break
+    os.close(controller)
+    assert process.returncode == 0
+    assert b"/2 tiles" in shown

@@ -1,0 +1,147 @@
+"""Who may import whom, read from the source, and what a start of the command really loads.
+
+cli.py        -> the command module of each package, inside the command that needs it
+tudsr_export  -> tudsr_train, tudsr_runtime
+tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version)
+tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export")
+HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
+BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
+
+
+@dataclass(frozen=True)
+class Import:
+    file: str
+    line: int
+    module: str
+    deferred: bool
+    """Inside a function, or only for the type checker."""
+
+    @property
+    def package(self) -> str:
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def imports(path: Path) -> Iterator[Import]:
+    yield from _below(ast.parse(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix(), False)
+
+
+def _below(node: ast.AST, file: str, deferred: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(file, child.lineno, alias.name, deferred)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"{file}:{child.lineno} is a relative import"
+            # `from package import module` may name a module, so that both readings are looked at.
+            yield Import(file, child.lineno, str(child.module), deferred)
+            if child.module in OURS:
+                for alias in child.names:
+                    yield Import(file, child.lineno, f"{child.module}.{alias.name}", deferred)
+        else:
+            yield from _below(child, file, deferred or _defers(child))
+
+
+def _defers(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def of_package(package: str) -> list[Import]:
+    return [found for path in sorted((ROOT / package).rglob("*.py")) for found in imports(path)]
+
+
+def broken(found: list[Import], rule: object) -> list[str]:
+    return [str(one) for one in found if not rule(one)]
+
+
+def test_the_reader_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    source = "import a.b\nif TYPE_CHECKING:\n    import c\ntry:\n    from d import e\nfinally:\n    pass\n"
+    (tmp_path / "m.py").write_text(source + "def f():\n    from tudsr_train import g\n")
+    seen = [(one.module, one.deferred) for one in imports(tmp_path / "m.py")]
+    late = [("tudsr_train", True), ("tudsr_train.g", True)]
+    assert seen == [("a.b", False), ("c", True), ("d", False), *late]
+
+
+def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
+    light = {*sys.stdlib_module_names, "numpy", "PIL", "tudsr_runtime"}
+
+    def allowed(one: Import) -> bool:
+        return one.package not in HEAVY | (set(OURS) - {"tudsr_runtime"}) and (
+            one.deferred or one.package in light
+        )
+
+    assert not broken(of_package("tudsr_runtime"), allowed)
+
+
+def test_train_needs_little_of_the_runtime() -> None:
+    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "geometry", "version")}
+
+    def allowed(one: Import) -> bool:
+        return one.package not in OURS or one.package == "tudsr_train" or one.module in modules
+
+    assert not broken(of_package("tudsr_train"), allowed)
+
+
+def test_export_does_not_import_the_command_line() -> None:
+    assert not broken(of_package("tudsr_export"), lambda one: one.package != "cli")
+
+
+def test_command_line_imports_packages_only_inside_commands() -> None:
+    light = {*sys.stdlib_module_names, "typer"}
+    runtime = {"tudsr_runtime.errors", "tudsr_runtime.terminal", "tudsr_runtime.version"}
+
+    def allowed(one: Import) -> bool:
+        if one.package not in OURS:
+            return one.package in light
+        return one.deferred and (one.module.endswith(".command") or one.module in runtime)
+
+    assert not broken(list(imports(ROOT / "cli.py")), allowed)
+
+
+@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export"])
+def test_libraries_that_we_do_not_use(package: str) -> None:
+    assert not broken(of_package(package), lambda one: one.package not in BANNED)
+
+
+@pytest.mark.parametrize("package", ["tudsr_train", "tudsr_export"])
+def test_commands_load_no_heavy_package_before_they_run(package: str) -> None:
+    found = list(imports(ROOT / package / "command.py"))
+    assert not broken(found, lambda one: one.deferred or one.package not in HEAVY)
+
+
+def loaded_after(script: str) -> set[str]:
+    code = f"import sys\n{script}\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    return {name.partition(".")[0] for name in done.stderr.split()}
+
+
+def test_help_loads_no_package_and_no_numpy() -> None:
+    script = "import cli\ntry:\n    cli.app(['upscale', '--help'])\nexcept SystemExit:\n    pass"
+    assert not loaded_after(script) & {*HEAVY, "numpy", "PIL", "onnxruntime", "tudsr_train", "tudsr_export"}
+
+
+def test_the_runtime_loads_no_engine_until_it_is_chosen() -> None:
+    script = "import tudsr_runtime, tudsr_runtime.command, tudsr_runtime.upscaler"
+    assert not loaded_after(script) & {*HEAVY, "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
