@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,8 +55,16 @@ def add_adapter(generator: Generator, name: str, rank: int, target_modules: tupl
     config = LoraConfig(
         r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(target_modules)
     )
-    generator.unet.add_adapter(config, adapter_name=name)
+    with _several_adapters_are_meant():
+        generator.unet.add_adapter(config, adapter_name=name)
     generator.unet.set_adapter(name)
+
+
+@contextlib.contextmanager
+def _several_adapters_are_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        yield
 
 
 def adapter_parameters(generator: Generator, name: str) -> dict[str, nn.Parameter]:
@@ -94,7 +105,8 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
             hint="give the base that the adapter was trained on",
         )
     try:
-        generator.unet.add_adapter(config, adapter_name=name)
+        with _several_adapters_are_meant():
+            generator.unet.add_adapter(config, adapter_name=name)
         result = set_peft_model_state_dict(generator.unet, weights, adapter_name=name)
     except (RuntimeError, ValueError) as error:
         raise BundleError(

@@ -36,7 +36,7 @@ def sobel(x: Tensor) -> Tensor:
 
 def generator_loss(x_hat: Tensor, x_H: Tensor, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
     """L_G of Eq. (8) without the terms that need pretrained networks; also each term's own value, for the log."""
-    x_hat, x_H = x_hat.float(), x_H.float()
+    x_hat = x_hat.to(x_H.dtype)
     terms: dict[str, tuple[float, Tensor]] = {}
     if weights.mae:
         terms["mae"] = (weights.mae, F.l1_loss(x_hat, x_H))

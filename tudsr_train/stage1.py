@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tudsr_runtime.atomic import atomic_dir
@@ -29,6 +30,7 @@ def algorithm_1(G: Generator, x_L: Tensor, x_H: Tensor, config: Stage1Config) ->
 
 def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     """Train the stage-1 adapter and write it to `out`; the run's state lives in `out` + ".run"."""
+    torch.manual_seed(config.seed)
     G = Generator.load(config.base)
     add_adapter(G, "stage1", config.lora.rank, config.lora.target_modules)
     prepare(G, config.optimization)

@@ -39,7 +39,7 @@ def algorithm_2(G: Generator, x_L: Tensor, y_H: Tensor, t1: int, config: Stage2C
     G.unet.set_adapter("stage1")
     with torch.no_grad(), autocast(config.optimization):
         m = G(x_L, t1)
-    y_L = upsampling(m.float(), config.N)
+    y_L = upsampling(m.to(y_H.dtype), config.N)
     G.unet.set_adapter("stage2")
     for y_L_i, y_H_i in zip(chunking(y_L, config.R), chunking(y_H, config.R), strict=True):
         with autocast(config.optimization):
@@ -49,6 +49,7 @@ def algorithm_2(G: Generator, x_L: Tensor, y_H: Tensor, t1: int, config: Stage2C
 
 def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
     """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`."""
+    torch.manual_seed(config.seed)
     G = Generator.load(config.base)
     stage1 = load_adapter(G, config.stage1, "stage1")
     add_adapter(G, "stage2", config.lora.rank, config.lora.target_modules)

@@ -1,0 +1,45 @@
+"""Pairs by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tudsr_train.data import Pairs, Synthetic, Task, synthetic_pool
+from tudsr_train.degradation import Degradation
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    return Synthetic(count=4, size=64, seed=1, cache=str(tmp_path_factory.mktemp("cache")))
+
+
+def test_the_pool_is_drawn_once_and_then_read(data: Synthetic) -> None:
+    first = synthetic_pool(data, workers=1)
+    (file,) = Path(data.cache).iterdir()
+    written = file.stat().st_mtime_ns
+    assert (synthetic_pool(data) == first).all()
+    assert file.stat().st_mtime_ns == written
+    assert first.shape == (4, 64, 64, 3)
+
+
+def test_a_pair_is_a_function_of_its_number(data: Synthetic) -> None:
+    pairs = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Degradation(), seed=5, length=100)
+    x_L, x_H = pairs[17]
+    again = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Degradation(), seed=5, length=100)
+    _ = again[3]
+    assert torch.equal(again[17][0], x_L)
+    assert torch.equal(again[17][1], x_H)
+    assert not torch.equal(pairs[18][1], x_H)
+    for x in (x_L, x_H):
+        assert x.shape == (3, 32, 32)
+        assert x.abs().max() <= 1
+
+
+def test_stage_2_pairs_are_n_times_larger_than_their_input(data: Synthetic) -> None:
+    pairs = Pairs(synthetic_pool(data), Task(64, (4, 8), 32), Degradation(), seed=5, length=100)
+    x_L, y_H = pairs[0]
+    assert x_L.shape == (3, 32, 32)
+    assert y_H.shape == (3, 64, 64)

@@ -1,0 +1,66 @@
+"""The degradation: repeatable, of the right size, and each step against a reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from tudsr_train.degradation import Degradation, blur, degrade
+
+CLEAN = Degradation(blur_sigma=(0.0, 0.0), noise_prob=0.0, jpeg_prob=0.0)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1.3, 3.0])
+def test_an_isotropic_blur_equals_the_reference(sigma: float) -> None:
+    # the reference samples its kernel, so that the two agree only on pictures without the finest detail
+    x = torch.from_numpy(gaussian_filter(np.random.default_rng(0).random((3, 48, 64), np.float32), (0, 1.5, 1.5)))
+    expected = gaussian_filter(x.numpy(), (0, sigma, sigma), mode="mirror", truncate=6)
+    spread = float((x - torch.from_numpy(expected)).abs().max())
+    difference = np.abs(blur(x, np.eye(2) * sigma**2).numpy() - expected)
+    assert difference.max() < 0.05 * spread
+
+
+def test_a_turned_blur_smears_along_its_long_axis() -> None:
+    x = torch.zeros(1, 65, 65)
+    x[0, 32, 32] = 1
+    y = blur(x, np.array([[9.0, 0.0], [0.0, 1.0]]))[0]
+    assert y[32, 38] > 5 * y[38, 32].abs()
+    assert float(y.sum()) == pytest.approx(1, abs=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.sampled_from([1, 2, 4, 8]), level=st.floats(0, 1), seed=st.integers(0, 10**6))
+def test_a_constant_stays_itself_without_noise(scale: int, level: float, seed: int) -> None:
+    x = torch.full((3, 32, 32), level)
+    settings_without_noise = Degradation(noise_prob=0.0, jpeg_prob=0.0)
+    low = degrade(x, scale, settings_without_noise, np.random.default_rng(seed))
+    assert low.shape == (3, 32 // scale, 32 // scale)
+    assert (low - level).abs().max() <= 0.5 / 255 + 1e-4
+
+
+def test_nothing_is_lost_where_every_step_is_off() -> None:
+    x = torch.randint(0, 256, (3, 16, 16)).float() / 255
+    for seed in range(8):
+        assert torch.allclose(degrade(x, 1, CLEAN, np.random.default_rng(seed)), x, atol=1e-6)
+
+
+def test_the_same_generator_gives_the_same_picture_and_levels_are_8_bit() -> None:
+    x = torch.rand(3, 64, 64)
+    first = degrade(x, 4, Degradation(), np.random.default_rng(7))
+    assert torch.equal(first, degrade(x, 4, Degradation(), np.random.default_rng(7)))
+    assert not torch.equal(first, degrade(x, 4, Degradation(), np.random.default_rng(8)))
+    assert torch.allclose(first * 255, (first * 255).round(), atol=1e-4)
+
+
+def test_noise_has_the_asked_for_spread() -> None:
+    noisy = Degradation(
+        blur_sigma=(0.0, 0.0), noise_sigma=(0.1, 0.1), noise_prob=1.0, jpeg_prob=0.0, gray_noise_prob=0.0
+    )
+    x = torch.full((3, 128, 128), 0.5)
+    for seed in range(4):
+        low = degrade(x, 1, noisy, np.random.default_rng(seed))
+        assert float(low.std()) == pytest.approx(0.1, rel=0.05)
