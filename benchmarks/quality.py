@@ -1,15 +1,16 @@
 """Full-reference quality of a bundle against bicubic, on photographs that no training ever saw.
 
-    python benchmarks/quality.py [--bundle nano] [--realsr DIR] [--photos DIR] [-o benchmarks/results/quality_nano]
+    python benchmarks/quality.py [--bundle nano] [--realsr DIR] [-o benchmarks/results/quality_nano]
 
-(a) Four photographs that ship with scikit-image, degraded from seeds 0 to 2: Gaussian blur of sigma U(0.2, 1.2) s / 2
-    pixels, reduced s times by area, bilinear or bicubic, noise of sigma U(0.004, 0.04), JPEG of quality 50 to 95; s = 4, 8.
-(b) With --realsr: real pairs x4 in DIR/LR and DIR/HR (same file names), and, if DIR/osediff_metrics.csv is there, the
-    scores that OSEDiff's authors published for the same pairs.
+(a) Four photographs that ship with scikit-image, degraded from seeds 0 to 2: Gaussian blur of sigma
+    U(0.2, 1.2) s / 2 pixels, reduced s times by area, bilinear or bicubic, noise of sigma U(0.004, 0.04),
+    JPEG of quality 50 to 95; s = 4, 8.
+(b) With --realsr: real pairs x4 in DIR/LR and DIR/HR (same file names), and, if DIR/osediff_metrics.csv is
+    there, the scores that OSEDiff's authors published for the same pairs.
 
-Columns as in the paper's Tables 4 and 5: M4 is stage 1 alone at x4, N4 stage 2 alone at x4, M2N2 both; likewise at x8.
-Metrics on the Y channel of BT.601 in [0, 1]: PSNR (dB), SSIM (Wang et al. 2004, 11 x 11 Gaussian window), and GMSD
-(Xue et al. 2014: deviation of the gradient magnitude similarity; lower is better).
+Names as in the paper's Tables 4 and 5: M4 is stage 1 alone at x4, N4 stage 2 alone at x4, M2N2 both;
+likewise at x8. Metrics on the Y channel of BT.601 in [0, 1]: PSNR (dB), SSIM (Wang et al. 2004, 11 x 11
+Gaussian window), and GMSD (Xue et al. 2014: deviation of the gradient magnitude similarity; lower is better).
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def compare(pairs: Iterator[Pair], methods: dict[str, Method]) -> dict[str, dict
     for pair in pairs:
         for name, method in methods.items():
             scores[name][pair.name].append(measure(method(pair.low), pair.high))
-        print(f"  {pair.name}", file=sys.stderr)
+        sys.stderr.write(f"  {pair.name}\n")
     return {
         name: {
             picture: {metric: float(np.mean([run[metric] for run in runs])) for metric in METRICS}
@@ -162,7 +163,7 @@ def mean(scores: dict[str, dict[str, float]], metric: str) -> float:
 
 
 def table(title: str, scores: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: one row per method; the gain over bicubic, the worst picture's, and how many pictures gained."""
+    """Markdown, one row per method: means, gain over bicubic, the least gain, pictures gained on."""
     reference = scores["bicubic"]
     rows = [
         f"### {title}",
@@ -174,7 +175,8 @@ def table(title: str, scores: dict[str, dict[str, dict[str, float]]]) -> str:
         gains = [pictures[p]["psnr"] - reference[p]["psnr"] for p in pictures]
         ahead = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if name != "bicubic" else ""
         rows.append(
-            f"| {name} | {mean(pictures, 'psnr'):.3f} | {mean(pictures, 'ssim'):.4f} | {mean(pictures, 'gmsd'):.4f} "
+            f"| {name} | {mean(pictures, 'psnr'):.3f} | {mean(pictures, 'ssim'):.4f} "
+            f"| {mean(pictures, 'gmsd'):.4f} "
             f"| {np.mean(gains):+.3f} | {min(gains):+.3f} | {ahead} |"
         )
     return "\n".join(rows) + "\n"
@@ -184,7 +186,8 @@ def per_photograph(scores: dict[str, dict[str, dict[str, float]]], best: str) ->
     rows = [f"| photograph | bicubic | {best} | gain, dB |", "|---|---|---|---|"]
     for picture, reference in scores["bicubic"].items():
         value = scores[best][picture]["psnr"]
-        rows.append(f"| {picture} | {reference['psnr']:.3f} | {value:.3f} | {value - reference['psnr']:+.3f} |")
+        gain = value - reference["psnr"]
+        rows.append(f"| {picture} | {reference['psnr']:.3f} | {value:.3f} | {gain:+.3f} |")
     return "\n".join(rows) + "\n"
 
 
@@ -196,8 +199,8 @@ def published(folder: Path) -> str:
     rows = list(csv.DictReader(path.open()))
     means = {metric: np.mean([float(row[metric]) for row in rows]) for metric in ("psnr", "ssim")}
     return (
-        f"OSEDiff, published by its authors for the same {len(rows)} pairs: "
-        f"PSNR-Y {means['psnr']:.3f}, SSIM {means['ssim']:.4f} (it imagines detail; these metrics do not reward that).\n"
+        f"OSEDiff, published by its authors for the same {len(rows)} pairs: PSNR-Y {means['psnr']:.3f}, "
+        f"SSIM {means['ssim']:.4f} (it imagines detail; these metrics do not reward that).\n"
     )
 
 
@@ -220,7 +223,7 @@ def main() -> None:
             record["realsr_x4"] = scores
             report += [table("RealSR, 100 real pairs, x4", scores), published(args.realsr)]
     text = "\n".join(report)
-    print(text)
+    sys.stdout.write(text)
     if args.output:
         args.output.with_suffix(".md").write_text(text)
         args.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")

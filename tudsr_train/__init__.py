@@ -1,1 +1,1 @@
-"""The companion trainer: the paper's two-stage recipe over any diffusers base, and the `nano` base made from nothing."""
+"""The companion trainer: the paper's two-stage recipe over any diffusers base, and the `nano` base."""

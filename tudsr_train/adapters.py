@@ -50,7 +50,7 @@ def prompt_sha256(prompt_embeds: Tensor) -> str:
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
     """Attach a fresh trainable LoRA to the UNet and make it the active one; it starts as an exact identity.
 
-    alpha = rank (scaling 1), A gaussian, B zero. `set_adapter` of the UNet switches between adapters afterwards.
+    alpha = rank (scaling 1), A gaussian, B zero. Afterwards the UNet's `set_adapter` switches adapters.
     """
     config = LoraConfig(
         r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(target_modules)
@@ -92,8 +92,9 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
 def load_adapter(generator: Generator, folder: str | Path, name: str) -> AdapterRecord | None:
     """Attach the adapter in `folder` to the UNet as `name`, frozen and active.
 
-    Returns its record, or None where the folder has none (an adapter from elsewhere). Raises BundleError (exit 5)
-    where files are missing or damaged, the weights do not fit the UNet, or the record names another base.
+    Returns its record, or None where the folder has none (an adapter from elsewhere). Raises BundleError
+    (exit 5) where files are missing or damaged, the weights do not fit the UNet, or the record names
+    another base.
     """
     folder = Path(folder)
     config, weights = _read_peft(folder)
@@ -116,8 +117,8 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     if result.unexpected_keys or missing:
         worst = [*result.unexpected_keys, *missing][0]
         raise BundleError(
-            f"{folder}: the adapter does not fit the base: {len(result.unexpected_keys)} weights have no place, "
-            f"{len(missing)} places have no weight (first: {worst})"
+            f"{folder}: the adapter does not fit the base: {len(result.unexpected_keys)} weights have no "
+            f"place, {len(missing)} places have no weight (first: {worst})"
         )
     generator.unet.set_adapter(name)
     for parameter in adapter_parameters(generator, name).values():

@@ -1,8 +1,8 @@
 """`tudsr train base`: the `nano` base, trained from nothing as a one-step restorer through Eq. (2).
 
-Stable Diffusion brings a prior that the LoRAs then bend; `nano` has to be given one first. All UNet weights are trained
-at both timesteps: at t_1 on degraded pictures enlarged by M, at t_2 on clean but soft ones enlarged by N, which is what
-the second stage will see.
+Stable Diffusion brings a prior that the LoRAs then bend; `nano` has to be given one first. All UNet weights
+are trained at both timesteps: at t_1 on degraded pictures enlarged by M, at t_2 on clean but soft ones
+enlarged by N, which is what the second stage will see.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BasePairs(Pairs):
 
 
 def train_base(config: BaseConfig, out: Path, resume: str) -> None:
-    """Train the base and write it to `out` in the diffusers layout; the run's state lives in `out` + ".run"."""
+    """Train the base and write it to `out`, in the diffusers layout; the run's state is in `out`.run."""
     run = out.with_name(out.name + ".run")
     run.mkdir(parents=True, exist_ok=True)
     with atomic_dir(run / "start", overwrite=True) as start:

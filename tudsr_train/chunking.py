@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def upsampling(m: Tensor, N: int) -> Tensor:
-    """y_L = Upsampling(m, N): bilinear, half-pixel centres, (B, C, H, W) to (B, C, N H, N W). Implements Eq. (10)."""
+    """y_L = Upsampling(m, N), bilinear: (B, C, H, W) to (B, C, N H, N W). Implements Eq. (10)."""
     return F.interpolate(m, scale_factor=N, mode="bilinear", align_corners=False)
 
 
 def chunking(y: Tensor, R: int) -> Iterator[Tensor]:
-    """Cut (B, C, N R, N R) into N^2 chunks (B, C, R, R), left to right, then top to bottom. Implements Eq. (11)."""
+    """Cut (B, C, N R, N R) into N^2 chunks (B, C, R, R), row by row. Implements Eq. (11)."""
     height, width = y.shape[-2:]
     if height % R or width % R:
         raise ValueError(f"a picture of {height} x {width} px does not divide into chunks of {R} px")

@@ -20,7 +20,8 @@ def run(stage: str, config: Path, overrides: list[str], out: Path | None, resume
         resume: auto, never, or the folder of a checkpoint.
 
     Raises:
-        UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or adapter.
+        UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
+        adapter.
     """
     from tudsr_train.base import train_base
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, load_config

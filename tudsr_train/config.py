@@ -126,7 +126,8 @@ class Stage2Config:
 def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
     """Read a YAML file into `kind`, then apply `key.sub=value` overrides.
 
-    Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a wrong type.
+    Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a
+    wrong type.
     """
     try:
         tree = yaml.safe_load(path.read_text()) or {}

@@ -1,4 +1,4 @@
-"""Training pairs by number: the same (seed, number) is the same pair in every process and after every restart."""
+"""Training pairs by number: a (seed, number) is the same pair in every process, after every restart."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _random_crop(pool: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Tensor:
-    """A crop (3, side, side) in [0, 1], flipped and turned, of drawn contrast, brightness and channel order."""
+    """A crop (3, side, side) in [0, 1], flipped and turned, of drawn contrast, brightness, channel order."""
     picture = pool[rng.integers(len(pool))]
     top, left = rng.integers(0, picture.shape[0] - side + 1, 2)
     crop = picture[top : top + side, left : left + side][:, :, rng.permutation(3)]

@@ -1,7 +1,8 @@
 """The LQ picture that a camera, a resize and a JPEG encoder would have left of an HQ picture.
 
-One round in Real-ESRGAN's order (Wang et al. 2021, section 3): blur, resize, noise, JPEG. Blur widths are in units of
-half the reduction factor, so that the same numbers mean the same blur, seen from the LQ grid, at every factor.
+One round in Real-ESRGAN's order (Wang et al. 2021, section 3): blur, resize, noise, JPEG. Blur widths are
+in units of half the reduction factor, so that the same numbers mean the same blur, seen from the LQ grid,
+at every factor.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _blur_covariance(scale: int, degradation: Degradation, rng: np.random.Genera
 
 
 def blur(x: Tensor, covariance: NDArray[np.float64]) -> Tensor:
-    """Convolve (C, H, W) with a Gaussian of the given 2x2 covariance (pixels squared; axes x, y), edges reflected.
+    """Convolve (C, H, W) with a Gaussian of a 2x2 covariance (pixels squared; axes x, y), edges reflected.
 
     The convolution is a product of spectra, so its cost does not grow with the width.
     """

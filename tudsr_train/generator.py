@@ -1,6 +1,7 @@
 """G, the one-step generator of both stages (paper Eq. 1 and 2), over any diffusers base.
 
-    z_L = E(x_L) s        eps = B(z_L, t, c)        z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)        x_H = D(z_H / s)
+    z_L = E(x_L) s      eps = B(z_L, t, c)      z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)
+    x_H = D(z_H / s)
 
 E and D are the autoencoder, B the UNet, c a fixed prompt, t the stage's fixed timestep, abar_t diffusers'
 `alphas_cumprod[t]`, s the autoencoder's scaling factor. Training, export and the tests all use this one file.
@@ -26,7 +27,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def one_step(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, prediction_type: str = "epsilon") -> Tensor:
-    """Estimate z_H from z_L and the backbone's prediction in one denoising step. Implements Eq. (2), second line.
+    """Estimate z_H from z_L and the backbone's prediction in one step. Implements Eq. (2), second line.
 
     Args:
         z_L: latent (B, C, h, w), taken as the diffused latent at timestep t.
@@ -61,7 +62,8 @@ class Generator(nn.Module):
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
             raise BundleError(
-                f"the base predicts {prediction_type!r}; one-step restoration needs {' or '.join(PREDICTION_TYPES)}"
+                f"the base predicts {prediction_type!r}; one-step restoration needs "
+                f"{' or '.join(PREDICTION_TYPES)}"
             )
         self.vae, self.unet = vae, unet
         self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
@@ -108,7 +110,8 @@ class Generator(nn.Module):
     def load(cls, base: str | Path) -> Generator:
         """Load a base in the diffusers layout: unet/, vae/, scheduler/ and a prompt (see `prompt_of`).
 
-        Weights are float32, frozen. Raises BundleError (exit 5) where a part is missing, damaged or does not fit.
+        Weights are float32, frozen. Raises BundleError (exit 5) where a part is missing, damaged or does
+        not fit.
         """
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
@@ -128,7 +131,8 @@ class Generator(nn.Module):
         width = unet.config.cross_attention_dim
         if prompt_embeds.shape[-1] != width:
             raise BundleError(
-                f"{base}: the prompt embedding is {prompt_embeds.shape[-1]} wide, but the UNet attends to {width}"
+                f"{base}: the prompt embedding is {prompt_embeds.shape[-1]} wide, "
+                f"but the UNet attends to {width}"
             )
         return cls(
             vae.eval(),
@@ -157,8 +161,8 @@ def _load_vae(folder: Path) -> nn.Module:
 def prompt_of(folder: Path, prompt: str = "") -> Tensor:
     """Embedding c of the fixed prompt, float32 (1, L, D).
 
-    A stored embedding (`prompt/prompt_embeds.safetensors`) comes first; else the base's own text encoder encodes
-    `prompt` once, padded to its full length, and is dropped.
+    A stored embedding (`prompt/prompt_embeds.safetensors`) comes first; else the base's own text encoder
+    encodes `prompt` once, padded to its full length, and is dropped.
     """
     stored = folder / PROMPT_FILE
     if stored.is_file():

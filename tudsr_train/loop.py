@@ -1,7 +1,8 @@
-"""The loop that every kind of training shares: backward per loss, accumulation, schedule, log, checkpoints, resume.
+"""The loop that every kind of training shares: backward, accumulation, schedule, log, checkpoints, resume.
 
-What is trained, and from which losses, is the business of `base`, `stage1` and `stage2`: each hands the loop a function
-that yields one loss after another, and the loop runs one backward for each before it asks for the next.
+What is trained, and from which losses, is the business of `base`, `stage1` and `stage2`: each hands the
+loop a function that yields one loss after another, and the loop runs one backward for each before it asks
+for the next.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Loop:
                     if self.step % o.save_every == 0 or last:
                         self.save()
                     if self._interrupted:
-                        raise KeyboardInterrupt(self._interrupted)
+                        _say(f"stopped at step {self.step}; the same command goes on from there")
+                        raise SystemExit(128 + self._interrupted)
 
     def _update(self) -> bool:
         """Clip, step and clear; False (and no step) where the gradient is not finite."""
@@ -189,11 +191,11 @@ class _Log:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "lr": lr, "steps_per_s": rate, **means}) + "\n")
         shown = "  ".join(f"{name} {value:.5f}" for name, value in means.items())
-        _say(
-            f"step {step}/{steps}  {shown}  lr {lr:.2e}  {rate:.2f} steps/s  {(steps - step) / rate / 60:.0f} min left"
-        )
+        minutes = (steps - step) / rate / 60
+        _say(f"step {step}/{steps}  {shown}  lr {lr:.2e}  {rate:.2f} steps/s  {minutes:.0f} min left")
         self.sums, self.count = {}, 0
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -16,7 +16,7 @@ SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of L_G (Eq. 8). Names follow the terms, since the paper's lambdas are only numbered."""
+    """Weights of the terms of L_G (Eq. 8), named after the terms: the paper only numbers its lambdas."""
 
     mae: float = 1.0
     """lambda_3: mean absolute error."""
@@ -27,7 +27,7 @@ class LossWeights:
 
 
 def sobel(x: Tensor) -> Tensor:
-    """S(x) of Eq. (5): gradient magnitude (B, 1, H, W) of the channel mean, zero-padded, of x mapped to [0, 1]."""
+    """S(x) of Eq. (5): gradient magnitude (B, 1, H, W) of x's channel mean in [0, 1], zero-padded."""
     gray = (x.mean(1, keepdim=True) + 1) / 2
     kernel_x = torch.tensor(SOBEL_X, device=x.device, dtype=x.dtype)
     gradient = F.conv2d(gray, torch.stack([kernel_x, kernel_x.T])[:, None], padding=1)
@@ -35,7 +35,7 @@ def sobel(x: Tensor) -> Tensor:
 
 
 def generator_loss(x_hat: Tensor, x_H: Tensor, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """L_G of Eq. (8) without the terms that need pretrained networks; also each term's own value, for the log."""
+    """L_G of Eq. (8) without the terms that need pretrained networks; and each term's value, for the log."""
     x_hat = x_hat.to(x_H.dtype)
     terms: dict[str, tuple[float, Tensor]] = {}
     if weights.mae:

@@ -1,7 +1,8 @@
 """The `nano` base before training: a small UNet over pixel patches, in the diffusers folder layout.
 
-What makes it a one-step restorer from the first step on: `conv_out` starts at zero, and the scheduler's betas are so
-small that a zero prediction in Eq. (2) returns the input scaled by 1 / sqrt(abar_t), within one per cent.
+What makes it a one-step restorer from the first step on: `conv_out` starts at zero, and the scheduler's
+betas are so small that a zero prediction in Eq. (2) returns the input scaled by 1 / sqrt(abar_t), within
+one per cent.
 """
 
 from __future__ import annotations

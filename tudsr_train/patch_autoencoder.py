@@ -1,7 +1,7 @@
 """An autoencoder that loses nothing and costs nothing: every latent cell is a patch of pixels.
 
-Same interface as diffusers' `AutoencoderKL`, so that the generator, the trainer and the export treat the `nano` base as
-they treat Stable Diffusion. There are no weights: `vae/` holds a `config.json` only.
+Same interface as diffusers' `AutoencoderKL`, so that the generator, the trainer and the export treat the
+`nano` base as they treat Stable Diffusion. There are no weights: `vae/` holds a `config.json` only.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ class PatchDecoding:
 class PatchAutoencoder(ConfigMixin, nn.Module):
     """Pixel unshuffle (Shi et al. 2016, inverted) behind the interface of `AutoencoderKL`.
 
-    `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, H / p, W / p), and `decode` undoes it
-    exactly. H and W must be multiples of `patch_size` p.
+    `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, H / p, W / p), and `decode`
+    undoes it exactly. H and W must be multiples of `patch_size` p.
     """
 
     config_name = "config.json"
 
     @register_to_config
-    def __init__(self, patch_size: int = 4, scaling_factor: float = 1.0, latent_channels: int = 48) -> None:
+    def __init__(
+        self,
+        patch_size: int = 4,
+        scaling_factor: float = 1.0,  # noqa: ARG002 - kept in the config, where `Generator` reads it
+        latent_channels: int = 48,
+    ) -> None:
         super().__init__()
         if latent_channels != 3 * patch_size**2:
             raise ValueError(

@@ -29,8 +29,8 @@ from tudsr_train.precision import autocast, prepare
 def algorithm_2(G: Generator, x_L: Tensor, y_H: Tensor, t1: int, config: Stage2Config) -> Iterator[Loss]:
     """Yield one loss per chunk. Implements Algorithm 2 for theta_2, without a discriminator.
 
-    Whoever iterates runs the backward of a chunk before the next one is computed, so that the graph of one chunk at
-    most is alive: peak memory is stage 1's, not N^2 times it.
+    Whoever iterates runs the backward of a chunk before the next one is computed, so that the graph of one
+    chunk at most is alive: peak memory is stage 1's, not N^2 times it.
 
     Args:
         x_L: (B, 3, R, R) in [-1, 1].

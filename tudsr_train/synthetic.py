@@ -1,12 +1,13 @@
 """Synthetic training pictures with the statistics of photographs: textured dead leaves.
 
-A dead-leaves picture is a stack of occluding shapes whose sizes follow a power law; it has the scale invariance, the
-sharp occlusion edges and the 1/f spectrum of natural pictures (Lee, Mumford, Huang 2001). Four things make a restorer
-trained on them work on photographs: the shapes cover the whole frame, they are shaded inside, nearly all of them carry
-a texture, and colours are drawn around a common scene colour in CIE Lab, so that they are natural and not saturated.
+A dead-leaves picture is a stack of occluding shapes whose sizes follow a power law; it has the scale
+invariance, the sharp occlusion edges and the 1/f spectrum of natural pictures (Lee, Mumford, Huang 2001).
+Four things make a restorer trained on them work on photographs: the shapes cover the whole frame, they are
+shaded inside, nearly all of them carry a texture, and colours are drawn around a common scene colour in CIE
+Lab, so that they are natural and not saturated.
 
-Everything is drawn at twice the size and averaged down, as a sensor does. Picture `i` of a seed is always the same
-picture, whatever was drawn before it.
+Everything is drawn at twice the size and averaged down, as a sensor does. Picture `i` of a seed is always
+the same picture, whatever was drawn before it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHARACTERS = string.ascii_letters + string.digits + "&%#?!+="
 
 @dataclass
 class SyntheticImages:
-    """Pictures by number: `images[i]` is float32 (size, size, 3) in [0, 1], the same for the same seed and number."""
+    """Pictures by number: `images[i]` is float32 (size, size, 3) in [0, 1], the same for the same seed."""
 
     size: int = 256
     """Side of a picture, pixels."""
@@ -80,7 +81,8 @@ class SyntheticImages:
 def texture(rng: np.random.Generator, side: int) -> Floats:
     """Draw one periodic texture, float32 (side, side), mean 0 and standard deviation about 1.
 
-    Anisotropic 1/f noise of random direction, elongation and slope; sometimes a grating or stripes warped by it.
+    Anisotropic 1/f noise of random direction, elongation and slope; sometimes a grating or stripes warped
+    by it.
     """
     fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
     angle, elongation = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.9))
@@ -167,7 +169,7 @@ def _label_map(rng: np.random.Generator, shapes: _Shapes, side: int) -> NDArray[
 
 
 def _scene_colours(rng: np.random.Generator, n: int) -> Floats:
-    """n linear-light-free sRGB colours around one scene colour, float32 (n, 3) in [0, 1]."""
+    """n sRGB colours around one scene colour, float32 (n, 3) in [0, 1]."""
     scene = (rng.uniform(25, 75), rng.normal(0, 8), rng.normal(5, 12))
     spread = (rng.uniform(8, 28), rng.uniform(3, 16), rng.uniform(3, 18))
     lab = rng.normal(scene, spread, (n, 3))
@@ -176,7 +178,7 @@ def _scene_colours(rng: np.random.Generator, n: int) -> Floats:
 
 
 def lab_to_srgb(lab: NDArray[np.float64]) -> Floats:
-    """Convert CIE Lab (D65; L in 0..100) of shape (n, 3) to sRGB in [0, 1], clipped (CIE 15, IEC 61966-2-1)."""
+    """CIE Lab (D65; L in 0..100) of shape (n, 3) to sRGB in [0, 1], clipped (CIE 15, IEC 61966-2-1)."""
     fy = (lab[:, 0] + 16) / 116
     f = np.stack([fy + lab[:, 1] / 500, fy, fy - lab[:, 2] / 200], 1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.95047, 1.0, 1.08883)
@@ -194,7 +196,7 @@ def lab_to_srgb(lab: NDArray[np.float64]) -> Floats:
 
 
 def _expose(rng: np.random.Generator, picture: Floats, size: int) -> Floats:
-    """Optics and sensor: uneven defocus, a slight blur, the average down to `size`; float32 (size, size, 3) in [0, 1]."""
+    """Uneven defocus, a slight blur, the average down to `size`; float32 (size, size, 3) in [0, 1]."""
     # Pillow blurs 8-bit pictures only; half a level of rounding is averaged away by the supersampling
     drawn = Image.fromarray((picture.clip(0, 1) * 255 + 0.5).astype(np.uint8))
     if rng.random() < 0.3:

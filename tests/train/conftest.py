@@ -12,7 +12,11 @@ from tudsr_train.generator import Generator
 from tudsr_train.nano import NanoBase, create_base
 
 TINY = NanoBase(
-    patch_size=4, block_out_channels=(16, 32), num_attention_heads=2, cross_attention_dim=16, norm_num_groups=8
+    patch_size=4,
+    block_out_channels=(16, 32),
+    num_attention_heads=2,
+    cross_attention_dim=16,
+    norm_num_groups=8,
 )
 
 

@@ -64,9 +64,11 @@ def test_a_saved_adapter_loads_here_and_in_peft_with_equal_results(
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_damaged_or_foreign_adapters_are_refused(generator: Generator, tiny_base: Path, tmp_path: Path) -> None:
+def test_damaged_or_foreign_adapters_are_refused(
+    generator: Generator, tiny_base: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "adapter"
-    with pytest.raises(BundleError, match="adapter_config.json is missing"):
+    with pytest.raises(BundleError, match=r"adapter_config\.json is missing"):
         load_adapter(generator, folder, "stage1")
     _random_adapter(generator, folder)
     record_path, weights_path = folder / "tudsr.json", folder / "adapter_model.safetensors"
@@ -87,7 +89,9 @@ def test_damaged_or_foreign_adapters_are_refused(generator: Generator, tiny_base
         load_adapter(Generator.load(tiny_base), folder, "stage1")
 
 
-def test_an_adapter_of_another_shape_is_refused(generator: Generator, tiny_base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_shape_is_refused(
+    generator: Generator, tiny_base: Path, tmp_path: Path
+) -> None:
     _random_adapter(generator, tmp_path / "adapter", rank=4)
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -58,7 +58,9 @@ def test_a_missing_file_and_a_bare_override_are_named(tmp_path: Path) -> None:
         load_config(BaseConfig, _file(tmp_path, ""), ["steps"])
 
 
-@pytest.mark.parametrize(("kind", "name"), [(BaseConfig, "base"), (Stage1Config, "stage1"), (Stage2Config, "stage2")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(BaseConfig, "base"), (Stage1Config, "stage1"), (Stage2Config, "stage2")]
+)
 def test_the_shipped_configurations_are_valid(kind: type, name: str) -> None:
     shipped = Path(__file__).parents[2] / "configs" / "nano" / f"{name}.yaml"
     assert load_config(kind, shipped, []).out.startswith("models/nano/")

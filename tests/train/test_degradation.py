@@ -17,7 +17,9 @@ CLEAN = Degradation(blur_sigma=(0.0, 0.0), noise_prob=0.0, jpeg_prob=0.0)
 @pytest.mark.parametrize("sigma", [1.0, 1.3, 3.0])
 def test_an_isotropic_blur_equals_the_reference(sigma: float) -> None:
     # the reference samples its kernel, so that the two agree only on pictures without the finest detail
-    x = torch.from_numpy(gaussian_filter(np.random.default_rng(0).random((3, 48, 64), np.float32), (0, 1.5, 1.5)))
+    x = torch.from_numpy(
+        gaussian_filter(np.random.default_rng(0).random((3, 48, 64), np.float32), (0, 1.5, 1.5))
+    )
     expected = gaussian_filter(x.numpy(), (0, sigma, sigma), mode="mirror", truncate=6)
     spread = float((x - torch.from_numpy(expected)).abs().max())
     difference = np.abs(blur(x, np.eye(2) * sigma**2).numpy() - expected)

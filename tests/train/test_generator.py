@@ -39,7 +39,9 @@ def test_one_step_equals_the_x0_of_the_reference_scheduler() -> None:
         scheduler = DDPMScheduler.from_config(SCHEDULER.config, prediction_type=kind, clip_sample=False)
         scheduler.set_timesteps(1000)
         expected = scheduler.step(prediction, 200, z_L).pred_original_sample
-        assert torch.allclose(one_step(z_L, prediction, scheduler.alphas_cumprod[200], kind), expected, atol=1e-5)
+        assert torch.allclose(
+            one_step(z_L, prediction, scheduler.alphas_cumprod[200], kind), expected, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -94,9 +96,13 @@ def test_eq_2_through_a_stable_diffusion_like_base_equals_plain_diffusers(tmp_pa
 
 
 def test_a_base_that_lacks_a_part_or_does_not_fit_is_named(tmp_path: Path, tiny_base: Path) -> None:
-    with pytest.raises(BundleError, match="unet/config.json is missing"):
+    with pytest.raises(BundleError, match=r"unet/config\.json is missing"):
         Generator.load(tmp_path)
-    for part, message in (("prompt", "prompt is unknown"), ("scheduler", "cannot be read"), ("vae", "cannot be read")):
+    for part, message in (
+        ("prompt", "prompt is unknown"),
+        ("scheduler", "cannot be read"),
+        ("vae", "cannot be read"),
+    ):
         copy = tmp_path / part
         shutil.copytree(tiny_base, copy)
         shutil.rmtree(copy / part)

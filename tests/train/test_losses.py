@@ -23,5 +23,7 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     x_hat, x_H = torch.rand(2, 1, 3, 8, 8) * 2 - 1
     loss, terms = generator_loss(x_hat, x_H, LossWeights(mae=0.5, mse=2.0, edges=0.25))
     assert terms["mae"] == pytest.approx(float((x_hat - x_H).abs().mean()))
-    assert loss.item() == pytest.approx(0.5 * terms["mae"] + 2 * terms["mse"] + 0.25 * terms["edges"], rel=1e-5)
+    assert loss.item() == pytest.approx(
+        0.5 * terms["mae"] + 2 * terms["mse"] + 0.25 * terms["edges"], rel=1e-5
+    )
     assert float(generator_loss(x_H, x_H, LossWeights(edges=1.0))[0]) == 0

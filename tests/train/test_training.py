@@ -23,7 +23,14 @@ from tudsr_train.stage2 import algorithm_2, train_stage2
 
 
 def _optimization(**changes: object) -> Optimization:
-    defaults = {"precision": "fp32", "workers": 0, "accumulation": 1, "log_every": 1, "save_every": 100, "lr": 1e-3}
+    defaults = {
+        "precision": "fp32",
+        "workers": 0,
+        "accumulation": 1,
+        "log_every": 1,
+        "save_every": 100,
+        "lr": 1e-3,
+    }
     return Optimization(**(defaults | changes))  # type: ignore[arg-type]
 
 
@@ -42,16 +49,22 @@ def _weights(folder: Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_whole_recipe_runs_and_everything_frozen_stays(data: Synthetic, tiny_model: NanoBase, tmp_path: Path) -> None:
-    train_base(BaseConfig(model=tiny_model, data=data, R=32, optimization=_optimization(steps=3)), tmp_path / "base", "never")
+def test_the_whole_recipe_runs_and_everything_frozen_stays(
+    data: Synthetic, tiny_model: NanoBase, tmp_path: Path
+) -> None:
+    train_base(
+        BaseConfig(model=tiny_model, data=data, R=32, optimization=_optimization(steps=3)),
+        tmp_path / "base",
+        "never",
+    )
     base = Generator.load(tmp_path / "base")
     assert any(p.abs().max() > 0 for p in base.unet.conv_out.parameters())
 
     train_stage1(_stage1(tmp_path / "base", data, steps=3), tmp_path / "stage1", "never")
     before = _weights(tmp_path / "stage1")
     config = Stage2Config(
-        base=str(tmp_path / "base"), stage1=str(tmp_path / "stage1"), R=32, M=(1,), lora=Lora(rank=4), data=data,
-        optimization=_optimization(steps=2, accumulation=4),
+        base=str(tmp_path / "base"), stage1=str(tmp_path / "stage1"), R=32, M=(1,), lora=Lora(rank=4),
+        data=data, optimization=_optimization(steps=2, accumulation=4),
     )  # fmt: skip
     train_stage2(config, tmp_path / "stage2", "never")
 
@@ -59,7 +72,8 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(data: Synthetic, tiny
     G = Generator.load(tmp_path / "base")
     assert G.base_sha256 == base.base_sha256
     first, second = (load_adapter(G, tmp_path / name, name) for name in ("stage1", "stage2"))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert (first.stage, first.timestep, first.factor) == (1, 200, 2)
     assert (second.stage, second.timestep, second.factor) == (2, 50, 2)
 
@@ -136,7 +150,9 @@ def test_training_lowers_the_loss_on_what_it_sees(generator: Generator, tmp_path
     loop = Loop(tmp_path, dict(generator.unet.named_parameters()), _optimization(steps=40, save_every=40))
     losses: list[float] = []
 
-    def algorithm(_: int, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+    def algorithm(
+        _: int, a: torch.Tensor, b: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         loss = (generator(a, 200) - b).abs().mean()
         losses.append(loss.item())
         yield loss, {"mae": loss.item()}
@@ -149,7 +165,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     loop = Loop(tmp_path, {"weight": weight}, _optimization(steps=100))
 
-    def algorithm(_: int, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+    def algorithm(*_: object) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         yield (weight * float("nan")).sum(), {}
 
     with pytest.raises(TrainingError, match="21 steps in a row"):
