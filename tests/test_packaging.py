@@ -19,7 +19,8 @@ PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export"}
 def build(function: str, folder: Path) -> dict[str, bytes]:
     """Build with a function of hatchling.build; the content of the wheel."""
     code = f"import sys\nfrom hatchling.build import {function}\n{function}(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

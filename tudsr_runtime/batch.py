@@ -115,6 +115,15 @@ class Batch:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input."""
+        try:
+            self._run_all(jobs)
+        except (KeyboardInterrupt, SystemExit):
+            if not self.request.single:
+                done = f"{self.tally.ok} of {len(jobs)} done"
+                self.terminal.note(f"stopped, {done}; the same command goes on with the others")
+            raise
+
+    def _run_all(self, jobs: Sequence[Job]) -> None:
         refusals = 0
         with self.terminal.progress(sum(job.plan.tiles for job in jobs)) as bar:
             for number, job in enumerate(jobs, 1):

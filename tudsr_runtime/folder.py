@@ -134,6 +134,8 @@ def check_writable(targets: Iterable[Path], create: bool) -> None:
             continue
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        if target.is_dir():
+            raise OutputError(f"cannot write {target}: a folder has that name")
 
 
 def _identity(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 file             model sees           written again as
 1, L             grey, three times    L
-I;16             grey, three times    I;16 in PNG, else L
+I;16 (12 bits)   grey, three times    I;16 in PNG, else L
 LA               grey, filled         LA
 P, RGB, YCbCr    RGB                  RGB
 P + tRNS, RGBA   RGB, filled          RGBA
@@ -59,11 +59,11 @@ def from_image(file: ImageFile.ImageFile) -> Picture:
         InputError: a pixel format outside the table above.
     """
     # The raw mode that the decoder will read; it is gone once the pixels are loaded.
-    deep = any(";16" in str(tile.args) for tile in file.tile)
+    raw = " ".join(str(tile.args) for tile in file.tile)
     image = upright(file)
     if image.mode.startswith("I;16"):
-        return _from_deep_grey(image)
-    notes = ["16-bit colour is processed as 8-bit"] if deep else []
+        return _from_deep_grey(image, 4095 if "I;12" in raw else 65535)
+    notes = ["16-bit colour is processed as 8-bit"] if ";16" in raw else []
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK":
         image, said = _cmyk_to_rgb(image, icc)
@@ -120,9 +120,9 @@ def _three_channels(channels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.repeat(channels.reshape(*channels.shape[:2], 1), 3, axis=2)
 
 
-def _from_deep_grey(image: Image.Image) -> Picture:
+def _from_deep_grey(image: Image.Image, white: int) -> Picture:
     lost = ("the transparent grey value is dropped",) if "transparency" in image.info else ()
-    grey = np.asarray(image).astype(np.float32) / np.float32(65535)
+    grey = np.asarray(image).astype(np.float32) / np.float32(white)
     icc = image.info.get("icc_profile")
     return Picture(_three_channels(grey), grey=True, deep=True, icc=icc, notes=lost)
 

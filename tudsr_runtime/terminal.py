@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from tudsr_runtime.errors import TudsrError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Control characters but the line feed."""
 
 BROKEN_PIPE_EXIT = 141
 """128 + SIGPIPE, what a shell reports for a program whose reader has gone."""
@@ -85,7 +89,7 @@ class Terminal:
 
     def _stderr(self, text: str) -> None:
         with self._bar_hidden():
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def _bar_hidden(self) -> Iterator[None]:
@@ -124,4 +128,9 @@ class ProgressBar:
 
 def describe(error: TudsrError) -> str:
     """The lines that stand for an error on stderr."""
-    return f"error: {error}" + (f"\nTry: {error.hint}" if error.hint else "")
+    return printable(f"error: {error}" + (f"\nTry: {error.hint}" if error.hint else ""))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: a file name may hold anything."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

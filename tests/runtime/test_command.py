@@ -324,13 +324,14 @@ def test_strip(tudsr: Tudsr, tmp_path: Path) -> None:
         assert (b"Secret Maker" in (tmp_path / "a_x8.jpg").read_bytes()) == kept
 
 
-@pytest.mark.parametrize("name", ["写真 🖼 ü.png", "new\nline.png", "-r.png", "[bold]x.png"])
+@pytest.mark.parametrize("name", ["写真 🖼 ü.png", "new\nline.png", "-r.png", "[bold]x.png", "\x1b[2J.png"])
 def test_awkward_names(tudsr: Tudsr, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     result = tudsr("upscale", tmp_path, "--json")
     assert result.code == 0
     assert result.records[0]["output"] == str(tmp_path / name.replace(".png", "_x8.png"))
+    assert "\x1b" not in result.err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
@@ -441,6 +442,20 @@ def test_a_signal_stops_and_leaves_nothing_half_written(
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == code
     assert files(photo.parent) == ["photo.png"]
+
+
+def test_a_stopped_folder_says_how_far_it_came(photo: Path, small_bundle: Path) -> None:
+    draw(photo.with_name("second.png"))
+    with start(
+        SLOW_MODEL, "upscale", photo.parent, "--bundle", small_bundle, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "ready\n":
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.read().endswith(
+            "stopped, 0 of 2 done; the same command goes on with the others\n"
+        )
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -141,6 +141,9 @@ def test_folders_are_tried_before_work(tmp_path: Path) -> None:
     touch(tmp_path, "file")
     with pytest.raises(OutputError, match="cannot write to the folder"):
         check_writable([tmp_path / "file" / "a.png"], create=True)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OutputError, match="a folder has that name"):
+        check_writable([tmp_path / "folder.png"], create=False)
     with pytest.raises(OutputError, match="too long"):
         check_writable([tmp_path / ("n" * 300 + ".png")], create=False)
 

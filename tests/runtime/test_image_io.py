@@ -147,6 +147,17 @@ def test_16_bit_grey_tiff_is_read_in_either_byte_order(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(result), grey)
 
 
+def test_12_bit_grey_reaches_white(tmp_path: Path) -> None:
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    # One row of two pixels, 0xFFF and 0x800, in three bytes.
+    content = b"II*\0" + struct.pack("<I", 12) + b"\xff\xf8\x00\0" + directory
+    (tmp_path / "in.tif").write_bytes(content)
+    result, _ = copy_through(tmp_path / "in.tif", tmp_path / "out.png")
+    assert np.asarray(result).tolist() == [[65535, round(0x800 / 4095 * 65535)]]
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_16_bit_grey_in_an_8_bit_format_is_said(tmp_path: Path, suffix: str) -> None:
     path = save(image("I;16"), tmp_path / "in.png")
