@@ -1,1 +1,1 @@
-"""From a base and two LoRA adapters to a bundle: merge, fold what is constant, export to ONNX, check, publish."""
+"""From a base and LoRA adapters to a bundle: merge, fold what is constant, export to ONNX, check, publish."""

@@ -1,7 +1,7 @@
 """Constants of a stage, folded into weights: the timestep, the prompt, Eq. (2) and the latent's scale.
 
-Each function changes the module that it is given. None of them changes what the module computes beyond float32
-rounding; what falls away is the inputs (timestep, prompt) and the layers that only served them.
+Each function changes the module that it is given. What it computes changes by float32 rounding only;
+what falls away is inputs (timestep, prompt) and the layers that only served them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def bake_timestep(unet: nn.Module, timestep: int) -> None:
             activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
             block.conv1.bias += block.time_emb_proj(activated)[0]
             block.time_emb_proj = None
-    unet.time_embedding = Constant(None)
+    unet.time_proj, unet.time_embedding = Constant(torch.zeros(1)), Constant(None)
 
 
 def _require_plain_conditioning(unet: nn.Module) -> None:
@@ -65,7 +65,7 @@ def _require_plain_conditioning(unet: nn.Module) -> None:
 
 @torch.no_grad()
 def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
-    """Replace the key and value projections of every cross attention by their value for `prompt_embeds` (1, L, D)."""
+    """Replace keys and values of every cross attention by what they are for `prompt_embeds` (1, L, D)."""
     for attention in unet.modules():
         if isinstance(attention, Attention) and attention.is_cross_attention:
             attention.to_k = Constant(attention.to_k(prompt_embeds))

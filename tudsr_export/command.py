@@ -27,15 +27,18 @@ def run(
     licence: str = UNKNOWN_LICENCE,
     overwrite: bool = False,
 ) -> None:
-    """Export a base and one or two LoRA adapters as the bundle `output`; prints its path on stdout, the rest on stderr.
+    """Export a base and one or two LoRA adapters as the bundle `output`.
+
+    Writes the bundle's path to stdout; what was chosen, and the figures of the gates, to stderr. The caller
+    has nothing to print.
 
     Args:
         base: folder in the diffusers layout.
         stage1: PEFT folder of stage 1's adapter; None leaves the stage out, and the bundle has one stage.
         stage2: likewise of stage 2; one of the two must be given.
         output: the bundle's folder; it appears whole or not at all.
-        merge_lora: must be true: graphs hold merged weights. `--merge-lora` is a flag that may be left out, and
-            there is no `--no-merge-lora`.
+        merge_lora: must be true, since graphs hold merged weights: `--merge-lora` is a flag that is on when
+            left out, and there is no `--no-merge-lora`.
         precision: "fp16" or "fp32".
         name: None takes the name of the folder `output`.
         licence: of the weights, as a SPDX identifier or a name.
@@ -63,11 +66,11 @@ def run(
         _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
     from tudsr_export.parity import Report
-    from tudsr_export.pipeline import Plan, export_bundle
+    from tudsr_export.pipeline import ExportPlan, export_bundle
 
     report = Report()
     try:
-        export_bundle(Plan(base, adapters, output, precision, name, licence, overwrite), report, _say)
+        export_bundle(ExportPlan(base, adapters, output, precision, name, licence, overwrite), report, _say)
     finally:
         _show(report)
     sys.stdout.write(f"{output}\n")
@@ -84,9 +87,9 @@ def _show(report: Report) -> None:
 
     if not report.measurements:
         return
-    table = Table("gate", "of", "error", "limit", "PSNR, dB")
+    table = Table("gate", "of", "largest", "limit", "PSNR, dB")
     for m in report.measurements:
-        limit = "-" if m.limit is None else f"{m.limit:.1e}"
+        limit = "-" if m.gate.limit is None else f"{m.gate.limit:.1e}"
         psnr = "-" if m.psnr_db is None else f"{m.psnr_db:.1f}"
-        table.add_row(m.gate, m.subject, f"{m.error:.1e}", limit, psnr)
+        table.add_row(m.gate.name, m.subject, f"{m.value:.1e}", limit, psnr)
     Console(stderr=True).print(table)

@@ -2,8 +2,8 @@
 
     VaeEncoder: image -> z_L        UnetStage: z_L -> z_H        VaeDecoder: z_H -> image
 
-Images are (1, 3, T, T) in [-1, 1], latents are scaled (times the autoencoder's scaling factor). Every module owns its
-weights, so that turning it to half leaves the base alone.
+Images are (1, 3, T, T) in [-1, 1], latents are scaled (times the autoencoder's scaling factor).
+Every module owns its weights, so that turning it to half leaves the base alone.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class UnetStage(nn.Module):
         bake_timestep(self.unet, timestep)
         bake_prompt(self.unet, generator.prompt_embeds)
         alpha_t = float(generator.alphas_cumprod[timestep])
-        # In half, c z_L with a rounded c would shift the brightness of the picture by up to 2^-12; c is near 1, so
-        # the rounding of c - 1 does not matter.
+        # In half, a rounded c would change the contrast of the whole picture by up to 0.05 %; c is near 1, so
+        # that rounding c - 1 instead does not matter.
         self.c_minus_1 = bake_one_step(self.unet, alpha_t, generator.prediction_type) - 1
 
     def forward(self, z_L: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One stage's LoRA, attached to a fresh copy of the base's UNet and merged into its weights.
 
-Two adapters on one UNet would be summed by a merge, so every stage starts from its own copy. Merging is done in
-float32: merged in float16, the sum's rounding costs about half as much error again.
+Two adapters on one UNet would be summed by a merge, so every stage starts from its own copy. Merging is done
+in float32: merged in float16, the rounding of the sum costs about half as much error again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class StageSettings:
     def name(self) -> str:
         return f"stage{self.stage}"
 
+    @property
+    def unet(self) -> str:
+        """The component that holds its UNet."""
+        return f"unet_{self.name}"
+
 
 def attach_stage(base: Generator, folder: Path, stage: int) -> tuple[Generator, StageSettings]:
     """A generator whose UNet is a fresh copy of the base's with the adapter in `folder` attached, not merged.
@@ -70,7 +75,8 @@ def attach_stage(base: Generator, folder: Path, stage: int) -> tuple[Generator, 
     timestep = record.timestep if record else DEFAULT_TIMESTEP[stage]
     if not 0 <= timestep < len(base.alphas_cumprod):
         raise BundleError(
-            f"{folder}: timestep {timestep} is outside the base's schedule, 0 to {len(base.alphas_cumprod) - 1}"
+            f"{folder}: timestep {timestep} is outside the schedule of {base.base_id}, "
+            f"0 to {len(base.alphas_cumprod) - 1}"
         )
     for name, parameter in generator.unet.named_parameters():
         if "lora_" in name:
@@ -89,8 +95,8 @@ def attach_stage(base: Generator, folder: Path, stage: int) -> tuple[Generator, 
 def merge_adapter(unet: nn.Module) -> None:
     """Add the attached adapter into the weights of `unet`, in place, and take its layers out.
 
-    Afterwards the modules are those of a plain `UNet2DConditionModel`. Raises NotFiniteError where the sum is not
-    finite.
+    Afterwards the modules are those of a plain `UNet2DConditionModel`. Raises NotFiniteError where the sum is
+    not finite.
     """
     try:
         unet.fuse_lora(safe_fusing=True)

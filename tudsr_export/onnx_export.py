@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +41,12 @@ def export_onnx(
 ) -> None:
     """Write `folder`/model.onnx (and model.onnx.data where the weights are large). `folder` is made.
 
-    `module` must already have the precision, "fp32" or "fp16". The bytes depend on the module and on the versions
-    of the exporter alone.
+    `module` must already have the precision, "fp32" or "fp16". The bytes depend on nothing but the module and
+    the versions of torch, onnxscript and onnx.
     """
     folder.mkdir()
     example = torch.zeros(source.shape, dtype=DTYPES[precision])
-    with warnings.catch_warnings():
-        # The exporter warns about itself (its own deprecated calls), never about the module.
-        warnings.simplefilter("ignore")
+    with _quiet_exporter():
         program = torch.onnx.export(
             module,
             (example,),
@@ -59,6 +60,21 @@ def export_onnx(
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     program.save(folder / MODEL_NAME, external_data=weights >= external_from)
     onnx.checker.check_model(folder / MODEL_NAME, full_check=True)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about itself: deprecated calls, packages that it could use too."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def strip_metadata(model: onnx_ir.Model) -> None:

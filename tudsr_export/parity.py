@@ -1,9 +1,10 @@
 """The gates: what was merged, folded and exported must compute what the generator computes.
 
-    merged_vs_lora    the UNet's prediction, merged against with the adapter attached       relative, float32
-    baked_vs_merged   each exported module in torch against the generator                   relative, float32
-    onnx_vs_torch     each ONNX graph in ONNX Runtime against the generator in float32      absolute; gated for fp32
-    picture           one tile through all graphs of all stages against the generator      absolute, pixels in [0, 1]
+    merged_vs_lora    the UNet's prediction, adapter merged against adapter attached; relative, float32
+    baked_vs_merged   each module that is exported, in torch, against the generator; relative, float32
+    fp16_range        largest value inside each module in float32, which half must hold; for fp16 only
+    onnx_vs_torch     each graph in ONNX Runtime against the generator in float32; absolute, no limit for fp16
+    picture           one tile through all graphs of all stages against the generator; pixels in [0, 1]
 
 Relative means the largest difference over the reference's largest value.
 """
@@ -17,89 +18,88 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tudsr_runtime.errors import NotFiniteError
 
-Floats = NDArray[np.floating[Any]]
 
-MERGED_LIMIT = 1e-5
-BAKED_LIMIT = 1e-5
-ONNX_LIMIT = 1e-4
-PICTURE_LIMIT = 1 / 255
+@dataclass(frozen=True)
+class Gate:
+    """A kind of measurement and the largest figure that passes; `limit` None reports without judging."""
+
+    name: str
+    limit: float | None
+
+
+MERGED = Gate("merged_vs_lora", 1e-5)
+BAKED = Gate("baked_vs_merged", 1e-5)
+# ONNX Runtime's CPU kernels compute half graphs in float32, so an overflow would first show on a GPU. Half of
+# float16's 65504, because other pictures may reach further than the one measured.
+FP16_RANGE = Gate("fp16_range", 65504 / 2)
+ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", None)}
+PICTURE = Gate("picture", 1 / 255)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One comparison. `limit` None means that it is reported, not gated."""
+    """One figure. `psnr_db` is against the reference's own range; None if unknown or infinite."""
 
-    gate: str
+    gate: Gate
     subject: str
-    error: float
-    limit: float | None
+    value: float
     psnr_db: float | None = None
-    """Against the reference's own range; None where there is no difference, or it was not asked for."""
 
 
 @dataclass
 class Report:
-    """All measurements of an export, in order; the first that fails its limit ends it."""
+    """All measurements of an export, in order. The first that fails its gate ends the export."""
 
     measurements: list[Measurement] = field(default_factory=list)
 
+    def relative(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
+        """Measure max |actual - reference| / max |reference|; the plain difference where that is zero."""
+        require_finite(actual, f"{gate.name}, {subject}")
+        scale = float(reference.abs().max()) or 1.0
+        self.add(Measurement(gate, subject, float((actual - reference).abs().max()) / scale))
+
+    def absolute(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
+        """Measure max |actual - reference| and the PSNR."""
+        require_finite(actual, f"{gate.name}, {subject}")
+        difference = actual.double() - reference.double()
+        mean_square = float((difference**2).mean())
+        span = float(reference.max() - reference.min())
+        psnr_db = 10 * math.log10(span**2 / mean_square) if mean_square and span else None
+        self.add(Measurement(gate, subject, float(difference.abs().max()), psnr_db))
+
     def add(self, measurement: Measurement) -> None:
-        """Keep the measurement. Raises NotFiniteError (exit 9) where it is above its limit."""
+        """Keep a measurement. Raises NotFiniteError (exit 9) where it is above its gate's limit."""
         self.measurements.append(measurement)
-        if measurement.limit is not None and not measurement.error <= measurement.limit:
+        gate = measurement.gate
+        if gate.limit is not None and not measurement.value <= gate.limit:
             raise NotFiniteError(
-                f"{measurement.gate}, {measurement.subject}: the error is {measurement.error:.2e}, "
-                f"the limit {measurement.limit:.2e}; nothing is published",
-                hint="--precision fp32" if measurement.gate == "picture" else None,
+                f"{gate.name}, {measurement.subject}: {measurement.value:.2e} is above the limit of "
+                f"{gate.limit:.2e}; nothing is published",
+                hint="--precision fp32" if gate in (FP16_RANGE, PICTURE) else None,
             )
 
     def as_json(self) -> dict[str, Any]:
-        """For `numerics` of bundle.json: per gate its limit and, per subject, the figures."""
+        """For `numerics` of bundle.json: by gate, then by subject; `limit` stands beside the subjects."""
         gates: dict[str, Any] = {}
         for m in self.measurements:
-            gate = gates.setdefault(m.gate, {"limit": m.limit})
-            gate[m.subject] = {"error": m.error, "psnr_db": m.psnr_db}
+            figures = {"value": m.value} if m.psnr_db is None else {"value": m.value, "psnr_db": m.psnr_db}
+            gates.setdefault(m.gate.name, {"limit": m.gate.limit})[m.subject] = figures
         return gates
 
 
-def require_finite(values: Tensor | Floats, subject: str) -> None:
+def require_finite(values: Tensor, subject: str) -> None:
     """Raises NotFiniteError naming `subject` and how many of its values are NaN or infinite."""
-    bad = int((~torch.isfinite(torch.as_tensor(values))).sum())
+    bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise NotFiniteError(f"{subject}: {bad} of {math.prod(values.shape)} values are NaN or infinite")
-
-
-def relative_error(actual: Tensor, reference: Tensor) -> float:
-    """max |actual - reference| / max |reference|; the plain difference where the reference is zero."""
-    scale = float(reference.abs().max())
-    return float((actual - reference).abs().max()) / (scale or 1.0)
-
-
-def compare_relative(gate: str, subject: str, actual: Tensor, reference: Tensor, limit: float) -> Measurement:
-    """Relative error of `actual`. Raises NotFiniteError where it is not finite."""
-    require_finite(actual, f"{gate}, {subject}")
-    return Measurement(gate, subject, relative_error(actual, reference), limit)
-
-
-def compare_absolute(
-    gate: str, subject: str, actual: Tensor, reference: Tensor, limit: float | None
-) -> Measurement:
-    """Largest difference and PSNR of `actual`. Raises NotFiniteError where it is not finite."""
-    require_finite(actual, f"{gate}, {subject}")
-    difference = actual.double() - reference.double()
-    mean_square = float((difference**2).mean())
-    span = float(reference.max() - reference.min())
-    psnr = 10 * math.log10(span**2 / mean_square) if mean_square and span else None
-    return Measurement(gate, subject, float(difference.abs().max()), limit, psnr)
+        raise NotFiniteError(f"{subject}: {bad} of {values.numel()} values are NaN or infinite")
 
 
 def run_onnx(model: Path, values: Tensor) -> Tensor:
-    """Output of a one-input graph in ONNX Runtime on the CPU, as float32; the input is cast to the graph's type."""
+    """Output (float32) of a graph in ONNX Runtime on the CPU; `values` are cast to its input's type."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])

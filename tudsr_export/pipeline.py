@@ -1,30 +1,22 @@
-"""The export from end to end: every stage is merged, folded, exported and compared; then the whole is published."""
+"""The export from end to end: every stage is merged, folded, exported and compared; then all is published."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tudsr_export.bundle_writer import BundleFacts, ExportedStage, write_bundle_files
+from tudsr_export.bundle_writer import DECODER, ENCODER, BundleFacts, write_bundle_files
 from tudsr_export.graphs import UnetStage, vae_graphs
+from tudsr_export.magnitude import run_scanned
 from tudsr_export.merge import StageSettings, attach_stage, merge_adapter
 from tudsr_export.onnx_export import DTYPES, MODEL_NAME, Port, export_onnx
-from tudsr_export.parity import (
-    BAKED_LIMIT,
-    MERGED_LIMIT,
-    ONNX_LIMIT,
-    PICTURE_LIMIT,
-    Report,
-    compare_absolute,
-    compare_relative,
-    run_onnx,
-)
+from tudsr_export.parity import BAKED, FP16_RANGE, MERGED, ONNX, PICTURE, Measurement, Report, run_onnx
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.geometry import TILE
 from tudsr_train.adapters import prompt_sha256
@@ -35,7 +27,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What to export, and where to."""
 
     base: Path
@@ -50,7 +42,7 @@ class Plan:
     tile: int = TILE
 
 
-def export_bundle(plan: Plan, report: Report, say: Say) -> None:
+def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
     """Write the bundle `plan.output`, whole or not at all; the gates' figures are added to `report`.
 
     Raises:
@@ -62,105 +54,94 @@ def export_bundle(plan: Plan, report: Report, say: Say) -> None:
         base = Generator.load(plan.base).eval()
         say(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
         export = _Export(plan, folder, base, report, say)
-        stages = tuple(export.stage(stage, adapter) for stage, adapter in sorted(plan.adapters.items()))
+        for stage, adapter in sorted(plan.adapters.items()):
+            export.stage(stage, adapter)
         export.autoencoder()
         export.picture()
-        facts = BundleFacts(plan.name, plan.licence, plan.tile, plan.precision, base, stages, export.ports)
+        facts = BundleFacts(
+            plan.name, plan.licence, plan.tile, plan.precision, base, tuple(export.stages), export.ports
+        )
         write_bundle_files(folder, facts, report.as_json())
 
 
-def test_picture(tile: int) -> Tensor:
-    """A (1, 3, tile, tile) picture in [-1, 1] as a stage sees them: reduced four times, then enlarged again."""
+def sample_tile(tile: int) -> Tensor:
+    """A (1, 3, tile, tile) picture in [-1, 1] such as a stage sees: reduced four times and enlarged again."""
     pixels = torch.from_numpy(SyntheticImages(size=tile, num_textures=4)[0]).permute(2, 0, 1)[None]
     small = F.interpolate(pixels, scale_factor=1 / 4, mode="area")
     return F.interpolate(small, size=(tile, tile), mode="bilinear") * 2 - 1
 
 
-@dataclass
 class _Export:
-    """One run. `reference` is the picture after the stages so far, by the generator in float32, clamped."""
+    """One run. `reference` is the tile after the stages so far, by the generator in float32, clamped."""
 
-    plan: Plan
-    folder: Path
-    base: Generator
-    report: Report
-    say: Say
-    ports: dict[str, tuple[Port, Port]] = field(default_factory=dict)
+    def __init__(self, plan: ExportPlan, folder: Path, base: Generator, report: Report, say: Say) -> None:
+        self.plan, self.folder, self.base, self.report, self.say = plan, folder, base, report, say
+        self.source = self.reference = sample_tile(plan.tile)
+        self.z_L = self.z_H = base.encode(self.source)
+        self.stages: list[StageSettings] = []
+        self.ports: dict[str, tuple[Port, Port]] = {}
 
-    def __post_init__(self) -> None:
-        self.source = self.reference = test_picture(self.plan.tile)
-        self.z_L = self.base.encode(self.source)
-        self.z_H = self.z_L
-        edge = self.plan.tile // self.base.pixels_per_cell
-        latent = (1, self.base.vae.config.latent_channels, edge, edge)
-        self.image_shape, self.latent_shape = (1, 3, self.plan.tile, self.plan.tile), latent
-
-    def stage(self, stage: int, adapter: Path) -> ExportedStage:
-        """Merge, fold and export one stage's UNet; the reference picture moves on through the stage."""
+    def stage(self, stage: int, adapter: Path) -> None:
+        """Merge, fold and export one stage's UNet; the reference moves on through the stage."""
         generator, settings = attach_stage(self.base, adapter, stage)
-        t, component = settings.timestep, f"unet_{settings.name}"
         self._announce(settings)
+        t, alpha_t = settings.timestep, self.base.alphas_cumprod[settings.timestep]
         z_L = self.base.encode(self.reference)
-        alpha_t = self.base.alphas_cumprod[t]
         with_lora = generator.predict(z_L, t)
-        z_H = one_step(z_L, with_lora, alpha_t, self.base.prediction_type)
         merge_adapter(generator.unet)
         merged = generator.predict(z_L, t)
-        self.report.add(compare_relative("merged_vs_lora", settings.name, merged, with_lora, MERGED_LIMIT))
+        self.report.relative(MERGED, settings.name, merged, with_lora)
 
-        graph = UnetStage(generator, t).eval()
+        self.z_H = one_step(z_L, with_lora, alpha_t, self.base.prediction_type)
+        self.reference = self.base.decode(self.z_H).clamp(-1, 1)
         merged_z_H = one_step(z_L, merged, alpha_t, self.base.prediction_type)
-        self._check_baked(component, graph(z_L), merged_z_H)
-        ports = Port("z_L", self.latent_shape), Port("z_H", self.latent_shape)
-        self._component(component, graph, ports, z_L, z_H)
-        self.z_H = z_H
-        self.reference = self.base.decode(z_H).clamp(-1, 1)
-        return ExportedStage(settings, component, float(alpha_t))
+        ports = _port("z_L", z_L), _port("z_H", merged_z_H)
+        self._component(settings.unet, UnetStage(generator, t), ports, z_L, merged_z_H)
+        self.stages.append(settings)
 
     def autoencoder(self) -> None:
         """Export encoder and decoder, which all stages share."""
         encoder, decoder = vae_graphs(self.base.vae)
-        image, z_L, z_H = self.source, self.z_L, self.z_H
-        decoded = self.base.decode(z_H)
-        self._check_baked("vae_encoder", encoder(image), z_L)
-        self._check_baked("vae_decoder", decoder(z_H), decoded)
-        ports = Port("image", self.image_shape), Port("z_L", self.latent_shape)
-        self._component("vae_encoder", encoder, ports, image, z_L)
-        ports = Port("z_H", self.latent_shape), Port("image", self.image_shape)
-        self._component("vae_decoder", decoder, ports, z_H, decoded)
+        decoded = self.base.decode(self.z_H)
+        image, z_L, z_H = _port("image", self.source), _port("z_L", self.z_L), _port("z_H", self.z_H)
+        self._component(ENCODER, encoder, (image, z_L), self.source, self.z_L)
+        self._component(DECODER, decoder, (z_H, image), self.z_H, decoded)
 
     def picture(self) -> None:
         """The tile through all exported graphs, as the runtime chains them, against the generator."""
         x = self.source
-        for stage in sorted(self.plan.adapters):
-            for component in ("vae_encoder", f"unet_stage{stage}", "vae_decoder"):
+        for stage in self.stages:
+            for component in (ENCODER, stage.unet, DECODER):
                 x = run_onnx(self.folder / component / MODEL_NAME, x)
             x = x.clamp(-1, 1)
-        pixels, reference = (x + 1) / 2, (self.reference + 1) / 2
-        self.report.add(compare_absolute("picture", "all stages", pixels, reference, PICTURE_LIMIT))
+        self.report.absolute(PICTURE, "all stages", (x + 1) / 2, (self.reference + 1) / 2)
 
     def _announce(self, settings: StageSettings) -> None:
         self.say(
             f"{settings.name}: timestep {settings.timestep}, factor {settings.factor} ({settings.reason}); "
             f"rank {settings.rank}"
         )
-        trained_with, here = settings.prompt_sha256, prompt_sha256(self.base.prompt_embeds)
-        if trained_with not in (None, here):
+        if settings.prompt_sha256 not in (None, prompt_sha256(self.base.prompt_embeds)):
             self.say(
-                f"{settings.name}: the prompt embedding differs from the one that it was trained with; text encoders "
-                "round differently on another machine or version"
+                f"{settings.name}: the prompt embedding differs from the one that it was trained with; "
+                "text encoders round differently on another machine or version"
             )
-
-    def _check_baked(self, component: str, actual: Tensor, reference: Tensor) -> None:
-        self.report.add(compare_relative("baked_vs_merged", component, actual, reference, BAKED_LIMIT))
 
     def _component(
         self, name: str, graph: nn.Module, ports: tuple[Port, Port], values: Tensor, reference: Tensor
     ) -> None:
+        """Export one graph; `values` and `reference` are its input and, by the generator, its output."""
         precision = self.plan.precision
+        baked, largest = run_scanned(graph.eval(), values)
+        self.report.relative(BAKED, name, baked, reference)
+        if precision == "fp16":
+            self.report.add(Measurement(FP16_RANGE, name, largest))
         export_onnx(graph.to(DTYPES[precision]), self.folder / name, *ports, precision)
         gc.collect()  # the exporter leaves cycles that hold a second copy of the weights
         output = run_onnx(self.folder / name / MODEL_NAME, values)
-        limit = ONNX_LIMIT if precision == "fp32" else None
-        self.report.add(compare_absolute("onnx_vs_torch", name, output, reference, limit))
+        self.report.absolute(ONNX[precision], name, output, reference)
         self.ports[name] = ports
+
+
+def _port(name: str, example: Tensor) -> Port:
+    return Port(name, tuple(example.shape))

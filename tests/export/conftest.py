@@ -1,0 +1,165 @@
+"""Tiny random bases of both kinds, with random adapters, and bundles exported from them once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from torch import nn
+
+from tudsr_export.parity import Report
+from tudsr_export.pipeline import ExportPlan, export_bundle
+from tudsr_train.adapters import AdapterRecord, add_adapter, prompt_sha256, save_adapter
+from tudsr_train.generator import Generator
+from tudsr_train.nano import NanoBase, create_base
+
+TILE = 64
+TARGETS = (
+    "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
+)  # fmt: skip
+TIMESTEPS = {1: 137, 2: 41}
+FACTORS = {1: 8, 2: 2}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base folder and its two adapter folders."""
+
+    base: Path
+    stage1: Path
+    stage2: Path
+
+    def plan(self, output: Path, precision: str = "fp32", stages: tuple[int, ...] = (1, 2)) -> ExportPlan:
+        adapters = {stage: (self.stage1, self.stage2)[stage - 1] for stage in stages}
+        return ExportPlan(self.base, adapters, output, precision, "tiny", "Apache-2.0", tile=TILE)
+
+
+def make_nano(folder: Path) -> None:
+    """A `nano` base whose last convolution is not zero, as after training."""
+    create_base(folder, NanoBase(block_out_channels=(16, 32), cross_attention_dim=8, norm_num_groups=8), 0)
+    generator = Generator.load(folder)
+    nn.init.normal_(generator.unet.conv_out.weight, std=0.1)
+    nn.init.normal_(generator.unet.conv_out.bias, std=0.1)
+    generator.unet.save_pretrained(folder / "unet")
+
+
+def make_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> None:
+    """Stable Diffusion's layout with few channels: two-level VAE, text encoder and tokenizer included."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(1)
+    UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=0.18215,
+    ).save_pretrained(folder / "vae")
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    ).save_pretrained(folder / "scheduler")
+    config = CLIPTextConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    write_tokenizer(folder / "tokenizer")
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"model_max_length": 12, "pad_token": words[1], "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def make_adapter(base: Path, folder: Path, stage: int, **changes: object) -> Path:
+    """An adapter that does something (B not zero); `changes` go into its record."""
+    generator = Generator.load(base)
+    torch.manual_seed(10 + stage)
+    add_adapter(generator, "x", 4, TARGETS)
+    for name, parameter in generator.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    record = AdapterRecord(
+        stage, TIMESTEPS[stage], FACTORS[stage], generator.base_sha256, prompt_sha256(generator.prompt_embeds)
+    )
+    folder.mkdir()
+    save_adapter(generator, "x", folder, replace(record, **changes))
+    return folder
+
+
+def make_source(folder: Path, make_base: Callable[[Path], None]) -> Source:
+    base = folder / "base"
+    base.mkdir()
+    make_base(base)
+    return Source(
+        base, make_adapter(base, folder / "stage1", 1), make_adapter(base, folder / "stage2", 2)
+    )
+
+
+def export(plan: ExportPlan) -> Report:
+    """Export, and return the figures of the gates."""
+    report = Report()
+    export_bundle(plan, report, lambda line: None)
+    return report
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source(tmp_path_factory.mktemp("nano"), make_nano)
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source(tmp_path_factory.mktemp("sd"), make_stable_diffusion)
+
+
+@pytest.fixture(scope="session")
+def sources(nano: Source, stable_diffusion: Source) -> dict[str, Source]:
+    return {"nano": nano, "stable_diffusion": stable_diffusion}
+
+
+@pytest.fixture(scope="session")
+def bundles(
+    sources: dict[str, Source], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """The bundle of a kind of base in a precision, exported on first use."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(kind: str, precision: str) -> Path:
+        if (kind, precision) not in made:
+            output = tmp_path_factory.mktemp("bundles") / f"{kind}-{precision}"
+            export(sources[kind].plan(output, precision))
+            made[kind, precision] = output
+        return made[kind, precision]
+
+    return get

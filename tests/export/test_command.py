@@ -1,0 +1,127 @@
+"""`tudsr export` from its arguments to its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.export.conftest import TILE, export, make_adapter, make_nano, make_source
+from tudsr_export import pipeline
+from tudsr_export.command import run
+from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.errors import BundleError, OutputError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def small_tile(monkeypatch):
+    """The command exports 512 px tiles; the tests cannot wait for them."""
+    plan = pipeline.ExportPlan
+    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args: plan(*args, tile=TILE))
+
+
+def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
+    output = tmp_path / "my-bundle"
+    run(nano.base, nano.stage1, nano.stage2, output, merge_lora=True, licence="Apache-2.0")
+    captured = capsys.readouterr()
+    assert captured.out == f"{output}\n"
+    assert "stage1: timestep 137, factor 8 (as the adapter's record says)" in captured.err
+    assert "picture" in captured.err
+    manifest = open_bundle(output).manifest
+    assert (manifest.name, manifest.precision) == ("my-bundle", "fp16")
+    assert len(manifest.stages) == 2
+
+
+def test_one_adapter_without_a_record_takes_the_papers_numbers(nano, tmp_path, capsys):
+    adapter = make_adapter(nano.base, tmp_path / "adapter", 2)
+    (adapter / "tudsr.json").unlink()
+    run(nano.base, None, adapter, tmp_path / "out", merge_lora=True, precision="fp32", name="other")
+    (stage,) = open_bundle(tmp_path / "out").manifest.stages
+    assert (stage.name, stage.timestep, stage.factor) == ("stage2", 50, 2)
+    err = capsys.readouterr().err
+    assert "timestep 50, factor 2 (the paper's; the adapter has no record)" in err
+    assert "licence of the weights: unspecified" in err
+
+
+def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, output: Path, **options) -> None:
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(error, match=message):
+        run(base, stage1, stage2, output, **({"merge_lora": True} | options))
+    assert sorted(output.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "fp16 or fp32, not 'int8'"),
+        ({"merge_lora": False}, "must be merged"),
+        ({"name": "no/slash"}, "cannot name a bundle"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, message, nano, tmp_path):
+    refuse(UsageError, message, nano.base, nano.stage1, None, tmp_path / "out", **options)
+
+
+def test_no_adapter_is_nothing_to_export(nano, tmp_path):
+    refuse(UsageError, "nothing to export", nano.base, None, None, tmp_path / "out")
+
+
+def test_a_base_that_is_not_there(nano, tmp_path):
+    refuse(BundleError, "no diffusers base", tmp_path / "none", nano.stage1, None, tmp_path / "out")
+
+
+def test_an_adapter_that_is_not_there(nano, tmp_path):
+    refuse(BundleError, "no adapter here", nano.base, tmp_path / "none", None, tmp_path / "out")
+
+
+def test_an_adapter_of_another_base(nano, tmp_path):
+    adapter = make_adapter(nano.base, tmp_path / "adapter", 1, base_sha256="0" * 64)
+    refuse(BundleError, "trained on base 000000000000", nano.base, adapter, None, tmp_path / "out")
+
+
+def test_an_adapter_whose_weights_do_not_fit(nano, stable_diffusion, tmp_path):
+    adapter = make_adapter(stable_diffusion.base, tmp_path / "adapter", 1)
+    (adapter / "tudsr.json").unlink()
+    refuse(BundleError, "does not fit the base", nano.base, adapter, None, tmp_path / "out")
+
+
+def test_an_adapter_of_the_other_stage(nano, tmp_path):
+    refuse(BundleError, "trained for stage 2", nano.base, nano.stage2, None, tmp_path / "out")
+
+
+def test_an_adapter_for_a_timestep_that_the_base_lacks(nano, tmp_path):
+    adapter = make_adapter(nano.base, tmp_path / "adapter", 1, timestep=1000)
+    refuse(BundleError, "timestep 1000 is outside", nano.base, adapter, None, tmp_path / "out")
+
+
+def test_a_note_where_the_prompt_embedding_is_another(nano, tmp_path):
+    adapter = make_adapter(nano.base, tmp_path / "adapter", 1, prompt_sha256="0" * 64)
+    notes: list[str] = []
+    plan = make_plan(nano.base, adapter, tmp_path / "out")
+    from tudsr_export.parity import Report
+
+    pipeline.export_bundle(plan, Report(), notes.append)
+    assert any("prompt embedding differs" in note for note in notes)
+
+
+def make_plan(base: Path, adapter: Path, output: Path):
+    return pipeline.ExportPlan(base, {1: adapter}, output, "fp32", "tiny", "Apache-2.0", False)
+
+
+def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(nano, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+    refuse(OutputError, "already exists", nano.base, nano.stage1, None, output)
+    assert (output / "mine.txt").read_text() == "precious"
+    run(nano.base, nano.stage1, None, output, merge_lora=True, precision="fp32", overwrite=True)
+    assert len(open_bundle(output).manifest.stages) == 1
+
+
+def test_a_failed_export_keeps_the_bundle_that_it_should_replace(nano, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+    monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
+    refuse(Exception, "merged_vs_lora", nano.base, nano.stage1, None, output, overwrite=True)
+    assert (output / "mine.txt").read_text() == "precious"

@@ -1,0 +1,139 @@
+"""Each gate sees the fault that it is for, and then nothing is published."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.export.conftest import Source, export, make_adapter, make_nano
+from tudsr_export import bake, graphs, pipeline
+from tudsr_export.parity import Gate, Measurement, Report
+from tudsr_runtime.errors import NotFiniteError
+from tudsr_train.generator import Generator
+
+
+def assert_refused(source: Source, output: Path, gate: str, precision: str = "fp32") -> None:
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(NotFiniteError, match=gate) as caught:
+        export(source.plan(output, precision, stages=(1,)))
+    assert caught.value.exit_code == 9
+    assert sorted(output.parent.iterdir()) == before
+
+
+def test_merged_gate_sees_a_weakened_adapter(nano, tmp_path, monkeypatch):
+    def merge(unet):
+        unet.fuse_lora(lora_scale=0.999)
+        unet.unload_lora()
+
+    monkeypatch.setattr(pipeline, "merge_adapter", merge)
+    assert_refused(nano, tmp_path / "out", "merged_vs_lora, stage1")
+
+
+def test_merged_gate_sees_a_lost_adapter(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
+    assert_refused(nano, tmp_path / "out", "merged_vs_lora, stage1")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("bake_timestep", lambda unet, t: bake.bake_timestep(unet, t + 1)),
+        ("bake_prompt", lambda unet, c: bake.bake_prompt(unet, c * 1.01)),
+        ("bake_one_step", lambda unet, a, kind: bake.bake_one_step(unet, a * 0.9999, kind)),
+    ],
+)
+def test_baked_gate_sees_a_wrong_constant_in_the_unet(name, fault, nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, name, fault)
+    assert_refused(nano, tmp_path / "out", "baked_vs_merged, unet_stage1")
+
+
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [("scaled_quant_conv", "vae_encoder"), ("scaled_post_quant_conv", "vae_decoder")],
+)
+def test_baked_gate_sees_a_wrong_latent_scale(name, component, stable_diffusion, tmp_path, monkeypatch):
+    scaled = getattr(bake, name)
+
+    def fault(vae):
+        conv = scaled(vae)
+        conv.weight.data *= 1.0001
+        return conv
+
+    monkeypatch.setattr(graphs, name, fault)
+    assert_refused(stable_diffusion, tmp_path / "out", f"baked_vs_merged, {component}")
+
+
+def perturb_before_export(monkeypatch: pytest.MonkeyPatch, component: str, factor: float) -> None:
+    exported = pipeline.export_onnx
+
+    def export_onnx(module, folder, *rest):
+        if folder.name == component:
+            module.unet.conv_out.weight.data *= factor
+        exported(module, folder, *rest)
+
+    monkeypatch.setattr(pipeline, "export_onnx", export_onnx)
+
+
+def test_onnx_gate_sees_a_graph_that_is_not_the_module(nano, tmp_path, monkeypatch):
+    perturb_before_export(monkeypatch, "unet_stage1", 1.01)
+    assert_refused(nano, tmp_path / "out", "onnx_vs_torch, unet_stage1")
+
+
+def test_picture_gate_sees_a_wrong_half_graph(nano, tmp_path, monkeypatch):
+    perturb_before_export(monkeypatch, "unet_stage1", 1.1)
+    assert_refused(nano, tmp_path / "out", "picture, all stages", "fp16")
+
+
+def test_range_gate_sees_values_that_half_cannot_hold(tmp_path):
+    def make_loud(folder: Path) -> None:
+        make_nano(folder)
+        generator = Generator.load(folder)
+        generator.unet.conv_in.weight.data *= 2e5
+        generator.unet.save_pretrained(folder / "unet")
+
+    base = tmp_path / "base"
+    base.mkdir()
+    make_loud(base)
+    source = Source(base, make_adapter(base, tmp_path / "stage1", 1), tmp_path / "none")
+    assert_refused(source, tmp_path / "out", "fp16_range, unet_stage1", "fp16")
+    export(source.plan(tmp_path / "out", "fp32", stages=(1,)))
+
+
+def test_an_adapter_with_nan_is_named(nano, tmp_path):
+    folder = make_adapter(nano.base, tmp_path / "adapter", 1)
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    key = sorted(weights)[0]
+    weights[key].view(-1)[0] = math.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    assert_refused(Source(nano.base, folder, folder), tmp_path / "out", "lora_A.*1 of .* values are NaN")
+
+
+def test_a_nan_figure_passes_no_gate():
+    with pytest.raises(NotFiniteError):
+        Report().add(Measurement(Gate("g", 1.0), "s", math.nan))
+
+
+def test_a_gate_without_limit_still_wants_finite_values():
+    values = torch.tensor([1.0, math.inf])
+    with pytest.raises(NotFiniteError, match="1 of 2"):
+        Report().absolute(Gate("g", None), "s", values, torch.ones(2))
+
+
+def test_figures_are_relative_to_the_largest_reference_value():
+    report = Report()
+    report.relative(Gate("g", None), "s", torch.tensor([4.0, 0.5]), torch.tensor([4.0, 0.0]))
+    report.relative(Gate("g", None), "zero", torch.tensor([0.25]), torch.tensor([0.0]))
+    assert [m.value for m in report.measurements] == [0.125, 0.25]
+
+
+def test_psnr_is_against_the_range_of_the_reference():
+    report = Report()
+    report.absolute(Gate("g", None), "s", torch.tensor([0.02, 2.02]), torch.tensor([0.0, 2.0]))
+    assert report.measurements[0].psnr_db == pytest.approx(40, abs=1e-3)
+    report.absolute(Gate("g", None), "same", torch.ones(2), torch.ones(2))
+    assert report.as_json()["g"]["same"] == {"value": 0.0}
