@@ -1,0 +1,84 @@
+"""Every command of the documentation: run where this machine can, else parsed against the command line.
+
+Only fenced blocks marked `bash` count. A `tudsr` line is run, beside a copy of the examples, if the pictures
+and bundles that it names are there; training and export need weights or hours and are parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUDSR = Path(sys.executable).with_name("tudsr")
+
+
+def commands() -> list[tuple[str, str]]:
+    """(document, line) of every line in a bash block, continuation lines joined."""
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(
+            r"^ *```bash\n(.*?)^ *```", document.read_text(encoding="utf-8"), re.M | re.S
+        ):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.strip().startswith("#"):
+                    found.append((document.name, line.strip().partition("  #")[0].strip()))
+    return found
+
+
+TUDSR_LINES = sorted({line for _, line in commands() if line.startswith("tudsr ")})
+RUN = [line for line in TUDSR_LINES if re.match(r"tudsr (upscale examples/|bundle \w+ nano|--)", line)]
+PARSED = [line for line in TUDSR_LINES if line not in RUN]
+
+
+def test_the_documents_hold_both_kinds() -> None:
+    assert len(RUN) >= 3
+    assert len(PARSED) >= 3
+
+
+@pytest.mark.parametrize("line", RUN)
+def test_a_documented_command_runs(line: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = subprocess.run(
+        [TUDSR, *shlex.split(line)[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for path in re.findall(r"^(?!\{)(\S+\.(?:png|jpg|webp))$", done.stdout, re.M):
+        assert (tmp_path / path).is_file()
+
+
+@pytest.mark.parametrize("line", PARSED)
+def test_a_documented_command_is_one(line: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        from cli import app
+    finally:
+        sys.path.pop(0)
+    command = typer.main.get_command(app)
+    words = shlex.split(line)[1:]
+    context = command.make_context("tudsr", words)
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert command is not None
+        context = command.make_context(name, rest, parent=context)
+
+
+def test_ci_runs_the_documented_test_command_to_the_letter() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in ci if "pytest" in line and not line.startswith("#")]
+    assert f"```bash\n{line}\n```" in readme
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]:
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
