@@ -64,13 +64,13 @@ def export_onnx(
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says about itself: deprecated calls, packages that it could use too."""
+    """Silence what the exporter says about itself: its own future, packages that it could use too."""
     logger = logging.getLogger("torch.onnx._internal.exporter")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # torch.export calls what torch itself is about to remove.
             warnings.filterwarnings("ignore", category=FutureWarning)
             yield
     finally:

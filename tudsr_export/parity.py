@@ -86,9 +86,16 @@ class Report:
         """For `numerics` of bundle.json: by gate, then by subject; `limit` stands beside the subjects."""
         gates: dict[str, Any] = {}
         for m in self.measurements:
-            figures = {"value": m.value} if m.psnr_db is None else {"value": m.value, "psnr_db": m.psnr_db}
+            figures = {"value": _rounded(m.value)}
+            if m.psnr_db is not None:
+                figures["psnr_db"] = _rounded(m.psnr_db)
             gates.setdefault(m.gate.name, {"limit": m.gate.limit})[m.subject] = figures
         return gates
+
+
+def _rounded(value: float) -> float:
+    """Three significant digits: what is beyond them changes with the number of threads."""
+    return float(f"{value:.3g}")
 
 
 def require_finite(values: Tensor, subject: str) -> None:

@@ -121,15 +121,13 @@ def make_source(folder: Path, make_base: Callable[[Path], None]) -> Source:
     base = folder / "base"
     base.mkdir()
     make_base(base)
-    return Source(
-        base, make_adapter(base, folder / "stage1", 1), make_adapter(base, folder / "stage2", 2)
-    )
+    return Source(base, make_adapter(base, folder / "stage1", 1), make_adapter(base, folder / "stage2", 2))
 
 
 def export(plan: ExportPlan) -> Report:
     """Export, and return the figures of the gates."""
     report = Report()
-    export_bundle(plan, report, lambda line: None)
+    export_bundle(plan, report, lambda _: None)
     return report
 
 

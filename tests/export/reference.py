@@ -1,4 +1,4 @@
-"""The two-stage pipeline once more, from the paper's formulas with plain diffusers and peft; shares no code with ours."""
+"""The two-stage pipeline again, from the paper's formulas with plain diffusers and peft; no code of ours."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from tests.export import reference
-from tests.export.conftest import FACTORS, TILE, TIMESTEPS, Source, export
+from tests.export.conftest import FACTORS, TILE, TIMESTEPS, Source, export, make_source, make_stable_diffusion
 from tudsr_export import pipeline
 from tudsr_export.parity import Gate
 from tudsr_runtime.bundle import Bundle, open_bundle
@@ -101,8 +101,6 @@ def test_fp16_graphs_of_stable_diffusion_hold_no_float32(bundles):
 
 
 def test_v_prediction_bundle_restores_like_an_independent_pipeline(tmp_path):
-    from tests.export.conftest import make_source, make_stable_diffusion
-
     source = make_source(tmp_path, functools.partial(make_stable_diffusion, prediction_type="v_prediction"))
     export(source.plan(tmp_path / "out", stages=(2,)))
     bundle = open_bundle(tmp_path / "out")
@@ -110,7 +108,7 @@ def test_v_prediction_bundle_restores_like_an_independent_pipeline(tmp_path):
     torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=1e-4)
 
 
-def test_manifest_says_what_the_adapters_were_trained_for(sources, bundles):
+def test_manifest_says_what_the_adapters_were_trained_for(bundles):
     manifest = open_bundle(bundles("stable_diffusion", "fp32")).manifest
     assert [(s.name, s.timestep, s.factor) for s in manifest.stages] == [
         ("stage1", TIMESTEPS[1], FACTORS[1]),
@@ -141,7 +139,8 @@ def test_graphs_have_one_input_and_nothing_of_time_or_prompt(kind, bundles):
 def test_files_tell_nothing_about_the_machine(kind, bundles):
     folder = bundles(kind, "fp32")
     tell_tales = [b"stack_trace", b".py", b"site-packages", b"pkg.torch", b"pytest"]
-    tell_tales += [str(path).encode() for path in (Path.home(), Path.cwd(), folder.parent, Path(torch.__file__).parents[2])]
+    places = Path.home(), Path.cwd(), folder.parent, Path(torch.__file__).parents[2]
+    tell_tales += [str(place).encode() for place in places]
     for file in folder.rglob("*"):
         found = [word for word in tell_tales if file.is_file() and word in file.read_bytes()]
         assert not found, f"{file.name} holds {found}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.conftest import TILE, export, make_adapter, make_nano, make_source
+from tests.export.conftest import TILE, make_adapter
 from tudsr_export import pipeline
 from tudsr_export.command import run
 from tudsr_runtime.bundle import open_bundle
@@ -94,18 +94,10 @@ def test_an_adapter_for_a_timestep_that_the_base_lacks(nano, tmp_path):
     refuse(BundleError, "timestep 1000 is outside", nano.base, adapter, None, tmp_path / "out")
 
 
-def test_a_note_where_the_prompt_embedding_is_another(nano, tmp_path):
+def test_a_note_where_the_prompt_embedding_is_another(nano, tmp_path, capsys):
     adapter = make_adapter(nano.base, tmp_path / "adapter", 1, prompt_sha256="0" * 64)
-    notes: list[str] = []
-    plan = make_plan(nano.base, adapter, tmp_path / "out")
-    from tudsr_export.parity import Report
-
-    pipeline.export_bundle(plan, Report(), notes.append)
-    assert any("prompt embedding differs" in note for note in notes)
-
-
-def make_plan(base: Path, adapter: Path, output: Path):
-    return pipeline.ExportPlan(base, {1: adapter}, output, "fp32", "tiny", "Apache-2.0", False)
+    run(nano.base, adapter, None, tmp_path / "out", merge_lora=True, precision="fp32")
+    assert "stage1: the prompt embedding differs" in capsys.readouterr().err
 
 
 def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(nano, tmp_path):
