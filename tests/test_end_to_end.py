@@ -1,0 +1,101 @@
+"""The whole path through the installed command: train, export, verify, upscale."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("diffusers", reason="training and export need the [train] and [export] extras")
+
+TUDSR = Path(sys.executable).with_name("tudsr")
+DATA = "data: {count: 4, size: 64, cache: pool}\nR: 32\n"
+OPTIMIZATION = (
+    "optimization: {steps: 4, batch_size: 1, accumulation: 1, workers: 0, precision: fp32, lr: 1e-3}\n"
+)
+BASE = """
+model:
+  block_out_channels: [8, 16]
+  num_attention_heads: 2
+  cross_attention_dim: 8
+  norm_num_groups: 4
+"""
+
+
+def tudsr(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([TUDSR, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, two adapters and the bundle that came of them."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "base.yaml").write_text(DATA + OPTIMIZATION + BASE)
+    (folder / "stage.yaml").write_text(DATA + OPTIMIZATION + "base: base\nM: [2]\nlora: {rank: 4}\n")
+    (folder / "stage2.yaml").write_text(
+        DATA.replace("R: 32", "R: 16")
+        + OPTIMIZATION
+        + "base: base\nstage1: stage1\nM: [2]\nlora: {rank: 4}\n"
+    )
+    tudsr(folder, "train", "base", "--config", "base.yaml", "--out", "base")
+    tudsr(folder, "train", "stage1", "--config", "stage.yaml", "--out", "stage1")
+    tudsr(folder, "train", "stage2", "--config", "stage2.yaml", "--out", "stage2")
+    adapters = ("--stage1", "stage1", "--stage2", "stage2")
+    tudsr(folder, "export", "--base", "base", *adapters, "--merge-lora", "-o", "bundle")
+    return folder
+
+
+def test_the_bundle_is_sound_and_names_its_stages(workplace: Path) -> None:
+    assert "as the manifest says" in tudsr(workplace, "bundle", "verify", "bundle").stdout
+    manifest = json.loads((workplace / "bundle" / "bundle.json").read_text())
+    stages = [(s["name"], s["timestep"]) for s in manifest["stages"]]
+    assert stages == [("stage1", 200), ("stage2", 50)]
+
+
+def test_a_photo_comes_out_eight_times_larger_and_still_itself(workplace: Path) -> None:
+    photo = Path(__file__).parents[1] / "examples" / "coffee.png"
+    out = tudsr(workplace, "upscale", str(photo), "--bundle", "bundle", "--scale", "8", "-o", "large.png")
+    assert out.stdout.strip() == "large.png"
+    with Image.open(workplace / "large.png") as large, Image.open(photo) as small:
+        assert large.size == (small.width * 8, small.height * 8)
+        reduced = np.asarray(large.resize(small.size, Image.Resampling.BOX), np.float32)
+        original = np.asarray(small.convert("RGB"), np.float32)
+    assert np.abs(reduced - original).mean() < 6
+
+
+def test_a_second_export_has_the_same_hashes_and_does_not_overwrite(workplace: Path) -> None:
+    words = ("export", "--base", "base", "--stage1", "stage1", "--stage2", "stage2", "--merge-lora")
+    assert "exists" in tudsr(workplace, *words, "-o", "bundle", status=8).stderr
+    tudsr(workplace, *words, "-o", "again")
+    hashes = [
+        [
+            file["sha256"]
+            for component in json.loads((workplace / name / "bundle.json").read_text())["components"].values()
+            for file in component["variants"][0]["files"]
+        ]
+        for name in ("bundle", "again")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_adapters_and_base_that_do_not_fit_are_refused(workplace: Path) -> None:
+    (workplace / "other.yaml").write_text(DATA + OPTIMIZATION + BASE + "seed: 5\n")
+    tudsr(workplace, "train", "base", "--config", "other.yaml", "--out", "other")
+    done = tudsr(workplace, "export", "--base", "other", "--stage1", "stage1", "-o", "none", status=5)
+    assert "trained on base" in done.stderr
+    assert not (workplace / "none").exists()
+
+
+def test_a_mistake_in_a_configuration_is_one_line_and_exit_10(workplace: Path) -> None:
+    done = tudsr(
+        workplace, "train", "stage1", "--config", "stage.yaml", "--set", "lora.rnk=3", "--out", "x", status=10
+    )
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "did you mean 'rank'" in done.stderr
