@@ -29,11 +29,12 @@ class BasePairs(Pairs):
 
     def __init__(self, config: BaseConfig, length: int) -> None:
         task = Task(config.R, config.M, config.R)
-        super().__init__(synthetic_pool(config.data), task, config.degradation, config.seed, length)
-        self.config = config
-        self.after_stage1 = Pairs(
-            self.pool, replace(task, reductions=(config.N,)), config.mild, config.seed, length
+        super().__init__(
+            synthetic_pool(config.data), task, config.softness, config.degradation, config.seed, length
         )
+        self.config = config
+        late = replace(task, reductions=(config.N,))
+        self.after_stage1 = Pairs(self.pool, late, config.softness, config.mild, config.seed, length)
 
     def timestep(self, batch: int) -> int:
         late = np.random.default_rng([self.config.seed, batch, 0x7]).random() < self.config.t2_prob

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.data import Synthetic
+from tudsr_train.data import Softness, Synthetic
 from tudsr_train.degradation import Degradation
 from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
@@ -70,6 +70,7 @@ class BaseConfig:
     """Side of a training picture, pixels."""
     model: NanoBase = field(default_factory=NanoBase)
     data: Synthetic = field(default_factory=Synthetic)
+    softness: Softness = field(default_factory=Softness)
     degradation: Degradation = field(default_factory=Degradation)
     mild: Degradation = field(
         default_factory=lambda: Degradation(blur_sigma=(0.3, 1.4), noise_sigma=(0.0, 0.004), jpeg_prob=0.0)
@@ -98,6 +99,7 @@ class Stage1Config:
     t1: int = 200
     lora: Lora = field(default_factory=Lora)
     data: Synthetic = field(default_factory=Synthetic)
+    softness: Softness = field(default_factory=Softness)
     degradation: Degradation = field(default_factory=Degradation)
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=Optimization)
@@ -118,6 +120,7 @@ class Stage2Config:
     t2: int = 50
     lora: Lora = field(default_factory=Lora)
     data: Synthetic = field(default_factory=Synthetic)
+    softness: Softness = field(default_factory=Softness)
     degradation: Degradation = field(default_factory=Degradation)
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=lambda: Optimization(steps=3500))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_train.degradation import Degradation, degrade
+from tudsr_train.degradation import Degradation, blur, degrade
 from tudsr_train.synthetic import SyntheticImages
 
 
@@ -66,6 +66,17 @@ def _draw(size: int, seed: int, numbers: NDArray[np.int64]) -> NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Softness:
+    """Blur of the HQ crop itself. Photographs are rarely sharp to the pixel; a restorer that only ever saw
+    targets that are sharpens too much."""
+
+    prob: float = 0.6
+    """Share of crops that are softened."""
+    sigma: tuple[float, float] = (0.0, 1.6)
+    """Standard deviation of the Gaussian, HQ pixels."""
+
+
+@dataclass(frozen=True)
 class Task:
     """How one training pair is made from an HQ crop."""
 
@@ -81,9 +92,16 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     """(x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1]; never exhausted."""
 
     def __init__(
-        self, pool: NDArray[np.uint8], task: Task, degradation: Degradation, seed: int, length: int
+        self,
+        pool: NDArray[np.uint8],
+        task: Task,
+        softness: Softness,
+        degradation: Degradation,
+        seed: int,
+        length: int,
     ) -> None:
-        self.pool, self.task, self.degradation, self.seed, self.length = pool, task, degradation, seed, length
+        self.pool, self.task, self.softness, self.degradation = pool, task, softness, degradation
+        self.seed, self.length = seed, length
 
     def __len__(self) -> int:
         return self.length
@@ -91,6 +109,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, number])
         x_H = _random_crop(self.pool, self.task.crop, rng)
+        if rng.random() < self.softness.prob:
+            x_H = blur(x_H, np.eye(2) * rng.uniform(*self.softness.sigma) ** 2).clamp(0, 1)
         scale = int(rng.choice(self.task.reductions))
         low = degrade(x_H, scale, self.degradation, rng)
         side = self.task.enlarge_back_to

@@ -39,6 +39,7 @@ def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     pairs = Pairs(
         synthetic_pool(config.data),
         Task(config.R, config.M, config.R),
+        config.softness,
         config.degradation,
         config.seed,
         loop.batches * config.optimization.batch_size,

@@ -60,6 +60,7 @@ def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
     pairs = Pairs(
         synthetic_pool(config.data),
         Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R),
+        config.softness,
         config.degradation,
         config.seed,
         loop.batches * config.optimization.batch_size,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tudsr_train.data import Pairs, Synthetic, Task, synthetic_pool
+from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
 from tudsr_train.degradation import Degradation
 
 
@@ -26,9 +26,9 @@ def test_the_pool_is_drawn_once_and_then_read(data: Synthetic) -> None:
 
 
 def test_a_pair_is_a_function_of_its_number(data: Synthetic) -> None:
-    pairs = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Degradation(), seed=5, length=100)
+    pairs = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Softness(), Degradation(), seed=5, length=100)
     x_L, x_H = pairs[17]
-    again = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Degradation(), seed=5, length=100)
+    again = Pairs(synthetic_pool(data), Task(32, (2, 4), 32), Softness(), Degradation(), seed=5, length=100)
     _ = again[3]
     assert torch.equal(again[17][0], x_L)
     assert torch.equal(again[17][1], x_H)
@@ -39,7 +39,7 @@ def test_a_pair_is_a_function_of_its_number(data: Synthetic) -> None:
 
 
 def test_stage_2_pairs_are_n_times_larger_than_their_input(data: Synthetic) -> None:
-    pairs = Pairs(synthetic_pool(data), Task(64, (4, 8), 32), Degradation(), seed=5, length=100)
+    pairs = Pairs(synthetic_pool(data), Task(64, (4, 8), 32), Softness(), Degradation(), seed=5, length=100)
     x_L, y_H = pairs[0]
     assert x_L.shape == (3, 32, 32)
     assert y_H.shape == (3, 64, 64)

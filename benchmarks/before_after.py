@@ -1,0 +1,74 @@
+"""The before/after picture of the README: a photograph, its reduction enlarged by bicubic and by nano.
+
+    python benchmarks/before_after.py -o docs/before_after.png
+
+Columns: the original detail; its x8 reduction enlarged by bicubic interpolation; the x4 reduction enlarged by
+nano; the x8 reduction enlarged by nano. Reductions are averages with slight noise and JPEG quality 90, as a
+phone's small pictures are. The photographs ship with scikit-image and were never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from skimage import data
+
+from tudsr_runtime import Upscaler
+
+DETAILS = (("chelsea", (120, 80)), ("coffee", (224, 96)))
+"""Photograph, and the left top corner of its detail in pixels."""
+SIDE = 192  # of a detail, pixels
+ZOOM = 2  # of the printed details
+TITLE = 36  # height of the line of titles, pixels
+
+
+def reduce(photo: NDArray[np.uint8], scale: int) -> NDArray[np.float32]:
+    """A small picture such as people have, float32 (h, w, 3) in [0, 1]."""
+    height, width = (side // scale * scale for side in photo.shape[:2])
+    blocks = photo[:height, :width].reshape(height // scale, scale, width // scale, scale, 3)
+    noisy = blocks.mean((1, 3)) + np.random.default_rng(0).normal(0, 2, (height // scale, width // scale, 3))
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return np.asarray(Image.open(file), np.float32) / 255
+
+
+def panels(upscaler: Upscaler, photo: NDArray[np.uint8]) -> dict[str, Image.Image]:
+    """The four versions of a whole photograph, all of its size."""
+    small = reduce(photo, 8)
+    tiny = Image.fromarray((small * 255).astype(np.uint8))
+    versions = {
+        "original": Image.fromarray(photo),
+        "x8 bicubic": tiny.resize((tiny.width * 8, tiny.height * 8), Image.Resampling.BICUBIC),
+    }
+    for scale in (4, 8):
+        large = upscaler.upscale(reduce(photo, scale), scale)
+        versions[f"x{scale} tudsr (nano)"] = Image.fromarray((large * 255 + 0.5).astype(np.uint8))
+    return versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="nano")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    shown = SIDE * ZOOM
+    sheet = Image.new("RGB", (4 * shown, TITLE + len(DETAILS) * shown), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+    with Upscaler(args.bundle) as upscaler:
+        for row, (name, (left, top)) in enumerate(DETAILS):
+            versions = panels(upscaler, getattr(data, name)())
+            for column, (title, picture) in enumerate(versions.items()):
+                detail = picture.crop((left, top, left + SIDE, top + SIDE))
+                detail = detail.resize((shown, shown), Image.Resampling.NEAREST)
+                sheet.paste(detail, (column * shown, TITLE + row * shown))
+                pen.text((column * shown + 10, 6), title, "black", font)
+    sheet.save(args.output, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
