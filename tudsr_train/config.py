@@ -73,7 +73,9 @@ class BaseConfig:
     softness: Softness = field(default_factory=Softness)
     degradation: Degradation = field(default_factory=Degradation)
     mild: Degradation = field(
-        default_factory=lambda: Degradation(blur_sigma=(0.3, 1.4), noise_sigma=(0.0, 0.004), jpeg_prob=0.0)
+        default_factory=lambda: Degradation(
+            blur_sigma=(0.3, 1.4), sharpen_prob=0.0, noise_sigma=(0.0, 0.004), jpeg_prob=0.0
+        )
     )
     """What the restorer at t_2 sees: blur, but next to no noise, as behind a first stage."""
     t1: int = 200

@@ -72,7 +72,7 @@ class Softness:
 
     prob: float = 0.6
     """Share of crops that are softened."""
-    sigma: tuple[float, float] = (0.0, 1.6)
+    sigma: tuple[float, float] = (0.0, 2.2)
     """Standard deviation of the Gaussian, HQ pixels."""
 
 

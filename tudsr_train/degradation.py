@@ -28,6 +28,14 @@ class Degradation:
     """Standard deviation of the Gaussian blur, in units of scale / 2 HQ pixels."""
     anisotropic_prob: float = 0.3
     """Share of blurs whose two axes are drawn on their own and turned."""
+    shift: float = 0.25
+    """Largest shift per axis, LQ pixels: programs that reduce pictures disagree on where a pixel is, and two
+    shots of one scene are never aligned exactly."""
+    shift_prob: float = 0.5
+    sharpen_amount: Range = (0.0, 1.0)
+    """Strength of an unsharp mask on the LQ picture, as cameras apply it; without it a restorer sharpens what
+    is sharpened already."""
+    sharpen_prob: float = 0.35
     noise_sigma: Range = (0.0, 0.045)
     """Standard deviation of the noise, 1 = full range."""
     noise_prob: float = 0.85
@@ -49,8 +57,11 @@ def degrade(x_H: Tensor, scale: int, degradation: Degradation, rng: np.random.Ge
     Returns:
         float32 (3, H / scale, W / scale) in [0, 1], on 8-bit levels.
     """
-    x = blur(x_H, _blur_covariance(scale, degradation, rng))
+    x = blur(x_H, _blur_covariance(scale, degradation, rng), _shift(scale, degradation, rng))
     x = _reduce(x, scale, rng)
+    if rng.random() < degradation.sharpen_prob:
+        soft = blur(x, np.eye(2) * rng.uniform(0.5, 1.2) ** 2)
+        x = x + rng.uniform(*degradation.sharpen_amount) * (x - soft)
     if rng.random() < degradation.noise_prob:
         x = _add_noise(x, degradation, rng)
     levels = (x.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -70,20 +81,31 @@ def _blur_covariance(scale: int, degradation: Degradation, rng: np.random.Genera
     return np.asarray(turn @ np.diag(sigma**2) @ turn.T)
 
 
-def blur(x: Tensor, covariance: NDArray[np.float64]) -> Tensor:
-    """Convolve (C, H, W) with a Gaussian of a 2x2 covariance (pixels squared; axes x, y), edges reflected.
+def _shift(scale: int, degradation: Degradation, rng: np.random.Generator) -> NDArray[np.float64]:
+    moved = rng.random() < degradation.shift_prob
+    return rng.uniform(-1, 1, 2) * degradation.shift * scale * moved
+
+
+def blur(
+    x: Tensor, covariance: NDArray[np.float64], shift: NDArray[np.float64] | tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
+    """Convolve (C, H, W) with a Gaussian of a 2x2 covariance (pixels squared; axes x, y), edges reflected,
+    and move it by `shift` pixels (x, y).
 
     The convolution is a product of spectra, so its cost does not grow with the width.
     """
     height, width = x.shape[-2:]
-    margin = min(int(np.ceil(3 * np.sqrt(covariance.max()))), height - 1, width - 1)
+    reach = 3 * np.sqrt(covariance.max()) + np.abs(shift).max()
+    margin = min(int(np.ceil(reach)), height - 1, width - 1)
     if margin == 0:
         return x
     padded = F.pad(x[None], (margin,) * 4, mode="reflect")[0]
     fy = torch.fft.fftfreq(padded.shape[-2])[:, None]
     fx = torch.fft.rfftfreq(padded.shape[-1])[None]
     quadratic = covariance[0, 0] * fx**2 + 2 * covariance[0, 1] * fx * fy + covariance[1, 1] * fy**2
-    spectrum = torch.fft.rfft2(padded) * torch.exp(-2 * np.pi**2 * quadratic)
+    phase = -2 * np.pi * (shift[0] * fx + shift[1] * fy)
+    transfer = torch.polar(torch.exp(-2 * np.pi**2 * quadratic), phase)
+    spectrum = torch.fft.rfft2(padded) * transfer
     blurred = torch.fft.irfft2(spectrum, s=padded.shape[-2:])
     return blurred[:, margin : margin + height, margin : margin + width].contiguous()
 

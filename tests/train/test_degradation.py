@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from tudsr_train.degradation import Degradation, blur, degrade
 
-CLEAN = Degradation(blur_sigma=(0.0, 0.0), noise_prob=0.0, jpeg_prob=0.0)
+CLEAN = Degradation(blur_sigma=(0.0, 0.0), shift_prob=0.0, sharpen_prob=0.0, noise_prob=0.0, jpeg_prob=0.0)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.3, 3.0])
@@ -32,6 +34,24 @@ def test_a_turned_blur_smears_along_its_long_axis() -> None:
     y = blur(x, np.array([[9.0, 0.0], [0.0, 1.0]]))[0]
     assert y[32, 38] > 5 * y[38, 32].abs()
     assert float(y.sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_shift_moves_the_picture_by_that_much() -> None:
+    x = torch.zeros(1, 33, 33)
+    x[0, 16, 16] = 1
+    assert torch.allclose(blur(x, np.zeros((2, 2)), (3.0, -2.0)), x.roll((-2, 3), (1, 2)), atol=1e-5)
+    y = blur(x, np.eye(2), (0.5, 0.0))[0]
+    assert torch.allclose(y[16, 16], y[16, 17], atol=1e-5)
+
+
+def test_sharpening_overshoots_at_an_edge() -> None:
+    x = torch.full((3, 32, 32), 0.3)
+    x[..., 16:] = 0.7
+    sharp = replace(CLEAN, sharpen_prob=1.0, sharpen_amount=(1.0, 1.0))
+    low = degrade(x, 1, sharp, np.random.default_rng(0))
+    assert low.min() < 0.28
+    assert low.max() > 0.72
+    assert (low.mean() - 0.5).abs() < 0.01
 
 
 @settings(max_examples=20, deadline=None)
