@@ -87,9 +87,9 @@ def _show(report: Report) -> None:
 
     if not report.measurements:
         return
-    table = Table("gate", "of", "largest", "limit", "PSNR, dB")
+    table = Table("gate", "of", "figure", "limit", "PSNR, dB", "largest")
     for m in report.measurements:
-        limit = "-" if m.gate.limit is None else f"{m.gate.limit:.1e}"
-        psnr = "-" if m.psnr_db is None else f"{m.psnr_db:.1f}"
-        table.add_row(m.gate.name, m.subject, f"{m.value:.1e}", limit, psnr)
+        cells = (m.value, ".1e"), (m.gate.limit, ".1e"), (m.psnr_db, ".1f"), (m.largest, ".1e")
+        shown = ("-" if number is None else format(number, spec) for number, spec in cells)
+        table.add_row(m.gate.name, m.subject, *shown)
     Console(stderr=True).print(table)

@@ -39,14 +39,15 @@ The hashes of the adapters and of every file are in `{manifest}`.
 
 ## How exact the graphs are
 
-| gate | of | largest | PSNR, dB | limit |
-| --- | --- | --- | --- | --- |
+| gate | of | figure | limit | PSNR, dB | largest |
+| --- | --- | --- | --- | --- | --- |
 {figures}
 
 `merged_vs_lora` and `baked_vs_merged` are relative errors in float32; `fp16_range` is the largest value
-inside a graph, which float16 must hold; `onnx_vs_torch` is the error of each graph's output against the
-float32 PyTorch model; `picture` is the error of a whole tile through all stages, in pixel values of [0, 1].
-They say that the graphs compute what was trained, not how good the pictures are.
+inside a graph, which float16 must hold; `onnx_vs_torch` is the largest error of each graph's output against
+the float32 PyTorch model; `picture` is the root mean square error of a whole tile through all stages, in
+pixel values of [0, 1], with the largest error of one pixel beside it. They say that the graphs compute what
+was trained, not how good the pictures are.
 """
 
 
@@ -85,8 +86,9 @@ def model_card(manifest: Manifest) -> str:
                 gate,
                 subject,
                 f"{figures['value']:.2e}",
-                _figure(figures.get("psnr_db"), ".1f"),
                 _figure(entry["limit"], ".2e"),
+                _figure(figures.get("psnr_db"), ".1f"),
+                _figure(figures.get("largest"), ".2e"),
             )
             for gate, entry in manifest.numerics.items()
             for subject, figures in entry.items()

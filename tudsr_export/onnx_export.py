@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
-import onnx_ir
 import torch
+from onnxscript import optimizer
 from torch import nn
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 OPSET = 22
 """The last one in which attention is written out as MatMul, Softmax, MatMul, which TensorRT fuses; from 21 on
@@ -20,6 +24,8 @@ GroupNormalization is one operator with float32 statistics."""
 MODEL_NAME = "model.onnx"
 EXTERNAL_FROM = 256 * 2**20
 """Bytes of weights from which they lie in a file of their own (protobuf ends at 2 GiB)."""
+FOLD_UP_TO = 2**20
+"""Elements of a tensor up to which what can be computed from constants is computed."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -56,6 +62,8 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
+    # The exporter itself folds small constants only, not a prompt's keys and values.
+    optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
     strip_metadata(program.model)
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     program.save(folder / MODEL_NAME, external_data=weights >= external_from)

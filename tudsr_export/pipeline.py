@@ -72,11 +72,15 @@ def sample_tile(tile: int) -> Tensor:
 
 
 class _Export:
-    """One run. `reference` is the tile after the stages so far, by the generator in float32, clamped."""
+    """One run.
+
+    `z_H`, `decoded` and `reference` are what the generator, in float32, makes of the tile in the stages
+    so far: the last latent, its picture, and that clamped.
+    """
 
     def __init__(self, plan: ExportPlan, folder: Path, base: Generator, report: Report, say: Say) -> None:
         self.plan, self.folder, self.base, self.report, self.say = plan, folder, base, report, say
-        self.source = self.reference = sample_tile(plan.tile)
+        self.source = self.decoded = self.reference = sample_tile(plan.tile)
         self.z_L = self.z_H = base.encode(self.source)
         self.stages: list[StageSettings] = []
         self.ports: dict[str, tuple[Port, Port]] = {}
@@ -93,7 +97,8 @@ class _Export:
         self.report.relative(MERGED, settings.name, merged, with_lora)
 
         self.z_H = one_step(z_L, with_lora, alpha_t, self.base.prediction_type)
-        self.reference = self.base.decode(self.z_H).clamp(-1, 1)
+        self.decoded = self.base.decode(self.z_H)
+        self.reference = self.decoded.clamp(-1, 1)
         merged_z_H = one_step(z_L, merged, alpha_t, self.base.prediction_type)
         ports = _port("z_L", z_L), _port("z_H", merged_z_H)
         self._component(settings.unet, UnetStage(generator, t), ports, z_L, merged_z_H)
@@ -102,10 +107,9 @@ class _Export:
     def autoencoder(self) -> None:
         """Export encoder and decoder, which all stages share."""
         encoder, decoder = vae_graphs(self.base.vae)
-        decoded = self.base.decode(self.z_H)
         image, z_L, z_H = _port("image", self.source), _port("z_L", self.z_L), _port("z_H", self.z_H)
         self._component(ENCODER, encoder, (image, z_L), self.source, self.z_L)
-        self._component(DECODER, decoder, (z_H, image), self.z_H, decoded)
+        self._component(DECODER, decoder, (z_H, image), self.z_H, self.decoded)
 
     def picture(self) -> None:
         """The tile through all exported graphs, as the runtime chains them, against the generator."""
@@ -114,7 +118,7 @@ class _Export:
             for component in (ENCODER, stage.unet, DECODER):
                 x = run_onnx(self.folder / component / MODEL_NAME, x)
             x = x.clamp(-1, 1)
-        self.report.absolute(PICTURE, "all stages", (x + 1) / 2, (self.reference + 1) / 2)
+        self.report.root_mean_square(PICTURE, "all stages", (x + 1) / 2, (self.reference + 1) / 2)
 
     def _announce(self, settings: StageSettings) -> None:
         self.say(
@@ -132,6 +136,7 @@ class _Export:
     ) -> None:
         """Export one graph; `values` and `reference` are its input and, by the generator, its output."""
         precision = self.plan.precision
+        self.say(f"{name}: exporting in {precision}")
         baked, largest = run_scanned(graph.eval(), values)
         self.report.relative(BAKED, name, baked, reference)
         if precision == "fp16":

@@ -130,6 +130,8 @@ def test_graphs_have_one_input_and_nothing_of_time_or_prompt(kind, bundles):
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 22)]
         operators = {node.op_type for node in model.graph.node}
         assert not operators & {"Sin", "Cos", "Shape", "Cast"}
+        constants = {t.name for t in model.graph.initializer}
+        assert all(set(node.input) - constants for node in model.graph.node), "something is left to fold"
         names = " ".join(t.name for t in model.graph.initializer)
         for word in ("time", "lora", "base_layer", "attn2.to_k.weight", "attn2.to_v.weight"):
             assert word not in names

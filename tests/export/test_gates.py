@@ -131,6 +131,12 @@ def test_figures_are_relative_to_the_largest_reference_value():
     assert [m.value for m in report.measurements] == [0.125, 0.25]
 
 
+def test_a_picture_is_judged_by_its_root_mean_square():
+    report = Report()
+    report.root_mean_square(Gate("g", 1.5), "s", torch.tensor([2.0, 0, 0, 0]), torch.zeros(4))
+    assert report.as_json()["g"]["s"] == {"value": 1.0, "largest": 2.0}
+
+
 def test_psnr_is_against_the_range_of_the_reference():
     report = Report()
     report.absolute(Gate("g", None), "s", torch.tensor([0.02, 2.02]), torch.tensor([0.0, 2.0]))
