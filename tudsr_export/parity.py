@@ -37,8 +37,8 @@ BAKED = Gate("baked_vs_merged", 1e-5)
 # float16's 65504, because other pictures may reach further than the one measured.
 FP16_RANGE = Gate("fp16_range", 65504 / 2)
 ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", None)}
-# A grey level, but not of the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts one
-# pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
+# A grey level, but not of the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts
+# one pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
 PICTURE = Gate("picture", 1 / 255)
 
 
