@@ -210,6 +210,9 @@ def export(
     licence: Annotated[
         str, typer.Option(help="Licence of the weights, as an SPDX identifier.")
     ] = "unspecified",
+    about: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Markdown that the model card begins with.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Merge the adapters into the base and write a bundle of ONNX graphs.
@@ -219,7 +222,7 @@ def export(
     with _needs("export"):
         from tudsr_export.command import run
 
-        run(base, stage1, stage2, output, merge_lora, precision, name, licence, overwrite)
+        run(base, stage1, stage2, output, merge_lora, precision, name, licence, overwrite, about)
 
 
 def main() -> int:

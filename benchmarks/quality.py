@@ -23,6 +23,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,17 @@ def published(folder: Path) -> str:
     )
 
 
+def heading(upscaler: Upscaler) -> str:
+    """What was measured, by what, so that anyone can repeat it."""
+    words = [word if "/" not in word or word.startswith(("bench", "docs")) else "DIR" for word in sys.argv]
+    choice = upscaler.choice
+    return (
+        f"## Quality of bundle `{upscaler.bundle.manifest.name}`\n\n"
+        f"`python {' '.join(words)}`, {date.today()}; bundle sha256 {upscaler.bundle.sha256[:16]}; "
+        f"{choice.backend} on {choice.device}\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="nano")
@@ -211,8 +223,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
     args = parser.parse_args()
 
-    report, record = [f"## Quality of bundle `{args.bundle}`\n"], {}
+    record = {}
     with Upscaler(args.bundle) as upscaler:
+        report = [heading(upscaler)]
         for scale in (4, 8):
             scores = compare(photographs(scale), methods(upscaler, scale))
             record[f"photographs_x{scale}"] = scores

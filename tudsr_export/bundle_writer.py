@@ -45,6 +45,8 @@ class BundleFacts:
     stages: tuple[StageSettings, ...]
     ports: Mapping[str, tuple[Port, Port]]
     """Input and output of every component, by its name."""
+    about: str = ""
+    """Markdown for the model card: what the model is for, and what it is not."""
 
 
 def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         numerics=numerics,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    (folder / MODEL_CARD).write_text(model_card(manifest), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(model_card(manifest, facts.about), encoding="utf-8")
 
 
 def _stage(stage: StageSettings, base: Generator) -> Stage:

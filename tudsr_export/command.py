@@ -26,6 +26,7 @@ def run(
     name: str | None = None,
     licence: str = UNKNOWN_LICENCE,
     overwrite: bool = False,
+    about: Path | None = None,
 ) -> None:
     """Export a base and one or two LoRA adapters as the bundle `output`.
 
@@ -43,6 +44,7 @@ def run(
         name: None takes the name of the folder `output`.
         licence: of the weights, as a SPDX identifier or a name.
         overwrite: whether an existing `output` may be replaced.
+        about: Markdown file that the model card begins with; None leaves it out.
 
     Raises:
         UsageError: no adapter, an unknown precision, or a name that a bundle cannot have (exit 2).
@@ -70,10 +72,20 @@ def run(
 
     report = Report()
     try:
-        export_bundle(ExportPlan(base, adapters, output, precision, name, licence, overwrite), report, _say)
+        plan = ExportPlan(
+            base, adapters, output, precision, name, licence, overwrite, about=_text(about) if about else ""
+        )
+        export_bundle(plan, report, _say)
     finally:
         _show(report)
     sys.stdout.write(f"{output}\n")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--about {path}: not a readable text file ({error})") from error
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ pixels, as ONNX graphs (opset {opset}, {precision}).
     tudsr upscale photo.png --bundle THIS_FOLDER
 
 Licence of the weights: {licence}.
-
+{about}
 ## Stages
 
 | stage | trained for | timestep | alphas_cumprod | UNet |
@@ -51,13 +51,14 @@ was trained, not how good the pictures are.
 """
 
 
-def model_card(manifest: Manifest) -> str:
-    """The text of README.md for a bundle that `tudsr export` wrote."""
+def model_card(manifest: Manifest, about: str = "") -> str:
+    """The text of README.md for a bundle that `tudsr export` wrote; `about` (Markdown) stands first in it."""
     base, tools = manifest.provenance["base"], manifest.provenance["tools"]
     variants = [(name, component.variants[0]) for name, component in manifest.components.items()]
     stages = len(manifest.stages)
     return TEMPLATE.format(
         name=manifest.name,
+        about=f"\n{about.strip()}\n" if about.strip() else "",
         count="two one-step diffusion stages" if stages == 2 else "one one-step diffusion stage",
         tile=manifest.tile,
         opset=variants[0][1].opset,

@@ -40,6 +40,8 @@ class ExportPlan:
     licence: str
     overwrite: bool = False
     tile: int = TILE
+    about: str = ""
+    """Markdown for the model card."""
 
 
 def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
@@ -59,7 +61,14 @@ def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
         export.autoencoder()
         export.picture()
         facts = BundleFacts(
-            plan.name, plan.licence, plan.tile, plan.precision, base, tuple(export.stages), export.ports
+            plan.name,
+            plan.licence,
+            plan.tile,
+            plan.precision,
+            base,
+            tuple(export.stages),
+            export.ports,
+            plan.about,
         )
         write_bundle_files(folder, facts, report.as_json())
 

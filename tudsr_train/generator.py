@@ -128,6 +128,13 @@ class Generator(nn.Module):
             prompt_embeds = prompt_of(folder)
         except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
+        channels = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels)
+        if len(set(channels)) > 1:
+            raise BundleError(
+                f"{base}: latents have {channels[0]} channels, the UNet takes {channels[1]} "
+                f"and gives {channels[2]}",
+                hint="a base for plain image generation, not for inpainting or depth",
+            )
         width = unet.config.cross_attention_dim
         if prompt_embeds.shape[-1] != width:
             raise BundleError(

@@ -17,7 +17,7 @@ from tudsr_runtime.errors import BundleError, OutputError, UsageError
 def small_tile(monkeypatch):
     """The command exports 512 px tiles; the tests cannot wait for them."""
     plan = pipeline.ExportPlan
-    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args: plan(*args, tile=TILE))
+    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args, about: plan(*args, tile=TILE, about=about))
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
@@ -30,6 +30,14 @@ def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
     manifest = open_bundle(output).manifest
     assert (manifest.name, manifest.precision) == ("my-bundle", "fp16")
     assert len(manifest.stages) == 2
+
+
+def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
+    about = tmp_path / "about.md"
+    about.write_text("It restores; it does not imagine.\n")
+    run(nano.base, nano.stage1, None, tmp_path / "out", merge_lora=True, precision="fp32", about=about)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 0 < card.index("It restores; it does not imagine.") < card.index("## Stages")
 
 
 def test_one_adapter_without_a_record_takes_the_papers_numbers(nano, tmp_path, capsys):
@@ -56,6 +64,7 @@ def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, out
         ({"precision": "int8"}, "fp16 or fp32, not 'int8'"),
         ({"merge_lora": False}, "must be merged"),
         ({"name": "no/slash"}, "cannot name a bundle"),
+        ({"about": Path("nowhere.md")}, "not a readable text file"),
     ],
 )
 def test_options_that_cannot_be_meant(options, message, nano, tmp_path):

@@ -115,6 +115,16 @@ def test_a_base_that_lacks_a_part_or_does_not_fit_is_named(tmp_path: Path, tiny_
         Generator.load(copy)
 
 
+def test_an_inpainting_base_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_base, copy)
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    wider = {**config, "in_channels": 97}
+    UNet2DConditionModel.from_config(wider).save_pretrained(copy / "unet")
+    with pytest.raises(BundleError, match="takes 97 and gives 48"):
+        Generator.load(copy)
+
+
 def test_a_base_that_predicts_something_else_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
