@@ -1,0 +1,85 @@
+"""The bundle that travels with the package: what it is made from, what it computes, and that it helps."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from tudsr_runtime import Upscaler, open_bundle
+from tudsr_runtime.bundle import file_sha256
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "models" / "nano"
+Floats = NDArray[np.float32]
+
+
+def test_it_is_small_whole_and_made_from_the_committed_models() -> None:
+    bundle = open_bundle("nano")
+    assert sum(file.bytes for file in bundle.manifest.files()) <= 24e6
+    provenance = bundle.manifest.provenance
+    for stage in ("stage1", "stage2"):
+        weights = MODELS / stage / "adapter_model.safetensors"
+        assert provenance["adapters"][stage]["sha256"] == file_sha256(weights)
+    generator = pytest.importorskip(
+        "tudsr_train.generator", reason="hashing the base needs the [train] extra"
+    )
+    assert provenance["base"]["sha256"] == generator.base_sha256(MODELS / "base")
+    assert "does not imagine" in " ".join((bundle.folder / "README.md").read_text().split())
+
+
+def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
+    torch = pytest.importorskip("torch", reason="the reference needs the [train] extra")
+    interpolate = importlib.import_module("torch.nn.functional").interpolate
+    adapters = importlib.import_module("tudsr_train.adapters")
+    G = importlib.import_module("tudsr_train.generator").Generator.load(MODELS / "base")
+    records = [adapters.load_adapter(G, MODELS / name, name) for name in ("stage1", "stage2")]
+    photo = _photo()[:128, :128]  # x2 then x2 keeps to one tile a stage, without padding in the second
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1
+    with torch.no_grad():
+        for record, name in zip(records, ("stage1", "stage2"), strict=True):
+            x = interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            height, width = x.shape[-2:]
+            padding = (0, min(512 - width, width - 1), 0, min(512 - height, height - 1))
+            padded = torch.nn.functional.pad(x, padding, mode="reflect")
+            rest = (0, 512 - padded.shape[-1], 0, 512 - padded.shape[-2])
+            padded = torch.nn.functional.pad(padded, rest, mode="replicate")
+            G.unet.set_adapter(name)
+            x = G(padded, record.timestep)[..., :height, :width]
+    expected = ((x[0].permute(1, 2, 0) + 1) / 2).numpy()
+    with Upscaler("nano", device="cpu", color="none") as upscaler:
+        actual = upscaler.upscale(photo, scale=4)
+    assert np.abs(actual - expected).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("scale", [4, 8])
+def test_it_is_closer_to_the_photograph_than_bicubic_is(scale: int) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        quality = importlib.import_module("quality")
+    finally:
+        sys.path.pop(0)
+    photo = _photo()
+    low = quality.degrade(photo, scale, seed=0)
+    with Upscaler("nano", device="cpu") as upscaler:
+        ours = quality.measure(upscaler.upscale(low, scale=scale), photo)
+    bicubic = quality.measure(quality.bicubic(low, scale), photo)
+    assert ours["psnr"] > bicubic["psnr"] + 0.2
+    assert ours["ssim"] > bicubic["ssim"]
+
+
+def test_a_constant_stays_itself() -> None:
+    with Upscaler("nano", device="cpu") as upscaler:
+        for level in (0.0, 0.5, 1.0):
+            large = upscaler.upscale(np.full((70, 70, 3), level, np.float32), scale=8)
+            assert np.abs(large - level).max() <= 1 / 255
+
+
+def _photo() -> Floats:
+    return np.asarray(Image.fromarray(data.astronaut()[:256, 128:384]), np.float32) / 255
