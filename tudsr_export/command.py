@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.manifest import NAME
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(
         base: folder in the diffusers layout.
         stage1: PEFT folder of stage 1's adapter; None leaves the stage out, and the bundle has one stage.
         stage2: likewise of stage 2; one of the two must be given.
-        output: the bundle's folder; it appears whole or not at all.
+        output: the bundle's folder; it appears whole or not at all, its parents are made.
         merge_lora: must be true, since graphs hold merged weights: `--merge-lora` is a flag that is on when
             left out, and there is no `--no-merge-lora`.
         precision: "fp16" or "fp32".
@@ -70,6 +70,7 @@ def run(
     from tudsr_export.parity import Report
     from tudsr_export.pipeline import ExportPlan, export_bundle
 
+    _make_parent(output)
     report = Report()
     try:
         plan = ExportPlan(
@@ -79,6 +80,13 @@ def run(
     finally:
         _show(report)
     sys.stdout.write(f"{output}\n")
+
+
+def _make_parent(output: Path) -> None:
+    try:
+        output.resolve().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _text(path: Path) -> str:

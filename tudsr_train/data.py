@@ -118,6 +118,10 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         return x_L * 2 - 1, x_H * 2 - 1
 
 
+FAINT_SHARE = 0.25
+"""Share of crops of little contrast."""
+
+
 def _random_crop(pool: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Tensor:
     """A crop (3, side, side) in [0, 1], flipped and turned, of drawn contrast, brightness, channel order."""
     picture = pool[rng.integers(len(pool))]
@@ -127,5 +131,8 @@ def _random_crop(pool: NDArray[np.uint8], side: int, rng: np.random.Generator) -
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     x = torch.from_numpy(crop.astype(np.float32) / 255).permute(2, 0, 1)
-    contrast = rng.uniform(0.35, 1)
-    return (x * contrast + rng.uniform(0, 1 - contrast)).contiguous()
+    contrast, level = rng.uniform(0.35, 1), rng.random()
+    if rng.random() < FAINT_SHARE:
+        # skies, walls and night: little to see, often at an end of the range, up to the border
+        contrast, level = rng.uniform(0, 0.3), rng.choice([0.0, level, 1.0])
+    return (x * contrast + level * (1 - contrast)).contiguous()

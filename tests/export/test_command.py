@@ -35,8 +35,8 @@ def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
 def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
     about = tmp_path / "about.md"
     about.write_text("It restores; it does not imagine.\n")
-    run(nano.base, nano.stage1, None, tmp_path / "out", merge_lora=True, precision="fp32", about=about)
-    card = (tmp_path / "out" / "README.md").read_text()
+    run(nano.base, nano.stage1, None, tmp_path / "new" / "out", True, precision="fp32", about=about)
+    card = (tmp_path / "new" / "out" / "README.md").read_text()
     assert 0 < card.index("It restores; it does not imagine.") < card.index("## Stages")
 
 

@@ -38,6 +38,12 @@ def test_a_pair_is_a_function_of_its_number(data: Synthetic) -> None:
         assert x.abs().max() <= 1
 
 
+def test_some_crops_are_faint_and_some_are_not(data: Synthetic) -> None:
+    pairs = Pairs(synthetic_pool(data), Task(32, (2,), 32), Softness(), Degradation(), seed=5, length=100)
+    ranges = torch.tensor([float(x_H.max() - x_H.min()) for _, x_H in (pairs[i] for i in range(60))])
+    assert 5 < int((ranges < 0.4).sum()) < 35
+
+
 def test_stage_2_pairs_are_n_times_larger_than_their_input(data: Synthetic) -> None:
     pairs = Pairs(synthetic_pool(data), Task(64, (4, 8), 32), Softness(), Degradation(), seed=5, length=100)
     x_L, y_H = pairs[0]
