@@ -20,6 +20,7 @@ OPTIMIZATION = (
 )
 BASE = """
 model:
+  margin: 8
   block_out_channels: [8, 16]
   num_attention_heads: 2
   cross_attention_dim: 8

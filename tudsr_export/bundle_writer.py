@@ -58,7 +58,10 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         licence=facts.licence,
         tile=facts.tile,
         latent=Latent(
-            facts.base.vae.config.latent_channels, facts.base.pixels_per_cell, facts.base.scaling_factor
+            facts.base.vae.config.latent_channels,
+            facts.base.pixels_per_cell,
+            facts.base.scaling_factor,
+            facts.base.latent_margin,
         ),
         precision=facts.precision,
         stages=tuple(_stage(stage, facts.base) for stage in facts.stages),

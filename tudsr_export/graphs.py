@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tudsr_export.bake import (
@@ -49,27 +48,27 @@ class VaeDecoder(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """E of a `PatchAutoencoder`: pixel unshuffle, times the scaling factor."""
+    """E of a `PatchAutoencoder`, times the scaling factor."""
 
     def __init__(self, vae: PatchAutoencoder) -> None:
         super().__init__()
-        self.patch_size, self.scaling_factor = vae.config.patch_size, vae.config.scaling_factor
+        self.vae = vae
 
     def forward(self, image: Tensor) -> Tensor:
-        z = F.pixel_unshuffle(image, self.patch_size)
-        return z if self.scaling_factor == 1 else z * self.scaling_factor
+        z, s = self.vae.encode(image).latent_dist.mode(), self.vae.config.scaling_factor
+        return z if s == 1 else z * s
 
 
 class PatchDecoder(nn.Module):
-    """D of a `PatchAutoencoder`: pixel shuffle of a scaled latent."""
+    """D of a `PatchAutoencoder`, of a scaled latent."""
 
     def __init__(self, vae: PatchAutoencoder) -> None:
         super().__init__()
-        self.patch_size, self.scaling_factor = vae.config.patch_size, vae.config.scaling_factor
+        self.vae = vae
 
     def forward(self, z_H: Tensor) -> Tensor:
-        z = z_H if self.scaling_factor == 1 else z_H / self.scaling_factor
-        return F.pixel_shuffle(z, self.patch_size)
+        s = self.vae.config.scaling_factor
+        return self.vae.decode(z_H if s == 1 else z_H / s).sample
 
 
 class UnetStage(nn.Module):

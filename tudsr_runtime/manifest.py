@@ -111,13 +111,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Latent:
-    """The autoencoder's latent: `channels`, image pixels per latent cell and axis, and the latent scale."""
+    """The autoencoder's latent: `channels`, image pixels per latent cell and axis, the latent scale, and the
+    cells on each side that stand for pixels beyond the tile."""
 
     channels: int
     pixels_per_cell: int
     scaling_factor: float
+    margin: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.margin >= 0, f"margin must not be negative, not {self.margin}")
         _require(self.channels > 0, f"channels must be positive, not {self.channels}")
         _require(self.pixels_per_cell > 0, f"pixels_per_cell must be positive, not {self.pixels_per_cell}")
         _require(self.scaling_factor > 0, f"scaling_factor must be positive, not {self.scaling_factor}")
@@ -204,7 +207,7 @@ class Manifest:
         _require("bundle.json" not in folded, "bundle.json cannot list itself")
 
     def _check_components(self) -> None:
-        edge = self.tile // self.latent.pixels_per_cell
+        edge = self.tile // self.latent.pixels_per_cell + 2 * self.latent.margin
         image, latent = (3, self.tile, self.tile), (self.latent.channels, edge, edge)
         for name in self.components:
             _require(NAME.fullmatch(name) is not None, f"component {name[:120]!r} is not a plain name")

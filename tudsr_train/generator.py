@@ -83,6 +83,11 @@ class Generator(nn.Module):
         config = self.vae.config
         return int(config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1))
 
+    @property
+    def latent_margin(self) -> int:
+        """Latent cells on each side that stand for pixels beyond the picture; 0 for Stable Diffusion."""
+        return int(self.vae.config.get("margin", 0)) // self.pixels_per_cell
+
     def encode(self, x_L: Tensor, sample: bool = False) -> Tensor:
         """z_L = E(x_L) s, from the posterior's mode, or from a sample of it as the paper's lineage trains."""
         posterior = self.vae.encode(x_L).latent_dist

@@ -70,7 +70,12 @@ class Loop:
         o = self.optimization
         first = self.step * o.accumulation // self.losses_per_pair
         numbers = range(first * o.batch_size, self.batches * o.batch_size)
-        loader = DataLoader(Subset(pairs, numbers), batch_size=o.batch_size, num_workers=o.workers)
+        loader = DataLoader(
+            Subset(pairs, numbers),
+            batch_size=o.batch_size,
+            num_workers=o.workers,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+        )
         log, micro, bad, started = _Log(self.folder / "log.jsonl"), 0, 0, time.monotonic()
         first_step = self.step
         with self._graceful_stop():
@@ -157,6 +162,11 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         _say(f"resumed from {found[-1]} at step {self.step}")
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; without its workers the parent could not finish its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def lr_factor(step: int, optimization: Optimization) -> float:

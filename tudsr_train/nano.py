@@ -24,6 +24,8 @@ class NanoBase:
 
     patch_size: int = 4
     """Pixels per latent cell, per axis."""
+    margin: int = 24
+    """Pixels reflected around every picture and cut off again (see `PatchAutoencoder`)."""
     block_out_channels: tuple[int, ...] = (96, 96, 112)
     """UNet channels per level, finest first; the coarsest level attends."""
     layers_per_block: int = 1
@@ -59,7 +61,7 @@ def create_base(folder: Path, nano: NanoBase, seed: int) -> None:
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     unet.save_pretrained(folder / "unet")
-    vae = PatchAutoencoder(patch_size=nano.patch_size, latent_channels=latent_channels)
+    vae = PatchAutoencoder(patch_size=nano.patch_size, latent_channels=latent_channels, margin=nano.margin)
     vae.save_config(folder / "vae")
     scheduler = DDPMScheduler(beta_start=nano.beta, beta_end=nano.beta, beta_schedule="linear")
     scheduler.save_pretrained(folder / "scheduler")

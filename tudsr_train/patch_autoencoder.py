@@ -39,8 +39,10 @@ class PatchDecoding:
 class PatchAutoencoder(ConfigMixin, nn.Module):
     """Pixel unshuffle (Shi et al. 2016, inverted) behind the interface of `AutoencoderKL`.
 
-    `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, H / p, W / p), and `decode`
-    undoes it exactly. H and W must be multiples of `patch_size` p.
+    `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, (H + 2 m) / p, (W + 2 m) / p),
+    and `decode` undoes it exactly. H and W must be multiples of `patch_size` p and larger than `margin` m: so
+    many pixels are reflected around the image and cut off again, because a UNet that pads with zeros is at
+    its worst along the border of what it sees.
     """
 
     config_name = "config.json"
@@ -51,8 +53,11 @@ class PatchAutoencoder(ConfigMixin, nn.Module):
         patch_size: int = 4,
         scaling_factor: float = 1.0,  # noqa: ARG002 - kept in the config, where `Generator` reads it
         latent_channels: int = 48,
+        margin: int = 0,
     ) -> None:
         super().__init__()
+        if margin % patch_size:
+            raise ValueError(f"margin {margin} is no multiple of the patch size {patch_size}")
         if latent_channels != 3 * patch_size**2:
             raise ValueError(
                 f"a patch of {patch_size} x {patch_size} RGB pixels has {3 * patch_size**2} values, "
@@ -60,7 +65,10 @@ class PatchAutoencoder(ConfigMixin, nn.Module):
             )
 
     def encode(self, x: Tensor) -> PatchEncoding:
+        if self.config.margin:
+            x = F.pad(x, (self.config.margin,) * 4, mode="reflect")
         return PatchEncoding(PatchDistribution(F.pixel_unshuffle(x, self.config.patch_size)))
 
     def decode(self, z: Tensor) -> PatchDecoding:
-        return PatchDecoding(F.pixel_shuffle(z, self.config.patch_size))
+        x, margin = F.pixel_shuffle(z, self.config.patch_size), self.config.margin
+        return PatchDecoding(x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin])

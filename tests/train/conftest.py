@@ -13,6 +13,7 @@ from tudsr_train.nano import NanoBase, create_base
 
 TINY = NanoBase(
     patch_size=4,
+    margin=8,
     block_out_channels=(16, 32),
     num_attention_heads=2,
     cross_attention_dim=16,

@@ -54,6 +54,18 @@ def test_the_patch_autoencoder_loses_nothing(patch: int) -> None:
     assert torch.equal(vae.decode(latent.mode()).sample, image)
 
 
+def test_a_margin_is_reflected_and_cut_off_again() -> None:
+    vae = PatchAutoencoder(patch_size=2, latent_channels=12, margin=4)
+    image = torch.rand(1, 3, 16, 24)
+    latent = vae.encode(image).latent_dist.mode()
+    assert latent.shape == (1, 12, 12, 16)
+    inside = torch.nn.functional.pixel_unshuffle(image, 2)
+    assert torch.equal(latent[..., 2:-2, 2:-2], inside)
+    assert torch.equal(vae.decode(latent).sample, image)
+    with pytest.raises(ValueError, match="no multiple"):
+        PatchAutoencoder(patch_size=4, margin=6)
+
+
 def test_a_patch_autoencoder_with_the_wrong_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="12 values"):
         PatchAutoencoder(patch_size=2, latent_channels=48)
