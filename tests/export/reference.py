@@ -27,7 +27,13 @@ def to_latent(base: Path, image: Tensor) -> Tensor:
     if config["_class_name"] == "AutoencoderKL":
         vae = AutoencoderKL.from_pretrained(base / "vae").eval()
         return vae.encode(image).latent_dist.mean * vae.config.scaling_factor
-    p = config["patch_size"]
+    p, m = config["patch_size"], config["margin"]
+    rows, columns = (torch.arange(-m, side + m).abs() for side in image.shape[-2:])  # reflected before ...
+    rows, columns = (
+        torch.where(i < side, i, 2 * (side - 1) - i)  # ... and behind
+        for i, side in zip((rows, columns), image.shape[-2:], strict=True)
+    )
+    image = image[..., rows, :][..., columns]
     b, c, h, w = image.shape
     patches = image.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 3, 5, 2, 4)
     return patches.reshape(b, c * p * p, h // p, w // p) * config["scaling_factor"]
@@ -38,10 +44,11 @@ def to_image(base: Path, latent: Tensor) -> Tensor:
     if config["_class_name"] == "AutoencoderKL":
         vae = AutoencoderKL.from_pretrained(base / "vae").eval()
         return vae.decode(latent / vae.config.scaling_factor).sample
-    p = config["patch_size"]
+    p, m = config["patch_size"], config["margin"]
     b, c, h, w = latent.shape
     cells = (latent / config["scaling_factor"]).reshape(b, c // (p * p), p, p, h, w)
-    return cells.permute(0, 1, 4, 2, 5, 3).reshape(b, c // (p * p), h * p, w * p)
+    image = cells.permute(0, 1, 4, 2, 5, 3).reshape(b, c // (p * p), h * p, w * p)
+    return image[..., m : h * p - m, m : w * p - m]
 
 
 def denoise(base: Path, adapter: Path, latent: Tensor, t: int) -> Tensor:
