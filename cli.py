@@ -84,7 +84,7 @@ def upscale(
     ] = None,
     overlap: Annotated[int, typer.Option(metavar="PX", help="Least overlap of neighbouring tiles.")] = 128,
     color: Annotated[
-        str, typer.Option(metavar="NAME", help="Colour correction: lowfreq or none.")
+        str, typer.Option(metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none.")
     ] = "lowfreq",
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Search folders below folders.")

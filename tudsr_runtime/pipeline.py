@@ -16,6 +16,7 @@ import numpy as np
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_runtime.geometry import Axis, FloatArray, padding_index
 from tudsr_runtime.plan import StagePlan
+from tudsr_runtime.planes import Planes
 from tudsr_runtime.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
 
 TileFunction = Callable[[FloatArray], FloatArray]
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 
 def run_stages(
-    picture: FloatArray,
+    picture: Planes,
     plans: Sequence[StagePlan],
     runs: Sequence[TileFunction],
     progress: Progress | None = None,

@@ -16,6 +16,7 @@ from tudsr_runtime.errors import InputError, MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.pipeline import Progress, run_stages
 from tudsr_runtime.plan import DEFAULT_SCALE, Plan, plan_upscale
+from tudsr_runtime.planes import Levels, PlanarView
 from tudsr_runtime.resample import Rows, resize_stream
 
 
@@ -114,13 +115,14 @@ class Upscaler:
 
     def upscale_rows(
         self,
-        image: FloatArray,
+        image: Levels,
         scale: float | None = DEFAULT_SCALE,
         factors: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[FloatArray]:
         """`upscale` as a stream of (rows, width, 3) bands from top to bottom, for a result too large to hold.
 
+        `image` may also be uint8 or uint16 levels, or grey (h, w); they are converted a band at a time.
         Arguments are checked at once; the other errors come while iterating. Holds the input, and one row of
         tiles per stage.
         """
@@ -140,14 +142,14 @@ class Upscaler:
     ) -> None:
         self.close()
 
-    def _plan_for(self, image: FloatArray, scale: float | None, factors: str | None) -> Plan:
+    def _plan_for(self, image: Levels, scale: float | None, factors: str | None) -> Plan:
         _check_image(image)
         height, width = image.shape[:2]
         return self.plan(width, height, scale, factors)
 
-    def _bands(self, image: FloatArray, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
+    def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
-            x = _to_model(image)
+            x = PlanarView(image)
             runs = [self._stage(stage.stage).run for stage in plan.stages]
             rows = self._color(run_stages(x, plan.stages, runs, progress), x, plan.product)
             yield from map(_to_image, _exact_size(rows, plan))
@@ -167,14 +169,6 @@ def _exact_size(rows: Rows, plan: Plan) -> Rows:
     return resize_stream(rows, height, plan.output_height, plan.output_width)
 
 
-def _to_model(image: FloatArray) -> FloatArray:
-    """(h, w, 3) in [0, 1] to (3, h, w) in [-1, 1]."""
-    x = np.array(image.transpose(2, 0, 1), order="C")
-    x *= 2
-    x -= 1
-    return x
-
-
 def _to_image(band: FloatArray) -> FloatArray:
     """(3, rows, w) around [-1, 1] to (rows, w, 3), clamped to [0, 1]."""
     image = np.array(band.transpose(1, 2, 0), order="C")
@@ -184,12 +178,16 @@ def _to_image(band: FloatArray) -> FloatArray:
     return clamped
 
 
-def _check_image(image: FloatArray) -> None:
-    if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(f"a picture must be a float32 (h, w, 3) array, not {image.dtype} {image.shape}")
-    low, high = image.min(), image.max()
-    if not (low >= 0 and high <= 1):
-        raise InputError(f"a picture must be in [0, 1], this one spans {low:g} to {high:g}")
+def _check_image(image: Levels) -> None:
+    kinds, shape = ("uint8", "uint16", "float32"), image.shape
+    if image.dtype.name not in kinds or not (len(shape) == 2 or shape[2:] == (3,)) or image.size == 0:
+        raise InputError(
+            f"a picture must be a (h, w) or (h, w, 3) array of {', '.join(kinds)}, not {image.dtype} {shape}"
+        )
+    if image.dtype == np.float32:
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"a float picture must be in [0, 1], this one spans {low:g} to {high:g}")
 
 
 def _too_large(plan: Plan) -> MemoryExhausted:

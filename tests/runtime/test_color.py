@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.color import COLOR_METHODS, DEFAULT_COLOR, color_method, match_low_frequencies
+from tudsr_runtime.color import (
+    DEFAULT_COLOR,
+    ColorMethod,
+    color_method,
+    match_low_frequencies,
+    match_statistics,
+    match_wavelet,
+)
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.resample import area_average, upsample
 
@@ -14,9 +21,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((3, height, width), dtype=np.float32) * 2 - 1
 
 
-def matched(y: np.ndarray, x: np.ndarray, factor: int, rows: int = 50) -> np.ndarray:
+def matched(
+    y: np.ndarray, x: np.ndarray, factor: int, rows: int = 50, method: ColorMethod = match_low_frequencies
+) -> np.ndarray:
     bands = (y[:, row : row + rows] for row in range(0, y.shape[1], rows))
-    return np.concatenate(list(match_low_frequencies(bands, x, factor)), axis=1)
+    return np.concatenate(list(method(bands, x, factor)), axis=1)
 
 
 def gaussian_matrix(size: int) -> np.ndarray:
@@ -57,11 +66,50 @@ def test_a_result_that_already_agrees_is_left_alone() -> None:
     assert np.abs(matched(y, area_average(y, 4), 4) - y).max() <= 1e-6
 
 
+def smooth(x: np.ndarray) -> np.ndarray:
+    """The low-pass of five a-trous levels, each over the whole picture."""
+    for spacing in (1, 2, 4, 8, 16):
+        for axis in (1, 2):
+            edged = np.pad(x, [(spacing * (i == axis),) * 2 for i in range(3)], mode="edge")
+            n = x.shape[axis]
+            taps = [edged.take(range(at, at + n), axis) for at in (0, spacing, 2 * spacing)]
+            x = taps[0] / 4 + taps[1] / 2 + taps[2] / 4
+    return x
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 30),
+    factor=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 200),
+)
+def test_wavelet_keeps_the_detail_of_one_and_the_rest_of_the_other(
+    height: int, width: int, factor: int, rows: int
+) -> None:
+    x, y = picture(height, width, 1), picture(height * factor, width * factor, 2)
+    expected = (y - smooth(y)) + smooth(upsample(x, factor))
+    assert np.abs(matched(y, x, factor, rows, match_wavelet) - expected).max() <= 1e-5
+
+
+def test_adain_gives_the_input_its_statistics() -> None:
+    x, y = picture(20, 30, 1) * 0.3 + 0.2, picture(80, 120, 2)
+    result = matched(y, x, 4, 33, match_statistics)
+    for statistic in (np.mean, np.std):
+        assert np.abs(statistic(result, axis=(1, 2)) - statistic(x, axis=(1, 2))).max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", [match_statistics, match_wavelet, match_low_frequencies])
+def test_a_constant_picture_stays_constant(method: ColorMethod) -> None:
+    x = np.broadcast_to(np.array([-1, 0.3, 1], np.float32)[:, None, None], (3, 20, 30))
+    y = np.broadcast_to(np.array([-0.9, 0.2, 0.8], np.float32)[:, None, None], (3, 160, 240))
+    assert np.abs(matched(y, x, 8, 50, method) - x[:, :1, :1]).max() <= 1e-5
+
+
 def test_names_are_checked() -> None:
     assert color_method(DEFAULT_COLOR) is match_low_frequencies
-    assert list(COLOR_METHODS) == ["lowfreq", "none"]
-    with pytest.raises(UsageError, match="no colour method is called 'wavelet'; there are lowfreq, none"):
-        color_method("wavelet")
+    with pytest.raises(UsageError, match="is called 'magic'; there are lowfreq, wavelet, adain, none"):
+        color_method("magic")
 
 
 def test_none_changes_nothing() -> None:

@@ -1,0 +1,52 @@
+"""Between the levels that a file holds and the planes that the model sees, one band of rows at a time."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tudsr_runtime.geometry import FloatArray
+
+Levels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | FloatArray
+"""(h, w) or (h, w, 3): uint8 or uint16, white at the top of the range, or float32 in [0, 1]."""
+
+
+class PlanarView:
+    """`levels` as float32 planes (3, h, w) in [-1, 1]; only the rows that are asked for are ever converted.
+
+    `view[:, begin:end]` gives (3, rows, w), an array of its own; grey comes three times. Safe to share
+    between threads.
+    """
+
+    def __init__(self, levels: Levels) -> None:
+        self._levels = levels
+        self._step = np.float32(2 / white(levels.dtype))
+        self.shape = (3, *levels.shape[:2])
+
+    def __getitem__(self, key: tuple[slice, slice]) -> FloatArray:
+        band = self._levels[key[1]]
+        planes = band[None].repeat(3, axis=0) if band.ndim == 2 else band.transpose(2, 0, 1)
+        x: FloatArray = np.array(planes, np.float32, order="C")
+        x *= self._step
+        x -= 1
+        return x
+
+
+Planes: TypeAlias = FloatArray | PlanarView
+"""A picture (3, h, w) in [-1, 1] of which bands of rows are taken by slices."""
+
+
+def white(dtype: np.dtype[np.generic]) -> int:
+    """The value that stands for full intensity: 255, 65535, or 1 for floats."""
+    return {"uint8": 255, "uint16": 65535}.get(dtype.name, 1)
+
+
+def to_levels(values: FloatArray, dtype: np.dtype[np.generic]) -> Levels:
+    """Values in [0, 1] (others are clipped) as levels of `dtype`, each rounded to the nearest."""
+    top = white(dtype)
+    if top == 1:
+        return np.clip(values, 0, 1)
+    levels: Levels = np.clip(values * np.float32(top) + np.float32(0.5), 0, top).astype(dtype)
+    return levels
