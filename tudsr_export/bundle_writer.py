@@ -11,6 +11,7 @@ from typing import Any
 from tudsr_export.merge import StageSettings
 from tudsr_export.model_card import model_card
 from tudsr_export.onnx_export import MODEL_NAME, OPSET, Port
+from tudsr_export.widen import WIDE_NAME
 from tudsr_runtime.bundle import (
     MANIFEST_NAME,
     BundleFile,
@@ -79,17 +80,29 @@ def _stage(stage: StageSettings, base: Generator) -> Stage:
 
 
 def _component(folder: Path, name: str, facts: BundleFacts) -> Component:
+    models = {MODEL_NAME: facts.precision, WIDE_NAME: "fp32"}
+    files = {file.name: _file(file, f"{name}/{file.name}") for file in sorted((folder / name).iterdir())}
+    shared = [file for file_name, file in files.items() if file_name not in models]
+    return Component(
+        tuple(
+            _variant(name, facts, precision, files[model], shared)
+            for model, precision in models.items()
+            if model in files
+        )
+    )
+
+
+def _variant(
+    name: str, facts: BundleFacts, precision: str, model: BundleFile, shared: list[BundleFile]
+) -> Variant:
     source, target = (
-        TensorSpec(port.name, TENSOR_DTYPES[facts.precision], port.shape) for port in facts.ports[name]
+        TensorSpec(port.name, TENSOR_DTYPES[precision], port.shape) for port in facts.ports[name]
     )
-    files = tuple(
-        BundleFile(f"{name}/{file.name}", file_sha256(file), file.stat().st_size)
-        for file in sorted((folder / name).iterdir())
-    )
-    variant = Variant(
-        f"{name}/{MODEL_NAME}", files, 1, facts.tile, facts.precision, OPSET, (source,), (target,)
-    )
-    return Component((variant,))
+    return Variant(model.path, (model, *shared), 1, facts.tile, precision, OPSET, (source,), (target,))
+
+
+def _file(file: Path, path: str) -> BundleFile:
+    return BundleFile(path, file_sha256(file), file.stat().st_size)
 
 
 def _provenance(facts: BundleFacts) -> dict[str, Any]:

@@ -22,8 +22,9 @@ OPSET = 22
 """The last one in which attention is written out as MatMul, Softmax, MatMul, which TensorRT fuses; from 21 on
 GroupNormalization is one operator with float32 statistics."""
 MODEL_NAME = "model.onnx"
-EXTERNAL_FROM = 256 * 2**20
-"""Bytes of weights from which they lie in a file of their own (protobuf ends at 2 GiB)."""
+EXTERNAL_FROM = {"fp32": 256 * 2**20, "fp16": 2**16}
+"""Bytes of weights from which they lie in a file of their own: protobuf ends at 2 GiB, and the weights of a
+half graph are shared with a second one (`tudsr_export.widen`)."""
 FOLD_UP_TO = 2**20
 """Elements of a tensor up to which what can be computed from constants is computed."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -43,9 +44,10 @@ def export_onnx(
     source: Port,
     target: Port,
     precision: str,
-    external_from: int = EXTERNAL_FROM,
+    external_from: int | None = None,
 ) -> None:
-    """Write `folder`/model.onnx (and model.onnx.data where the weights are large). `folder` is made.
+    """Write `folder`/model.onnx (and model.onnx.data from `external_from` bytes of weights on, by default
+    `EXTERNAL_FROM`). `folder` is made.
 
     `module` must already have the precision, "fp32" or "fp16". The bytes depend on nothing but the module and
     the versions of torch, onnxscript and onnx.
@@ -66,7 +68,8 @@ def export_onnx(
     optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
     strip_metadata(program.model)
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    program.save(folder / MODEL_NAME, external_data=weights >= external_from)
+    threshold = EXTERNAL_FROM[precision] if external_from is None else external_from
+    program.save(folder / MODEL_NAME, external_data=weights >= threshold)
     onnx.checker.check_model(folder / MODEL_NAME, full_check=True)
 
 

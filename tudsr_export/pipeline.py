@@ -17,6 +17,7 @@ from tudsr_export.magnitude import run_scanned
 from tudsr_export.merge import StageSettings, attach_stage, merge_adapter
 from tudsr_export.onnx_export import DTYPES, MODEL_NAME, Port, export_onnx
 from tudsr_export.parity import BAKED, FP16_RANGE, MERGED, ONNX, PICTURE, Measurement, Report, run_onnx
+from tudsr_export.widen import WIDE_NAME, widen
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.geometry import TILE
 from tudsr_train.adapters import prompt_sha256
@@ -122,12 +123,17 @@ class _Export:
 
     def picture(self) -> None:
         """The tile through all exported graphs, as the runtime chains them, against the generator."""
+        self._picture("all stages", MODEL_NAME)
+        if self.plan.precision == "fp16":
+            self._picture("all stages, in fp32", WIDE_NAME)
+
+    def _picture(self, subject: str, model: str) -> None:
         x = self.source
         for stage in self.stages:
             for component in (ENCODER, stage.unet, DECODER):
-                x = run_onnx(self.folder / component / MODEL_NAME, x)
+                x = run_onnx(self.folder / component / model, x)
             x = x.clamp(-1, 1)
-        self.report.root_mean_square(PICTURE, "all stages", (x + 1) / 2, (self.reference + 1) / 2)
+        self.report.root_mean_square(PICTURE, subject, (x + 1) / 2, (self.reference + 1) / 2)
 
     def _announce(self, settings: StageSettings) -> None:
         self.say(
@@ -152,8 +158,12 @@ class _Export:
             self.report.add(Measurement(FP16_RANGE, name, largest))
         export_onnx(graph.to(DTYPES[precision]), self.folder / name, *ports, precision)
         gc.collect()  # the exporter leaves cycles that hold a second copy of the weights
-        output = run_onnx(self.folder / name / MODEL_NAME, values)
-        self.report.absolute(ONNX[precision], name, output, reference)
+        model = self.folder / name / MODEL_NAME
+        self.report.absolute(ONNX[precision], name, run_onnx(model, values), reference)
+        if precision == "fp16":
+            self.report.absolute(
+                ONNX[precision], f"{name}, in fp32", run_onnx(widen(model), values), reference
+            )
         self.ports[name] = ports
 
 

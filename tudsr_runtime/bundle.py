@@ -48,9 +48,16 @@ class Bundle:
     sha256: str
 
     def variant(
-        self, component: str, *, precision: str | None = None, tile: int | None = None, batch: int = 1
+        self,
+        component: str,
+        *,
+        precision: str | None = None,
+        preferred: str | None = None,
+        tile: int | None = None,
+        batch: int = 1,
     ) -> Variant:
-        """The first variant of `component` that fits (`None`: any precision; the bundle's own tile).
+        """The first variant of `component` that fits (`None`: any precision; the bundle's own tile), one of
+        the `preferred` precision if there is one.
 
         Raises:
             BundleError: no such component, or no variant of it fits.
@@ -60,7 +67,7 @@ class Bundle:
             known = ", ".join(self.manifest.components)
             raise BundleError(f"bundle {self.manifest.name} has no component {component!r}; it has {known}")
         tile = self.manifest.tile if tile is None else tile
-        for variant in found.variants:
+        for variant in sorted(found.variants, key=lambda v: v.precision != preferred):
             if variant.batch == batch and variant.tile == tile and precision in (None, variant.precision):
                 return variant
         offers = "; ".join(f"{v.precision} batch {v.batch} tile {v.tile}" for v in found.variants)

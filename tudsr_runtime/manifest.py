@@ -58,7 +58,10 @@ class BundleFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """One exported graph of a component: the ONNX file `model` and all files it needs (itself included)."""
+    """One exported graph of a component: the ONNX file `model` and all files it needs (itself included).
+
+    `precision` is that of its arithmetic; variants may share a file of weights.
+    """
 
     model: str
     files: tuple[BundleFile, ...]

@@ -61,6 +61,9 @@ class Backend(Protocol):
     def probe(self, device: str) -> Unavailable | None:
         """None if graphs can run on `device` ("cpu" or "cuda") here, else why not."""
 
+    def preferred_precision(self, device: str) -> str | None:
+        """The arithmetic that is fastest on `device`; None: whatever the bundle lists first."""
+
     def load(self, graph: Path, variant: Variant, device: str, threads: int | None) -> Engine:
         """Load one graph; `threads` is the number of CPU threads, None for the library's own choice.
 
@@ -135,8 +138,8 @@ def load_stage(
     loaded = {} if loaded is None else loaded
     for component in (stage.encoder, stage.unet, stage.decoder):
         if component not in loaded:
-            variant = bundle.variant(component)
             backend = open_backend(choice.backend)
+            variant = bundle.variant(component, preferred=backend.preferred_precision(choice.device))
             loaded[component] = backend.load(bundle.path(variant), variant, choice.device, threads)
     return StageRunner(loaded[stage.encoder], loaded[stage.unet], loaded[stage.decoder])
 
