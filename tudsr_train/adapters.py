@@ -97,7 +97,7 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     another base.
     """
     folder = Path(folder)
-    config, weights = _read_peft(folder)
+    config, weights = read_peft(folder)
     record = read_record(folder)
     if record and record.base_sha256 != generator.base_sha256:
         raise BundleError(
@@ -105,21 +105,7 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
             f"but {generator.base_id} is {generator.base_sha256[:12]}",
             hint="give the base that the adapter was trained on",
         )
-    try:
-        with _several_adapters_are_meant():
-            generator.unet.add_adapter(config, adapter_name=name)
-        result = set_peft_model_state_dict(generator.unet, weights, adapter_name=name)
-    except (RuntimeError, ValueError) as error:
-        raise BundleError(
-            f"{folder}: the adapter does not fit the base: {str(error).splitlines()[0]}"
-        ) from error
-    missing = [key for key in result.missing_keys if f".{name}." in key]
-    if result.unexpected_keys or missing:
-        worst = [*result.unexpected_keys, *missing][0]
-        raise BundleError(
-            f"{folder}: the adapter does not fit the base: {len(result.unexpected_keys)} weights have no "
-            f"place, {len(missing)} places have no weight (first: {worst})"
-        )
+    attach(generator.unet, config, weights, name, folder)
     generator.unet.set_adapter(name)
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)
@@ -137,7 +123,32 @@ def read_record(folder: Path) -> AdapterRecord | None:
         raise BundleError(f"{path}: not a record of an adapter: {error}") from error
 
 
-def _read_peft(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+def attach(
+    model: nn.Module, config: LoraConfig, weights: dict[str, Tensor], name: str, origin: Path | str
+) -> None:
+    """Add an adapter to a diffusers model as `name`, not active yet; `weights` have PEFT's keys, unprefixed.
+
+    Raises BundleError (exit 5), which names `origin`, where a weight has no place or a place no weight.
+    """
+    try:
+        with _several_adapters_are_meant():
+            model.add_adapter(config, adapter_name=name)
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"{origin}: the adapter does not fit the base: {str(error).splitlines()[0]}"
+        ) from error
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if result.unexpected_keys or missing:
+        worst = [*result.unexpected_keys, *missing][0]
+        raise BundleError(
+            f"{origin}: the adapter does not fit the base: {len(result.unexpected_keys)} weights have no "
+            f"place, {len(missing)} places have no weight (first: {worst})"
+        )
+
+
+def read_peft(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Config and weights (PEFT's keys, unprefixed) of a PEFT folder; BundleError where they cannot be read."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise BundleError(f"{folder}: no adapter here ({name} is missing)")
