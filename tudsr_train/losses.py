@@ -1,4 +1,4 @@
-"""What G is trained to make small (paper section 3.6), so far as it needs no downloaded weights.
+"""What G is trained to make small (paper section 3.6): Eq. (5) and (8) without their adversarial term.
 
 Images are (B, 3, H, W) in [-1, 1]; every loss is a float32 scalar.
 """
@@ -9,15 +9,24 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from tudsr_train.dists import DISTS, DistsConfig
 
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of L_G (Eq. 8), named after the terms: the paper only numbers its lambdas."""
+    """Weights of the terms of L_G (Eq. 8), named after the terms: the paper only numbers its lambdas.
 
+    The paper has ea_dists 5, gan 0.5, mae 0.5 (section 3.6.4); the defaults need no pretrained network.
+    """
+
+    ea_dists: float = 0.0
+    """lambda_1: edge-aware DISTS, Eq. (5)."""
+    gan: float = 0.0
+    """lambda_2: L_gen, and L_D's own weight (Eq. 9); needs a discriminator."""
     mae: float = 1.0
     """lambda_3: mean absolute error."""
     mse: float = 0.0
@@ -34,15 +43,42 @@ def sobel(x: Tensor) -> Tensor:
     return (gradient.square().sum(1, keepdim=True) + 1e-6).sqrt()
 
 
+def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
+    """L_ea-dists of Eq. (5): the distance of two pictures plus that of their edges, a scalar."""
+    plain = dists((x_hat + 1) / 2, (x_H + 1) / 2)
+    return (plain + dists(sobel(x_hat), sobel(x_H))).mean()
+
+
+class Losses(nn.Module):
+    """The terms of L_G (Eq. 8) that compare x_hat with x_H; L_gen is the discriminator's affair."""
+
+    def __init__(self, weights: LossWeights, dists: DISTS | None = None) -> None:
+        super().__init__()
+        if weights.ea_dists and dists is None:
+            raise ValueError("the EA-DISTS term has a weight but no network")
+        self.weights, self.dists = weights, dists
+
+    @classmethod
+    def build(cls, weights: LossWeights, config: DistsConfig) -> Losses:
+        """On the CPU; DISTS is loaded only where its term has a weight (TrainingError where it is absent)."""
+        return cls(weights, DISTS.load(config) if weights.ea_dists else None)
+
+    def reconstruction(self, x_hat: Tensor, x_H: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """lambda_1 L_ea-dists + lambda_3 L_mae and what else has a weight; also each term, for the log."""
+        w, x_hat = self.weights, x_hat.to(x_H.dtype)
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if w.ea_dists and self.dists is not None:
+            terms["ea_dists"] = (w.ea_dists, ea_dists(self.dists, x_hat, x_H))
+        if w.mae:
+            terms["mae"] = (w.mae, F.l1_loss(x_hat, x_H))
+        if w.mse:
+            terms["mse"] = (w.mse, F.mse_loss(x_hat, x_H))
+        if w.edges:
+            terms["edges"] = (w.edges, F.l1_loss(sobel(x_hat), sobel(x_H)))
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return loss, {name: value.item() for name, (_, value) in terms.items()}
+
+
 def generator_loss(x_hat: Tensor, x_H: Tensor, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """L_G of Eq. (8) without the terms that need pretrained networks; and each term's value, for the log."""
-    x_hat = x_hat.to(x_H.dtype)
-    terms: dict[str, tuple[float, Tensor]] = {}
-    if weights.mae:
-        terms["mae"] = (weights.mae, F.l1_loss(x_hat, x_H))
-    if weights.mse:
-        terms["mse"] = (weights.mse, F.mse_loss(x_hat, x_H))
-    if weights.edges:
-        terms["edges"] = (weights.edges, F.l1_loss(sobel(x_hat), sobel(x_H)))
-    loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-    return loss, {name: value.item() for name, (_, value) in terms.items()}
+    """`Losses.reconstruction` for weights that need no pretrained network."""
+    return Losses(weights).reconstruction(x_hat, x_H)

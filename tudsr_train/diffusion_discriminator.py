@@ -1,0 +1,207 @@
+"""D3SR's discriminator: a diffusion UNet looks at noised latents (Li et al. 2024, section 3; `docs`).
+
+    F(z, t) = sqrt(abar_t) z + sqrt(1 - abar_t) eps,   t ~ U[0, T),   eps ~ N(0, I)
+
+conv_in, the down blocks and the mid block of a UNet, with a LoRA in the blocks; an MLP scores every cell of
+the mid block's output, which stands for a patch of the picture. No latent is decoded for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.discriminator import RANDOM, Discriminator, DiscriminatorConfig
+from tudsr_train.generator import Generator, prompt_of
+
+DEFAULT_WEIGHTS = "stabilityai/stable-diffusion-xl-base-1.0"
+BASE = "base"
+LORA_TARGETS = r"(down_blocks|mid_block)\..*(conv1|conv2|conv_shortcut|conv|to_q|to_k|to_v|to_out\.0)"
+"""D3SR says which blocks, not which layers; these are the generator's own."""
+
+
+class PatchMLP(nn.Sequential):
+    """Mid-block features (B, C, h, w) to logits (B, 1, h, w): two blocks, each cell by itself.
+
+    D3SR's figure shows two blocks and nothing more; their widths, and the LayerNorm that brings a raw
+    residual stream to unit scale, are ours.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, channels // 2),
+            nn.SiLU(),
+            nn.Linear(channels // 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x.movedim(1, -1))
+        return logits.movedim(-1, 1)
+
+
+class DiffusionDiscriminator(Discriminator):
+    """D over scaled latents z (B, C, h, w); one level of logits (B, 1, h_mid, w_mid).
+
+    Args:
+        unet: any diffusers `UNet2DConditionModel`; taken over, cut after its mid block, frozen, given a LoRA.
+        prompt_embeds: (1, L, D), what its cross-attention sees.
+        alphas_cumprod: (T,), its noise schedule.
+        pixels_per_cell: side of the square of pixels behind a latent cell, for SDXL's size conditions.
+    """
+
+    space = "latent"
+    prompt_embeds: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self, unet: nn.Module, prompt_embeds: Tensor, alphas_cumprod: Tensor, pixels_per_cell: int, rank: int
+    ) -> None:
+        super().__init__()
+        self.pixels_per_cell = pixels_per_cell
+        self.backbone = _cut_after_mid_block(unet)
+        _add_lora(self.backbone, rank)
+        self.heads = nn.ModuleList([PatchMLP(unet.config.block_out_channels[-1])])
+        self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.rng: torch.Generator | None = None
+        """What timesteps and noise are drawn from; None is torch's own generator, which checkpoints hold."""
+
+    @classmethod
+    def build(cls, config: DiscriminatorConfig, base: Generator) -> Self:
+        """From a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
+        channels = base.unet.config.in_channels
+        if config.weights == BASE:
+            unet, prompt, alphas = _without_adapters(base.unet), base.prompt_embeds, base.alphas_cumprod
+        elif config.weights == RANDOM:
+            unet = _random_unet(config.width, channels, base.prompt_embeds.shape[-1])
+            prompt, alphas = base.prompt_embeds, base.alphas_cumprod
+        else:
+            unet, alphas = _load(config.weights or DEFAULT_WEIGHTS)
+            prompt = _prompt(unet, config.weights or DEFAULT_WEIGHTS, base)
+        own = unet.config.in_channels
+        if own != channels:
+            raise TrainingError(
+                f"the diffusion discriminator takes latents of {own} channels, but the base makes {channels}",
+                hint="set discriminator.weights to a UNet of the base's own latent space, or to `base`",
+            )
+        return cls(unet, prompt.clone(), alphas.clone(), base.pixels_per_cell, config.lora_rank)
+
+    def diffuse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(F(z, t), t): a timestep for every latent of the batch and noise, both from `rng`."""
+        device = self.rng.device if self.rng else z.device
+        t = torch.randint(len(self.alphas_cumprod), (len(z),), generator=self.rng, device=device)
+        eps = torch.randn(z.shape, generator=self.rng, device=device, dtype=z.dtype).to(z.device)
+        t = t.to(z.device)
+        alpha = self.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
+        return alpha.sqrt() * z + (1 - alpha).sqrt() * eps, t
+
+    def features(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """The mid block's output (B, C, h_mid, w_mid) for a diffused latent."""
+        unet = self.backbone
+        c = self.prompt_embeds.to(z_t.dtype).expand(len(z_t), -1, -1)
+        emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
+        added = unet.get_aug_embed(
+            emb=emb, encoder_hidden_states=c, added_cond_kwargs=self._added_conditions(z_t)
+        )
+        emb = emb if added is None else emb + added
+        sample = unet.conv_in(z_t)
+        for block in [*unet.down_blocks, unet.mid_block]:
+            attends = getattr(block, "has_cross_attention", False)
+            sample = block(sample, emb, encoder_hidden_states=c) if attends else block(sample, emb)
+            sample = sample[0] if isinstance(sample, tuple) else sample
+        return sample
+
+    def forward(self, sample: Tensor) -> list[Tensor]:
+        with torch.autocast(sample.device.type, enabled=False):
+            z_t, t = self.diffuse(sample.to(self.prompt_embeds.dtype))
+            return [self.heads[0](self.features(z_t, t))]
+
+    def _added_conditions(self, z: Tensor) -> dict[str, Tensor]:
+        """SDXL's: the pooled prompt, which is zero for an empty one, and (R, R, 0, 0, R, R)."""
+        config = self.backbone.config
+        if config.addition_embed_type != "text_time":
+            return {}
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        height, width = (side * self.pixels_per_cell for side in z.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=z.dtype, device=z.device)
+        return {"text_embeds": z.new_zeros(len(z), pooled), "time_ids": sizes.expand(len(z), -1)}
+
+
+def _cut_after_mid_block(unet: nn.Module) -> nn.Module:
+    if unet.mid_block is None or unet.config.addition_embed_type not in (None, "text_time"):
+        raise TrainingError(
+            "the diffusion discriminator needs a UNet with a mid block, conditioned as Stable Diffusion's or "
+            f"SDXL's are; this one has addition_embed_type {unet.config.addition_embed_type!r}"
+        )
+    unet.up_blocks, unet.conv_norm_out, unet.conv_out = nn.ModuleList(), None, nn.Identity()
+    return unet.requires_grad_(False).eval()
+
+
+def _add_lora(unet: nn.Module, rank: int) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    unet.add_adapter(config, adapter_name="discriminator")
+
+
+def _without_adapters(unet: nn.Module) -> nn.Module:
+    """A copy of the base's UNet as it was before any adapter."""
+    plain = copy.deepcopy(unet)
+    if getattr(plain, "peft_config", None):
+        plain.unload_lora()
+    return plain
+
+
+def _random_unet(width: int, channels: int, prompt_width: int) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(width // 2, width),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=prompt_width,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def _load(where: str) -> tuple[nn.Module, Tensor]:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=torch.float32)
+        scheduler = DDPMScheduler.from_pretrained(where, subfolder="scheduler")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"no diffusion discriminator at {where}: {str(error).splitlines()[0]}",
+            hint="set discriminator.weights to a folder or hub id with unet/ and scheduler/ (SDXL 1.0 base "
+            "in D3SR), or to `base` for the generator's own UNet",
+        ) from error
+    return unet, scheduler.alphas_cumprod
+
+
+def _prompt(unet: nn.Module, where: str, base: Generator) -> Tensor:
+    """An empty prompt: zeros for SDXL, as it was trained (`force_zeros_for_empty_prompt`), else encoded."""
+    config = unet.config
+    if config.addition_embed_type == "text_time":
+        return torch.zeros(1, 77, config.cross_attention_dim)
+    try:
+        prompt = prompt_of(Path(where))
+    except BundleError:
+        prompt = base.prompt_embeds
+    if prompt.shape[-1] != config.cross_attention_dim:
+        raise TrainingError(
+            f"{where}: no prompt of its own, and the base's has {prompt.shape[-1]} channels where this UNet "
+            f"takes {config.cross_attention_dim}",
+            hint="put its text_encoder/ and tokenizer/ beside its unet/",
+        )
+    return prompt

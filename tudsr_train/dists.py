@@ -1,0 +1,206 @@
+"""DISTS, the structural distance of Eq. (5) (Ding et al. 2020, "Unifying Structure and Texture Similarity").
+
+VGG16's feature maps and the picture itself are compared channel by channel: their means (texture) and their
+covariance (structure), weighted by learned alpha and beta. Max pooling is replaced by a blurred L2 pooling.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tudsr_runtime.errors import TrainingError
+
+RANDOM = "random"
+VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Numbers of VGG16's convolutions in torchvision's `features`, by stage."""
+VGG16_WIDTHS = (64, 128, 256, 512, 512)
+CHANNELS = (3, *VGG16_WIDTHS)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+C1 = C2 = 1e-6
+
+
+@dataclass(frozen=True)
+class DistsConfig:
+    """Where EA-DISTS takes its two sets of weights from."""
+
+    vgg16: str = "timm/vgg16.tv_in1k"
+    """VGG16 trained on ImageNet, as DISTS was made for: a .pth or .safetensors file with torchvision's names,
+    or a hub id (torchvision's own weights, republished); `random` for tests and toys."""
+    weights: str = ""
+    """DISTS' alpha and beta: its authors' weights.pt; empty takes the file in an installed DISTS-pytorch;
+    `random` for tests and toys."""
+
+
+class DISTS(nn.Module):
+    """Distance of pictures, 0 for equal ones: two (B, 3, H, W) or (B, 1, H, W) in [0, 1] to (B,).
+
+    A single channel counts as three equal ones. Frozen, float32 also under autocast (bfloat16 moves the
+    value by 4 %); gradients reach the pictures.
+
+    Args:
+        vgg16: convolutions of VGG16, torchvision's names.
+        alpha, beta: 1475 weights each, of means and of covariances.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    mean: Tensor
+    std: Tensor
+    blur: Tensor
+
+    def __init__(self, vgg16: dict[str, Tensor], alpha: Tensor, beta: Tensor) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(_stages())
+        for numbers, stage in zip(VGG16, self.stages, strict=True):
+            for number, convolution in zip(numbers, stage, strict=True):
+                names = {key: f"features.{number}.{key}" for key in ("weight", "bias")}
+                convolution.load_state_dict({key: vgg16[name].float() for key, name in names.items()})
+        total = alpha.sum() + beta.sum()
+        taps = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("alpha", alpha.detach().float().flatten() / total.detach().float())
+        self.register_buffer("beta", beta.detach().float().flatten() / total.detach().float())
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("blur", torch.outer(taps, taps)[None, None])
+        self.requires_grad_(False)
+
+    @classmethod
+    def load(cls, config: DistsConfig) -> DISTS:
+        """TrainingError, saying where to get them, where weights are absent."""
+        return cls(load_vgg16(config.vgg16), *load_alpha_beta(config.weights))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The picture as it is, then relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
+        maps, h = [x], (x - self.mean) / self.std
+        for number, stage in enumerate(self.stages):
+            if number:
+                h = self._l2_pool(h)
+            for convolution in stage:
+                h = F.relu(convolution(h))
+            maps.append(h)
+        return maps
+
+    def _l2_pool(self, h: Tensor) -> Tensor:
+        weight = self.blur.expand(h.shape[1], -1, -1, -1)
+        return (F.conv2d(h.square(), weight, stride=2, padding=1, groups=h.shape[1]) + 1e-12).sqrt()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = x.to(self.mean.dtype), y.to(self.mean.dtype)
+            similarity = x.new_zeros(len(x))
+            weights = zip(self.alpha.split(CHANNELS), self.beta.split(CHANNELS), strict=True)
+            for f_x, f_y, (alpha, beta) in zip(self.features(x), self.features(y), weights, strict=True):
+                texture, structure = _similarities(f_x, f_y)
+                similarity = similarity + (alpha * texture + beta * structure).sum(1)
+            return 1 - similarity
+
+
+def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of means and of covariances, (B, C) each, for feature maps (B, C, h, w)."""
+    mean_x, mean_y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
+    texture = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
+    apart_x, apart_y = x - mean_x, y - mean_y
+    covariance = (apart_x * apart_y).mean((2, 3))
+    variances = apart_x.square().mean((2, 3)) + apart_y.square().mean((2, 3))
+    return texture.flatten(1), (2 * covariance + C2) / (variances + C2)
+
+
+def _stages() -> list[nn.ModuleList]:
+    stages, width = [], 3
+    for numbers, out in zip(VGG16, VGG16_WIDTHS, strict=True):
+        widths = (width, *(out,) * (len(numbers) - 1))
+        stages.append(nn.ModuleList(nn.Conv2d(into, out, 3, padding=1) for into in widths))
+        width = out
+    return stages
+
+
+def load_vgg16(source: str) -> dict[str, Tensor]:
+    """VGG16's convolutions by torchvision's names: from a file, from a hub id, or drawn for `random`."""
+    if source == RANDOM:
+        return _random_vgg16()
+    state = _read(_vgg16_file(source))
+    names = [f"features.{n}.{key}" for stage in VGG16 for n in stage for key in ("weight", "bias")]
+    absent = [name for name in names if name not in state]
+    if absent:
+        raise TrainingError(
+            f"{source}: not VGG16 weights with torchvision's names: {len(absent)} are missing, "
+            f"first {absent[0]}"
+        )
+    return {name: state[name] for name in names}
+
+
+def _random_vgg16() -> dict[str, Tensor]:
+    state = {}
+    for numbers, stage in zip(VGG16, _stages(), strict=True):
+        for number, convolution in zip(numbers, stage, strict=True):
+            weight = nn.init.kaiming_normal_(convolution.weight.detach(), nonlinearity="relu")
+            state[f"features.{number}.weight"] = weight
+            state[f"features.{number}.bias"] = torch.zeros(len(weight))
+    return state
+
+
+def _vgg16_file(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    hint = (
+        "set `dists.vgg16` to torchvision's vgg16-397923af.pth "
+        "(https://download.pytorch.org/models/vgg16-397923af.pth), or to the hub id timm/vgg16.tv_in1k"
+    )
+    if path.suffix or source.count("/") != 1:
+        raise TrainingError(f"{source}: no such file of VGG16 weights", hint=hint)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, "model.safetensors"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"no VGG16 weights at {source}: {str(error).splitlines()[0]}", hint=hint
+        ) from error
+
+
+def load_alpha_beta(source: str) -> tuple[Tensor, Tensor]:
+    """DISTS' alpha and beta, 1475 each, from a file, an installed DISTS-pytorch, or drawn as untrained."""
+    if source == RANDOM:
+        return torch.empty(sum(CHANNELS)).normal_(0.1, 0.01), torch.empty(sum(CHANNELS)).normal_(0.1, 0.01)
+    path = Path(source).expanduser() if source else _installed_weights()
+    state = _read(path)
+    try:
+        alpha, beta = state["alpha"].flatten(), state["beta"].flatten()
+    except KeyError as error:
+        raise TrainingError(f"{path}: not DISTS' weights ({error} is missing)") from error
+    if len(alpha) != sum(CHANNELS) or len(beta) != sum(CHANNELS):
+        raise TrainingError(f"{path}: {len(alpha)} and {len(beta)} weights where DISTS has {sum(CHANNELS)}")
+    return alpha, beta
+
+
+def _installed_weights() -> Path:
+    """The file inside an installed DISTS-pytorch, which is not imported: that would need torchvision."""
+    spec = importlib.util.find_spec("DISTS_pytorch")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (Path(folder) / "weights.pt").is_file():
+            return Path(folder) / "weights.pt"
+    raise TrainingError(
+        "DISTS' weights (alpha and beta) are not there",
+        hint="pip install --no-deps DISTS-pytorch, or set `dists.weights` to weights.pt of "
+        "https://github.com/dingkeyan93/DISTS",
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: no such file") from error
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
