@@ -1,4 +1,14 @@
-"""LoRA adapters of the generator's UNet, as standard PEFT folders with a small record beside them."""
+"""LoRA adapters of the generator, as standard PEFT folders with a small record beside them.
+
+    ADAPTER/adapter_config.json          the UNet's LoRA, PEFT's own two files
+    ADAPTER/adapter_model.safetensors
+    ADAPTER/vae_encoder/                 the same two files again, where the VAE encoder has a LoRA too
+    ADAPTER/prompt_embeds.safetensors    embedding of the prompt that it was trained with
+    ADAPTER/tudsr.json                   `AdapterRecord`
+
+The keys in `vae_encoder/` start at the autoencoder (`base_model.model.encoder.conv_in...`), so that
+`peft.PeftModel.from_pretrained(vae, ADAPTER / "vae_encoder")` loads it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +26,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tudsr_runtime.errors import BundleError
-from tudsr_train.generator import Generator
+from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.generator import Generator, read_prompt
+from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 RECORD_FILE = "tudsr.json"
+PROMPT_FILE = "prompt_embeds.safetensors"
+VAE_ENCODER_FOLDER = "vae_encoder"
 PEFT_PREFIX = "base_model.model."
+
+TARGETS = (
+    "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
+)  # fmt: skip
+"""Layers that get a LoRA, by the end of their name: 194 modules of the UNet of Stable Diffusion 2.1-base,
+25.257 M parameters at rank 32. The paper gives the rank only; the list is its author's earlier code's."""
+LONG_TARGETS = (*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+"""The transformers' projections and feed-forward layers as well (OSEDiff, PiSA-SR): 258 modules, 32.446 M."""
+TARGET_LISTS = {"standard": TARGETS, "long": LONG_TARGETS}
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,10 @@ class AdapterRecord:
     """`Generator.base_sha256` of the base it was trained on."""
     prompt_sha256: str
     """`prompt_sha256` of the prompt embedding it was trained with."""
+    base: str = ""
+    """Name or hub id of that base, for people."""
+    vae_encoder_rank: int = 0
+    """Rank of the LoRA in `vae_encoder/`; 0 where the VAE encoder is the base's own."""
 
 
 def prompt_sha256(prompt_embeds: Tensor) -> str:
@@ -47,17 +73,53 @@ def prompt_sha256(prompt_embeds: Tensor) -> str:
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
+def record_of(generator: Generator, name: str, stage: int, timestep: int, factor: int) -> AdapterRecord:
+    """The record of adapter `name` as it is attached to the generator now."""
+    return AdapterRecord(
+        stage,
+        timestep,
+        factor,
+        generator.base_sha256,
+        prompt_sha256(generator.prompt_embeds),
+        generator.base_id,
+        generator.vae.peft_config[name].r if has_vae_encoder_adapter(generator, name) else 0,
+    )
+
+
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
     """Attach a fresh trainable LoRA to the UNet and make it the active one; it starts as an exact identity.
 
-    alpha = rank (scaling 1), A gaussian, B zero. Afterwards the UNet's `set_adapter` switches adapters.
+    alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters.
     """
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(target_modules)
-    )
+    _add(generator.unet, name, rank, list(target_modules))
+    generator.use(name)
+
+
+def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
+    """Attach a fresh trainable LoRA to the VAE's encoder (OSEDiff, OMGSR: rank 4 and 16), and make it active.
+
+    The decoder stays the base's own. Raises TrainingError (exit 10) where the autoencoder has no weights.
+    """
+    if isinstance(generator.vae, PatchAutoencoder):
+        raise TrainingError(
+            f"{generator.base_id}: its autoencoder has no weights, so its encoder can have no LoRA",
+            hint="set lora.vae_encoder_rank to 0",
+        )
+    endings = "|".join(target.replace(".", r"\.") for target in TARGETS)
+    _add(generator.vae, name, rank, rf"encoder\.(.+\.)?({endings})")
+    generator.use(name)
+
+
+def _add(model: nn.Module, name: str, rank: int, target_modules: list[str] | str) -> None:
+    # PEFT's own default for alpha is 8, whatever the rank
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=target_modules)
     with _several_adapters_are_meant():
-        generator.unet.add_adapter(config, adapter_name=name)
-    generator.unet.set_adapter(name)
+        model.add_adapter(config, adapter_name=name)
+
+
+def has_vae_encoder_adapter(generator: Generator, name: str) -> bool:
+    """Whether adapter `name` changes the VAE encoder too."""
+    return name in getattr(generator.vae, "peft_config", {})
 
 
 @contextlib.contextmanager
@@ -68,33 +130,56 @@ def _several_adapters_are_meant() -> Iterator[None]:
 
 
 def adapter_parameters(generator: Generator, name: str) -> dict[str, nn.Parameter]:
-    """The adapter's own weights, by name; by name and not by requires_grad, which `set_adapter` flips."""
-    return {key: p for key, p in generator.unet.named_parameters() if f".{name}." in key and "lora_" in key}
+    """The adapter's own weights, by name; by name and not by requires_grad, which `set_adapter` flips.
+
+    Names are the UNet's; those of the VAE encoder follow, with `vae.` before them.
+    """
+    named = [
+        *generator.unet.named_parameters(),
+        *generator.vae.named_parameters(prefix="vae"),
+    ]
+    return {key: p for key, p in named if f".{name}." in key and "lora_" in key}
 
 
 def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterRecord) -> None:
-    """Write the adapter into `folder` (existing, empty): PEFT's two files and the record.
+    """Write the adapter into `folder` (existing, empty): the files that this module's docstring lists.
 
-    `peft.PeftModel.from_pretrained(unet, folder)` loads it.
+    PEFT and diffusers load it:
+
+        peft.PeftModel.from_pretrained(unet, folder)
+        unet.load_lora_adapter(folder, prefix="base_model.model",
+                               weight_name="adapter_model.safetensors", use_safetensors=True)
     """
-    weights = get_peft_model_state_dict(generator.unet, adapter_name=name)
+    _write_peft(generator.unet, name, folder)
+    if has_vae_encoder_adapter(generator, name):
+        (folder / VAE_ENCODER_FOLDER).mkdir()
+        _write_peft(generator.vae, name, folder / VAE_ENCODER_FOLDER)
+    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_FILE)
+    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+
+
+def _write_peft(model: nn.Module, name: str, folder: Path) -> None:
+    weights = get_peft_model_state_dict(model, adapter_name=name)
     save_file(
         {PEFT_PREFIX + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
         folder / WEIGHTS_FILE,
         metadata={"format": "pt"},
     )
-    config: LoraConfig = generator.unet.peft_config[name]
-    stored = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
+    config: LoraConfig = model.peft_config[name]
+    targets = config.target_modules
+    stored = config.to_dict() | {
+        "inference_mode": True,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(stored, indent=2, default=str, sort_keys=True) + "\n")
-    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
 def load_adapter(generator: Generator, folder: str | Path, name: str) -> AdapterRecord | None:
-    """Attach the adapter in `folder` to the UNet as `name`, frozen and active.
+    """Attach the adapter in `folder` to the generator as `name`, frozen and active.
 
-    Returns its record, or None where the folder has none (an adapter from elsewhere). Raises BundleError
-    (exit 5) where files are missing or damaged, the weights do not fit the UNet, or the record names
-    another base.
+    The generator takes over the prompt that the adapter brings. Returns the adapter's record, or None where
+    the folder has none (an adapter from elsewhere). Raises BundleError (exit 5) where files are missing or
+    damaged, the weights do not fit the base, or the record names another base.
     """
     folder = Path(folder)
     config, weights = read_peft(folder)
@@ -106,7 +191,15 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
             hint="give the base that the adapter was trained on",
         )
     attach(generator.unet, config, weights, name, folder)
-    generator.unet.set_adapter(name)
+    if (folder / VAE_ENCODER_FOLDER).is_dir():
+        attach(generator.vae, *read_peft(folder / VAE_ENCODER_FOLDER), name, folder / VAE_ENCODER_FOLDER)
+    elif record and record.vae_encoder_rank:
+        raise BundleError(
+            f"{folder}: the adapter's LoRA of the VAE encoder ({VAE_ENCODER_FOLDER}/) is missing"
+        )
+    if (folder / PROMPT_FILE).is_file():
+        generator.set_prompt(read_prompt(folder / PROMPT_FILE))
+    generator.use(name)
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)
     return record
@@ -148,7 +241,7 @@ def attach(
 
 
 def read_peft(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Config and weights (PEFT's keys, unprefixed) of a PEFT folder; BundleError where they cannot be read."""
+    """Config and weights (PEFT's keys, unprefixed) of a PEFT folder; BundleError where it cannot be read."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise BundleError(f"{folder}: no adapter here ({name} is missing)")

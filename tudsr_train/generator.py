@@ -72,6 +72,31 @@ class Generator(nn.Module):
         self.base_id, self.base_sha256 = base_id, base_sha256
         self.requires_grad_(False)
 
+    def use(self, name: str) -> None:
+        """Make adapter `name` the active one, in the UNet and, where it has a part there, in the VAE encoder.
+
+        As a side effect of PEFT its weights, and no other adapter's, now require gradients.
+        """
+        attached = [getattr(model, "peft_config", {}) for model in (self.unet, self.vae)]
+        if not any(name in known for known in attached):
+            raise ValueError(f"no adapter {name!r} is attached")
+        for model, known in zip((self.unet, self.vae), attached, strict=True):
+            if name in known:
+                model.enable_adapters()
+                model.set_adapter(name)
+            elif known:
+                model.disable_adapters()
+
+    def set_prompt(self, prompt_embeds: Tensor) -> None:
+        """Take `prompt_embeds` (1, L, D) for c; BundleError where the UNet attends to another width."""
+        width = self.unet.config.cross_attention_dim
+        if prompt_embeds.ndim != 3 or len(prompt_embeds) != 1 or prompt_embeds.shape[-1] != width:
+            raise BundleError(
+                f"the prompt embedding has shape {tuple(prompt_embeds.shape)}, "
+                f"but {self.base_id or 'the base'} attends to (1, any length, {width})"
+            )
+        self.prompt_embeds = prompt_embeds.to(self.prompt_embeds)
+
     @property
     def scaling_factor(self) -> float:
         """s: what the autoencoder's latent is multiplied by."""
@@ -197,6 +222,21 @@ def prompt_of(folder: Path, prompt: str = "") -> Tensor:
     with torch.no_grad():
         embedding: Tensor = encoder(tokens.input_ids)[0]
     return embedding
+
+
+def read_prompt(file: Path) -> Tensor:
+    """An embedding c, float32 (1, L, D), from a safetensors file that holds one tensor.
+
+    Raises BundleError (exit 5) where the file is missing, damaged, or holds several tensors.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file}: no prompt embedding can be read here: {error}") from error
+    if len(tensors) != 1:
+        raise BundleError(f"{file}: expected one tensor (1, L, D), found {len(tensors)}: {sorted(tensors)}")
+    (embedding,) = tensors.values()
+    return embedding.float()
 
 
 def save_prompt(folder: Path, prompt_embeds: Tensor) -> None:

@@ -8,7 +8,10 @@ import pytest
 
 pytest.importorskip("torch", reason="the trainer's tests need the [train] extra")
 
-from tudsr_train.generator import Generator
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+from tudsr_train.generator import Generator, save_prompt
 from tudsr_train.nano import NanoBase, create_base
 
 TINY = NanoBase(
@@ -36,3 +39,24 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generator(tiny_base: Path) -> Generator:
     return Generator.load(tiny_base)
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion_like_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real classes of Stable Diffusion, two levels each, a few channels wide."""
+    folder = tmp_path_factory.mktemp("base") / "sd"
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    UNet2DConditionModel(
+        block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=2,
+        norm_num_groups=8, layers_per_block=1,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
+        folder / "scheduler"
+    )
+    save_prompt(folder, torch.randn(1, 7, 16))
+    return folder

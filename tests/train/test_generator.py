@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,23 +79,10 @@ def test_an_untrained_nano_base_is_nearly_the_identity(generator: Generator) -> 
     assert float(generator.alphas_cumprod[200]) == pytest.approx(0.98, abs=0.001)
 
 
-def _stable_diffusion_like(folder: Path) -> None:
-    AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    UNet2DConditionModel(
-        block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=2,
-        norm_num_groups=8, layers_per_block=1,
-    ).save_pretrained(folder / "unet")  # fmt: skip
-    SCHEDULER.save_pretrained(folder / "scheduler")
-    save_prompt(folder, torch.randn(1, 7, 16))
-
-
-def test_eq_2_through_a_stable_diffusion_like_base_equals_plain_diffusers(tmp_path: Path) -> None:
-    _stable_diffusion_like(tmp_path)
-    G = Generator.load(tmp_path)
+def test_eq_2_through_a_stable_diffusion_like_base_equals_plain_diffusers(
+    stable_diffusion_like_base: Path,
+) -> None:
+    G = Generator.load(stable_diffusion_like_base)
     x_L = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         z_L = G.vae.encode(x_L).latent_dist.mean * 0.18215
