@@ -225,6 +225,37 @@ def export(
         run(base, stage1, stage2, output, merge_lora, precision, name, licence, overwrite, about)
 
 
+@app.command()
+def build(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Library: tensorrt-rtx or tensorrt.")
+    ] = "tensorrt-rtx",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SM", help="GPU: sm75, sm80, sm86, sm89, sm120 or sm121.  [default: this machine's]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of the engines.  [default: in the cache]"),
+    ] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The engines' record as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+) -> None:
+    """Build TensorRT engines from a bundle.
+
+    TensorRT for RTX needs no GPU for it: an RTX 40 card is sm89. TensorRT builds on the GPU that will run.
+    """
+    from tudsr_runtime.build.command import build as run
+
+    run(bundle, engine, target, output, inspect, as_json, quiet)
+
+
 def main() -> int:
     """Run the command line; the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,93 @@
+"""`tudsr build` and `tudsr bundle triton`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from tudsr_runtime.build.inspection import inspect, outline
+from tudsr_runtime.build.library import choose_target, open_library
+from tudsr_runtime.build.store import EngineFolder, Reporter, ensure_engines
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.terminal import Terminal
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Narrator(Reporter):
+    """Shows a build on stderr: what begins, how long it may take, and how far it is."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._begun = self._said = time.monotonic()
+        self._label = ""
+        self._expected: float | None = None
+
+    def note(self, text: str) -> None:
+        """See `Reporter.note`."""
+        self._terminal.note(text)
+
+    def component(self, number: int, count: int, name: str, expected: float | None) -> None:
+        """See `Reporter.component`."""
+        self._begun = self._said = time.monotonic()
+        self._label, self._expected = f"engine {number} of {count}, {name}", expected
+        estimate = "none like it was built here before" if expected is None else f"about {expected:.0f} s"
+        self._terminal.note(f"{self._label}: {estimate}")
+
+    def progress(self, fraction: float, phase: str) -> None:
+        """See `Reporter.progress`; a line every few seconds, since the phases tell little about the time."""
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES or not phase:
+            return
+        self._said = now
+        spent = now - self._begun
+        left = "" if self._expected is None else f", about {max(self._expected - spent, 1):.0f} s left"
+        self._terminal.note(f"{self._label}: {fraction:.0%}, {phase.lower()}, {spent:.0f} s{left}")
+
+
+def build(
+    bundle: str,
+    engine: str,
+    target: str | None,
+    output: Path | None,
+    show_layers: bool,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Build the engines of a bundle, or find them built; prints their folder.
+
+    Raises:
+        UsageError: no such library or target.
+        BundleError: there is no sound bundle.
+        DeviceError: the library or GPU is not there, or a graph cannot be built.
+        OutputError: the folder cannot be written.
+    """
+    terminal = Terminal(quiet)
+    found = build_for(open_bundle(bundle), engine, target, output, terminal)
+    if as_json:
+        terminal.json({"folder": str(found.path), "built": found.built, **dataclasses.asdict(found.record)})
+        return
+    for line in inspect(found.path, found.record) if show_layers else ():
+        terminal.result(line)
+    if not show_layers:
+        for line in outline(found.record):
+            terminal.note(line)
+        terminal.result(found.path)
+
+
+def build_for(
+    bundle: Bundle, engine: str, target: str | None, output: Path | None, terminal: Terminal
+) -> EngineFolder:
+    """Build or find the engines of an opened bundle and say so. Raises as `build`."""
+    library = open_library(engine)
+    target, reason = choose_target(library, target)
+    terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {bundle.manifest.name}")
+    started = time.monotonic()
+    found = ensure_engines(bundle, library, target, output, Narrator(terminal))
+    if found.built:
+        seconds = time.monotonic() - started
+        terminal.note(f"{len(found.record.plans)} engines built in {seconds:.1f} s")
+    else:
+        terminal.note("the engines are there already, and nothing has changed")
+    return found

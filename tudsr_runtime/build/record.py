@@ -1,0 +1,151 @@
+"""`engine.json`, the sidecar of a folder of engines: what they are, checked before anything is loaded.
+
+An engine is executable code. It is loaded only if the record beside it names this library's version, this
+GPU's target, the graphs of this bundle, and the SHA-256 of the very bytes that are handed to the library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tudsr_runtime.build.builder import EngineFacts
+from tudsr_runtime.build.library import Library
+from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
+from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.manifest import NAME
+
+RECORD_NAME = "engine.json"
+SCHEMA_VERSION = 1
+MAX_RECORD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One engine of a folder: the serialised engine `file`, its listing of `layers`, and the graph's files.
+
+    `graph` holds the ONNX file and its external weights with their hashes, as the bundle's manifest does.
+    """
+
+    component: str
+    file: BundleFile
+    layers: BundleFile
+    graph: tuple[BundleFile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    facts: EngineFacts
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The content of engine.json. `plans` goes by the graph's file in the bundle ("unet_stage1/model.onnx").
+
+    `platform` is "any" or, as in "linux_x86_64", the one system where the engines run.
+    """
+
+    schema_version: int
+    library: str
+    version: str
+    target: str
+    platform: str
+    bundle: str
+    bundle_sha256: str
+    plans: dict[str, Plan]
+
+    def to_json(self) -> str:
+        """The text of engine.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def outdated(self, library: Library, target: str, bundle: Bundle) -> str | None:
+        """Why these engines cannot serve there, in words; None if they can."""
+        here = {
+            "library": (self.library, library.name),
+            "library version": (self.version, library.version),
+            "target": (self.target, target),
+            "platform": (self.platform, library.platform),
+        }
+        for what, (built, wanted) in here.items():
+            if built != wanted:
+                return f"the {what} is {wanted}, they were built for {built}"
+        for variant in engine_variants(bundle).values():
+            plan = self.plans.get(variant.model)
+            if plan is None:
+                return f"there is none for {variant.model}"
+            if plan.graph != variant.files:
+                return f"the graph {variant.model} has changed"
+        return None
+
+
+def engine_variants(bundle: Bundle) -> dict[str, Variant]:
+    """The graphs of a bundle that engines are built from, by component: of its tile, one at a time, in the
+    precision that the component lists first."""
+    return {name: bundle.variant(name) for name in bundle.manifest.components}
+
+
+def read_record(folder: Path) -> EngineRecord:
+    """The record of a folder of engines. Raises DeviceError if there is none, or it is damaged."""
+    path = folder / RECORD_NAME
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        raise DeviceError(f"{folder} holds no engines: it has no {RECORD_NAME}", hint="tudsr build") from None
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        if len(raw) > MAX_RECORD_BYTES:
+            raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
+        return _record(json.loads(raw))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise DeviceError(f"{path} is damaged ({reason})", hint="build the engines again") from None
+
+
+def read_plan(folder: Path, plan: Plan) -> bytes:
+    """The bytes of an engine, which are those that were built. Raises DeviceError if they are not."""
+    path = folder / plan.file.path
+    try:
+        if path.is_symlink():
+            raise DeviceError(f"{path} is a link; an engine must be a plain file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror or error}", hint="tudsr build") from error
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != plan.file.sha256:
+        raise DeviceError(
+            f"{path} is not the engine that was built: sha256 {actual[:8]}..., "
+            f"{RECORD_NAME} says {plan.file.sha256[:8]}...",
+            hint="build the engines again",
+        )
+    return data
+
+
+def _record(value: dict[str, Any]) -> EngineRecord:
+    if value["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {value['schema_version']!r}, this tudsr reads {SCHEMA_VERSION}")
+    plans = {str(name): _plan(plan) for name, plan in value.pop("plans").items()}
+    return EngineRecord(**value, plans=plans)
+
+
+def _plan(value: dict[str, Any]) -> Plan:
+    plan = Plan(
+        component=str(value["component"]),
+        file=BundleFile(**value["file"]),
+        layers=BundleFile(**value["layers"]),
+        graph=tuple(BundleFile(**file) for file in value["graph"]),
+        inputs=_specs(value["inputs"]),
+        outputs=_specs(value["outputs"]),
+        facts=EngineFacts(**value["facts"]),
+    )
+    for file in (plan.file, plan.layers):
+        if not NAME.fullmatch(file.path):
+            raise ValueError(f"{file.path[:80]!r} is no plain name")
+    return plan
+
+
+def _specs(values: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(one["name"], one["dtype"], tuple(map(int, one["shape"]))) for one in values)

@@ -1,0 +1,72 @@
+"""The CUDA runtime through `cuda-bindings`: what GPU is there, and calls whose failure is an error."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from tudsr_runtime.errors import DeviceError, MemoryExhausted
+
+INSTALL = 'pip install "tudsr[rtx]" or "tudsr[tensorrt]"'
+OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, compute capability as "sm89", and bytes of memory."""
+
+    name: str
+    target: str
+    memory: int
+
+
+def open_cuda() -> Any:
+    """The module `cuda.bindings.runtime`. Raises DeviceError if it is not installed."""
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(f"cuda-bindings cannot be imported ({reason})", hint=INSTALL) from None
+
+
+def find_gpu(what: str, hint: str, cuda: Any = None) -> Gpu:
+    """The first GPU. Raises DeviceError, which begins with `what`, if there is none."""
+    cuda = open_cuda() if cuda is None else cuda
+    status, count = cuda.cudaGetDeviceCount()
+    if int(status) or not count:
+        raise DeviceError(f"{what}: {describe(cuda, status) if int(status) else 'no CUDA device'}", hint=hint)
+    status, properties = cuda.cudaGetDeviceProperties(0)
+    if int(status):
+        raise DeviceError(f"{what}: {describe(cuda, status)}", hint=hint)
+    name = properties.name
+    text = name.decode(errors="replace").strip("\0") if isinstance(name, bytes) else str(name)
+    return Gpu(text, f"sm{properties.major}{properties.minor}", int(properties.totalGlobalMem))
+
+
+def call(cuda: Any, function: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime; what it returns besides its status (one value, or None).
+
+    Raises:
+        MemoryExhausted: the GPU has too little memory.
+        DeviceError: it failed otherwise.
+    """
+    status, *values = getattr(cuda, function)(*arguments)
+    if not int(status):
+        return values[0] if values else None
+    if _name(status) == OUT_OF_MEMORY:
+        raise MemoryExhausted(
+            f"the GPU is out of memory ({function} failed)",
+            hint="close other programs that use the GPU, or --device cpu",
+        )
+    raise DeviceError(f"{function} failed: {describe(cuda, status)}")
+
+
+def describe(cuda: Any, status: Any) -> str:
+    """A status of the CUDA runtime in words, such as "CUDA driver version is insufficient ..."."""
+    _, text = cuda.cudaGetErrorString(status)
+    return f"{_name(status)} ({text.decode(errors='replace') if isinstance(text, bytes) else text})"
+
+
+def _name(status: Any) -> str:
+    return str(getattr(status, "name", status))
