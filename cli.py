@@ -67,7 +67,8 @@ def upscale(
             "-o",
             "--output",
             metavar="FILE|DIR",
-            help="A .png, .jpg or .webp file, or a folder.  [default: NAME_x8.EXT beside each input]",
+            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, or a folder."
+            "  [default: NAME_x8.EXT beside each input]",
         ),
     ] = None,
     bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
@@ -95,9 +96,13 @@ def upscale(
             "--overwrite", help="Replace outputs that exist; else one is an error, of several it is skipped."
         ),
     ] = False,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 95,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF.")] = 95,
+    compression: Annotated[
+        int,
+        typer.Option(min=0, max=9, help="Of PNG and TIFF, 0 (none) to 9 (slow); 1 is good for photographs."),
+    ] = 1,
     metadata: Annotated[
-        Literal["keep", "strip"], typer.Option(help="EXIF; the colour profile is always kept.")
+        Literal["keep", "strip"], typer.Option(help="EXIF and XMP; the colour profile is always kept.")
     ] = "keep",
     max_output_megapixels: Annotated[
         int, typer.Option(metavar="N", min=1, help="Refuse pictures that would become larger than this.")
@@ -110,8 +115,8 @@ def upscale(
 ) -> None:
     """Enlarge pictures.
 
-    PNG, JPEG, WebP, BMP and TIFF are read. In folders, everything named like one is taken, save hidden files
-    and earlier results (NAME_x8.EXT beside NAME). The path of each result is printed.
+    PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
+    files and earlier results (NAME_x8.EXT beside NAME). The path of each result is printed.
     """
     from tudsr_runtime.command import UpscaleOptions
     from tudsr_runtime.command import upscale as run
@@ -130,6 +135,7 @@ def upscale(
         overwrite=overwrite,
         metadata=metadata,
         quality=quality,
+        compression=compression,
         max_output_megapixels=max_output_megapixels,
         as_json=as_json,
         dry_run=dry_run,

@@ -7,24 +7,16 @@ their folders to be writable. A picture that fails never stops the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
+from tudsr_runtime.encode import Encoding, check_transparency, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.folder import Source, check_collisions, check_writable, name_output
-from tudsr_runtime.image_io import (
-    Header,
-    Metadata,
-    check_output_size,
-    check_transparency,
-    fit_to_format,
-    read_header,
-    read_picture,
-    write_image,
-)
+from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
 from tudsr_runtime.plan import Plan
 from tudsr_runtime.terminal import ProgressBar, Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -48,7 +40,7 @@ class Request:
     single: bool
     overwrite: bool
     metadata: Metadata
-    quality: int
+    encoding: Encoding
     max_output_megapixels: int
     as_json: bool
 
@@ -187,25 +179,24 @@ class Batch:
 
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
         plan, request = job.plan, self.request
-        clock = [time.monotonic()]
+        started = time.monotonic()
         picture = read_picture(job.header, request.metadata)
         check_transparency(picture, job.target)
-        clock.append(time.monotonic())
+        seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
             self.terminal.note(f"note: {job.source}: {note}")
         self.terminal.note(f"{job.source}: {_outline(plan)}")
-        with _naming(job.source):
-            bands = self.upscaler.upscale_rows(picture.rgb, plan.scale, request.factors, bar.tile)
-            image = fit_to_format(picture, bands, plan.output_width, plan.output_height, job.target)
-        clock.append(time.monotonic())
-        lost = write_image(image, picture, job.target, request.quality)
-        clock.append(time.monotonic())
+        upscaled = partial(self.upscaler.upscale_rows, picture.levels, plan.scale, request.factors, bar.tile)
+        bands = _timed(_named(upscaled, job.source), seconds)
+        lost = write_picture(
+            picture, bands, plan.output_width, plan.output_height, job.target, request.encoding
+        )
+        seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
             self.terminal.note(f"note: {job.target}: {note}")
         self.tally.ok += 1
-        spent = [round(end - begin, 3) for begin, end in pairwise(clock)]
-        seconds = dict(zip(("read", "upscale", "write"), spent, strict=True))
-        self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds)
+        rounded = {part: round(spent, 3) for part, spent in seconds.items()}
+        self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -248,11 +239,21 @@ def _outline(plan: Plan) -> str:
     return f"{sizes}, {plan.tiles} tiles, factors {plan.reason}"
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the picture's name before errors of the pipeline, which does not know it."""
+def _timed(bands: Iterator[FloatArray], seconds: dict[str, float]) -> Iterator[FloatArray]:
+    """The bands; the time that they take to come is added to `seconds["upscale"]`."""
+    while True:
+        started = time.monotonic()
+        band = next(bands, None)
+        seconds["upscale"] += time.monotonic() - started
+        if band is None:
+            return
+        yield band
+
+
+def _named(upscaled: Callable[[], Iterator[FloatArray]], path: Path) -> Iterator[FloatArray]:
+    """The bands; errors of the pipeline, which does not know the picture's name, get it."""
     try:
-        yield
+        yield from upscaled()
     except TudsrError as error:
         raise type(error)(f"{path}: {error}", hint=error.hint) from error
     except MemoryError as error:

@@ -28,6 +28,7 @@ ColorMethod = Callable[[Rows, Planes, int], Rows]
 
 SIGMA = 4.0
 """Standard deviation in input px of the Gaussian that separates colour from detail."""
+HALF, QUARTER = np.float32(0.5), np.float32(0.25)
 SPACINGS = (1, 2, 4, 8, 16)
 """Output px between the taps of each level of the wavelet transform."""
 FLAT = 1e-5
@@ -99,7 +100,8 @@ def match_statistics(enlarged: Rows, x: Planes, factor: int) -> Rows:  # noqa: A
     slope: FloatArray = gain.astype(np.float32)
     offset: FloatArray = (mean_x - gain * mean_y).astype(np.float32)
     for band in bands:
-        yield band * slope + offset
+        corrected: FloatArray = band * slope + offset
+        yield corrected
 
 
 def keep(enlarged: Rows, x: Planes, factor: int) -> Rows:  # noqa: ARG001
@@ -140,9 +142,11 @@ def _smoothed(source: Rows, height: int, spacing: int) -> Rows:
     for begin in range(0, height, BLOCK_ROWS):
         end = min(begin + BLOCK_ROWS, height)
         x = _around(rows, height, begin, end, spacing)
-        down = (x[:, : -2 * spacing] + x[:, 2 * spacing :]) / 4 + x[:, spacing:-spacing] / 2
+        down: FloatArray = (x[:, : -2 * spacing] + x[:, 2 * spacing :]) * QUARTER
+        down += x[:, spacing:-spacing] * HALF
         x = np.pad(down, ((0, 0), (0, 0), (spacing, spacing)), mode="edge")
-        yield (x[..., : -2 * spacing] + x[..., 2 * spacing :]) / 4 + down / 2
+        smooth: FloatArray = (x[..., : -2 * spacing] + x[..., 2 * spacing :]) * QUARTER + down * HALF
+        yield smooth
         rows.drop(end - spacing)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tudsr_runtime.batch import Batch, Request
 from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.encode import Encoding
 from tudsr_runtime.folder import find_inputs, output_is_folder
 from tudsr_runtime.image_io import Metadata
 from tudsr_runtime.plan import DEFAULT_SCALE
@@ -33,6 +34,7 @@ class UpscaleOptions:
     overwrite: bool
     metadata: Metadata
     quality: int
+    compression: int
     max_output_megapixels: int
     as_json: bool
     dry_run: bool
@@ -119,7 +121,7 @@ def _request(inputs: list[Path], options: UpscaleOptions) -> Request:
         single=len(inputs) == 1 and not inputs[0].is_dir(),
         overwrite=options.overwrite,
         metadata=options.metadata,
-        quality=options.quality,
+        encoding=Encoding(options.quality, options.compression),
         max_output_megapixels=options.max_output_megapixels,
         as_json=options.as_json,
     )

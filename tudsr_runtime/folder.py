@@ -14,10 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tudsr_runtime.encode import FORMAT_OF_SUFFIX, FORMATS, output_format
 from tudsr_runtime.errors import InputError, OutputError, UsageError
-from tudsr_runtime.image_io import FORMAT_OF_SUFFIX, Header, output_format
+from tudsr_runtime.image_io import Header
 
-PICTURE_SUFFIXES = frozenset({*FORMAT_OF_SUFFIX, ".bmp", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset(FORMAT_OF_SUFFIX)
 
 EARLIER_RESULT = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?")
 
@@ -77,13 +78,13 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
 def name_output(source: Source, header: Header, scale: float, folder: Path | None) -> tuple[Path, str | None]:
     """NAME_x8.EXT for NAME.EXT at scale 8, beside the input or below `folder`, and a note if EXT changed.
 
-    EXT becomes .png where the input's own cannot be written, or is JPEG and the picture has transparency.
+    EXT becomes .png where the input's own cannot be written, or knows no transparency and the picture has it.
     """
     suffix, note = source.path.suffix, None
     if suffix.lower() not in FORMAT_OF_SUFFIX:
         suffix = ".png"
-    elif header.has_alpha and output_format(source.path) == "JPEG":
-        suffix, note = ".png", "JPEG cannot hold transparency: writing PNG"
+    elif header.has_alpha and not FORMATS[kind := output_format(source.path)].alpha:
+        suffix, note = ".png", f"{kind} cannot hold transparency: writing PNG"
     name = f"{source.path.stem}_x{scale:g}{suffix}"
     if folder is None:
         return source.path.with_name(name), note

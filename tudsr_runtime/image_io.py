@@ -1,4 +1,4 @@
-"""Picture files: what a header says, reading within limits, writing whole or not at all.
+"""Picture files: what a header says, and reading within limits. `encode` writes.
 
 A file is known by its content, never by its name, and only the formats in `READABLE` are ever decoded.
 """
@@ -9,36 +9,21 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
-from tudsr_runtime.metadata import fitting_icc, kept_exif, orientation
-from tudsr_runtime.picture import Picture, enlarged, from_image
+from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
+from tudsr_runtime.encode import check_format_limits
+from tudsr_runtime.errors import InputError, MemoryExhausted
+from tudsr_runtime.metadata import kept_exif, kept_xmp, orientation
+from tudsr_runtime.picture import Picture, from_channels, from_image
 
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-FORMAT_OF_SUFFIX = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""What can be written, by the suffix of the output."""
-
-MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
-"""Pixels per side that the encoders accept; PNG has no limit that matters here."""
-
-MAX_JPEG_EXIF = 65533
-"""Bytes: EXIF must fit one JPEG segment."""
-
-ENCODER_OPTIONS: dict[str, dict[str, int]] = {
-    "PNG": {"compress_level": 4},
-    "JPEG": {"subsampling": 0},
-    "WEBP": {},
-}
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 
 Metadata = Literal["keep", "strip"]
 
@@ -50,7 +35,10 @@ DECODE_ERRORS = (
 
 SIGNATURES = (
     (rb"GIF8", "a GIF"),
-    (rb".{4}ftyp(avif|avis)", "an AVIF picture"),
+    (
+        rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|II[*+]\x00|MM\x00[*+]|.{4}ftypavi[fs]",
+        "damaged: its header cannot be read",
+    ),
     (rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", "an HEIC picture"),
     (rb".{4}ftyp", "a video"),
     (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a video"),
@@ -65,7 +53,6 @@ SIGNATURES = (
     (rb"\s*(<\?xml|<svg)", "an SVG or other XML document"),
     (rb"\s*<(!doctype )?html", "a web page"),
     (rb"PK\x03\x04", "a ZIP archive"),
-    (rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|II\*\x00|MM\x00\*", "damaged: its header cannot be read"),
 )
 """How files begin that people take for pictures, and what to call them."""
 
@@ -97,7 +84,7 @@ def read_header(path: Path) -> Header:
 def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
     """Decode the picture that `header` describes.
 
-    `strip` leaves the EXIF block out. The colour profile stays: without it the colours would change.
+    `strip` leaves EXIF and XMP out. The colour profile stays: without it the colours would change.
 
     Raises:
         InputError: as `read_header`; also an unsupported pixel format, or the file is no longer the same.
@@ -107,22 +94,13 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         if sorted(image.size) != sorted((header.width, header.height)):
             raise InputError("the file changed while tudsr was running")
         notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
-        picture = from_image(image)
+        if header.format == "AVIF" and _avif_is_deep(header.path):
+            notes.append("more than 8 bits per channel are processed as 8")
+        picture = _decoded(header.path, image)
         exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
+        xmp = kept_xmp(image) if metadata == "keep" else None
     notes += [*picture.notes, *([lost] if lost else []), *warned]
-    return replace(picture, exif=exif, notes=tuple(notes))
-
-
-def output_format(path: Path) -> str:
-    """The format that the suffix of an output file stands for. Raises UsageError for any other suffix."""
-    try:
-        return FORMAT_OF_SUFFIX[path.suffix.lower()]
-    except KeyError:
-        known = ", ".join(FORMAT_OF_SUFFIX)
-        raise UsageError(
-            f"{path}: cannot write {path.suffix or 'a file without suffix'}; tudsr writes {known}",
-            hint=f"-o {path.with_suffix('.png')}, or -o {path}/ for a folder",
-        ) from None
+    return replace(picture, exif=exif, xmp=xmp, notes=tuple(notes))
 
 
 def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:
@@ -138,66 +116,23 @@ def check_output_size(header: Header, target: Path, width: int, height: int, max
             f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels}",
             hint="a smaller --scale, or a larger --max-output-megapixels",
         )
-    kind = output_format(target)
-    limit = MAX_SIDE.get(kind)
-    if limit is not None and max(width, height) > limit:
-        raise OutputError(
-            f"{target}: cannot write {width} x {height} as {kind}, its limit is {limit} pixels a side",
-            hint=f"-o {target.with_suffix('.png').name}, or a smaller --scale",
-        )
+    check_format_limits(target, width, height)
 
 
-def check_transparency(picture: Picture, target: Path) -> None:
-    """Refuse to lose transparency: UsageError if `target` is a JPEG and any pixel is not opaque."""
-    if output_format(target) == "JPEG" and picture.transparent:
-        raise UsageError(
-            f"{target}: JPEG cannot hold the transparency of this picture",
-            hint=f"-o {target.with_suffix('.png')}",
-        )
+def _decoded(path: Path, image: ImageFile.ImageFile) -> Picture:
+    if not is_deep(image):
+        return from_image(image)
+    with _opened(path) as again:
+        levels = decode_deep(image, again)
+    levels = with_transparent(levels, image.info.get("transparency"))
+    return from_channels(levels, image.info.get("icc_profile"))
 
 
-def fit_to_format(
-    picture: Picture, bands: Iterable[NDArray[np.float32]], width: int, height: int, target: Path
-) -> Image.Image:
-    """`picture.enlarged` with as much of alpha, grey and depth as the format of `target` holds."""
-    kind = output_format(target)
-    return enlarged(
-        picture, bands, width, height, alpha=kind != "JPEG", grey=kind != "WEBP", deep=kind == "PNG"
-    )
-
-
-def write_image(image: Image.Image, picture: Picture, target: Path, quality: int = 95) -> tuple[str, ...]:
-    """Write PNG, JPEG (4:4:4) or WebP, by the suffix; the file appears whole or not at all.
-
-    Args:
-        image: from `fit_to_format`.
-        picture: where profile and EXIF come from.
-        quality: of JPEG and WebP, 1 to 100; PNG is lossless.
-
-    Returns:
-        Notes on what the format cannot hold.
-
-    Raises:
-        OutputError: the system refused.
-        MemoryExhausted: the encoded picture does not fit into memory.
-    """
-    kind = output_format(target)
-    options = ENCODER_OPTIONS[kind] if kind == "PNG" else {**ENCODER_OPTIONS[kind], "quality": quality}
-    icc, lost = fitting_icc(picture.icc, image.mode)
-    notes = [lost] if lost else []
-    if picture.deep and image.mode != "I;16":
-        notes.append(f"16-bit grey is written with 8 bits in {kind}")
-    exif = picture.exif
-    if kind == "JPEG" and exif is not None and len(exif) > MAX_JPEG_EXIF:
-        exif = None
-        notes.append("EXIF is too long for JPEG and dropped")
-    try:
-        with atomic_write(target) as file:
-            image.save(file, format=kind, icc_profile=icc, exif=exif or b"", **options)
-    except MemoryError as error:
-        size = f"{image.width} x {image.height}"
-        raise MemoryExhausted(f"{target}: out of memory while writing {size}") from error
-    return tuple(notes)
+def _avif_is_deep(path: Path) -> bool:
+    """Whether the configuration of the AV1 codec says 10 or 12 bits (AV1-ISOBMFF 2.3.3, high_bitdepth)."""
+    with open(path, "rb") as file:
+        found = re.search(rb"av1C\x81.(.)", file.read(65536), re.DOTALL)
+    return found is not None and bool(found[1][0] & 0x40)
 
 
 @contextmanager
@@ -249,7 +184,7 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
         raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         raise InputError(
-            _what_it_is(beginning), hint="PNG, JPEG, WebP, BMP and TIFF can be read; convert it"
+            _what_it_is(beginning), hint="PNG, JPEG, WebP, TIFF, BMP and AVIF can be read; convert it"
         ) from error
 
 

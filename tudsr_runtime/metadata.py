@@ -1,7 +1,8 @@
-"""EXIF and colour profile: which parts survive in the enlarged picture."""
+"""EXIF, XMP and colour profile: which parts survive in the enlarged picture."""
 
 from __future__ import annotations
 
+import re
 import struct
 
 from PIL import ExifTags, Image
@@ -28,8 +29,15 @@ TURNS = {
 
 STALE = (int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight))
 
-ICC_SPACES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
-"""Colour space, at byte 16 of an ICC profile, to the modes that it can describe."""
+SUB_DIRECTORIES = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop))
+"""Tags whose value is a directory of its own."""
+
+XMP_TURN = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>\s*))[2-8]""")
+XMP_SIZE = re.compile(rb"""\s(?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length))\s*=\s*["']\d+["']""")
+"""What XMP says about the old pixels."""
+
+ICC_SPACES = {b"RGB ": False, b"GRAY": True}
+"""Colour space, at byte 16 of an ICC profile, to whether it describes grey."""
 
 EXIF_ERRORS = (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError, struct.error)
 """What Pillow raises for damaged EXIF."""
@@ -70,12 +78,20 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
         return None, "EXIF is damaged and dropped"
 
 
-def fitting_icc(icc: bytes | None, mode: str) -> tuple[bytes | None, str | None]:
-    """The profile if it can describe pixels of `mode`; and a note if it had to be dropped."""
+def kept_xmp(image: Image.Image) -> bytes | None:
+    """XMP without the orientation that has been applied, and without the old size."""
+    xmp = image.info.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    return XMP_SIZE.sub(b"", XMP_TURN.sub(rb"\g<1>1", xmp)) if isinstance(xmp, bytes) and xmp else None
+
+
+def fitting_icc(icc: bytes | None, grey: bool) -> tuple[bytes | None, str | None]:
+    """The profile if it can describe the pixels; and a note if it had to be dropped."""
     if icc is None:
         return None, None
     space = icc[16:20]
-    if mode in ICC_SPACES.get(space, ()):
+    if ICC_SPACES.get(space) == grey:
         return icc, None
     name = space.decode("ascii", "replace").strip()
     return None, f"the colour profile ({name or 'damaged'}) does not fit the output and is dropped"

@@ -1,130 +1,178 @@
 """A picture as the model sees it, with all that has to be given back afterwards.
 
-file             model sees           written again as
-1, L             grey, three times    L
-I;16 (12 bits)   grey, three times    I;16 in PNG, else L
-LA               grey, filled         LA
-P, RGB, YCbCr    RGB                  RGB
-P + tRNS, RGBA   RGB, filled          RGBA
-CMYK             RGB (its profile)    RGB
-16-bit colour    8-bit RGB            RGB, with a note
+file                    model sees           written again as
+1, L, I;16 (12 bits)    grey, three times    grey
+LA, 16-bit too          grey, filled         grey and alpha
+P, RGB, YCbCr, RGB;16   RGB                  RGB
+P + tRNS, RGBA, RGBA;16 RGB, filled          RGBA
+CMYK                    RGB (its profile)    RGB
+
+8 bits stay 8 bits and 16 stay 16, as far as the format that is written holds them (`encode`).
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from tudsr_runtime.deep import Deep, raw_mode
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metadata import upright
-from tudsr_runtime.transparency import fill_hidden, resize_alpha
+from tudsr_runtime.planes import Levels, to_levels, white
+from tudsr_runtime.transparency import AlphaRows, fill_hidden
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, the weights of Pillow's own conversion to grey."""
+
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""TIFF tag, and its value for negatives."""
 
 
 @dataclass(frozen=True)
 class Picture:
     """Pixels and what belongs to them. Upright: EXIF orientation is already applied.
 
-    `rgb` is float32 (H, W, 3) in [0, 1]; grey pictures hold their grey three times. `alpha` is uint8 (H, W),
-    or None. `icc` and `exif` are the raw blocks, `exif` without orientation and thumbnail. `notes` say in
-    plain words what was lost or converted on the way.
+    `levels` is (h, w) if grey, else (h, w, 3), with white at the top of its dtype; `alpha` (h, w) of the same
+    dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail.
+    `notes` say in plain words what was lost or converted on the way.
     """
 
-    rgb: NDArray[np.float32]
-    alpha: NDArray[np.uint8] | None = None
-    grey: bool = False
-    deep: bool = False
-    """16 bits per channel, so far only for grey."""
+    levels: Levels
+    alpha: Levels | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Pixels per row."""
+        return int(self.levels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.levels.shape[0])
+
+    @property
+    def grey(self) -> bool:
+        """Whether there is one channel besides alpha."""
+        return self.levels.ndim == 2
+
+    @property
+    def deep(self) -> bool:
+        """Whether a channel has 16 bits."""
+        return self.levels.dtype == np.uint16
 
     @property
     def transparent(self) -> bool:
         """Whether any pixel lets the background through."""
-        return self.alpha is not None and bool(self.alpha.min() < 255)
+        return self.alpha is not None and bool(self.alpha.min() < white(self.alpha.dtype))
 
 
-def from_image(file: ImageFile.ImageFile) -> Picture:
+@dataclass(frozen=True)
+class Layout:
+    """The pixels of a result: size in px, and which of grey, alpha and 16 bits its file holds."""
+
+    width: int
+    height: int
+    grey: bool = False
+    alpha: bool = False
+    deep: bool = False
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the channels: L, LA, RGB or RGBA."""
+        return ("L" if self.grey else "RGB") + ("A" if self.alpha else "")
+
+    @property
+    def channels(self) -> int:
+        """Values per pixel."""
+        return len(self.mode)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """uint8 or uint16."""
+        return np.dtype(np.uint16 if self.deep else np.uint8)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the uncompressed pixels."""
+        return self.width * self.height * self.channels * self.dtype.itemsize
+
+
+def from_image(file: Image.Image) -> Picture:
     """Decode and normalise a picture that Pillow has opened; metadata is not touched.
 
     Raises:
         InputError: a pixel format outside the table above.
     """
-    # The raw mode that the decoder will read; it is gone once the pixels are loaded.
-    raw = " ".join(str(tile.args) for tile in file.tile)
+    raw = raw_mode(file) if isinstance(file, ImageFile.ImageFile) else ""
     image = upright(file)
     if image.mode.startswith("I;16"):
-        return _from_deep_grey(image, 4095 if "I;12" in raw else 65535)
-    notes = ["16-bit colour is processed as 8-bit"] if ";16" in raw else []
+        return _from_deep_grey(image, raw)
+    notes = [f"16-bit {image.mode} is processed as 8-bit"] if ";16" in raw else []
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK":
         image, said = _cmyk_to_rgb(image, icc)
         icc, notes = None, [*notes, said]
-    plain = image.convert(_plain_mode(image))
-    channels = np.asarray(plain)
-    grey, alpha = plain.mode in ("L", "LA"), None
-    if plain.mode in ("LA", "RGBA"):
-        channels, alpha = channels[..., :-1], np.ascontiguousarray(channels[..., -1])
-    rgb = _three_channels(channels.astype(np.float32) / np.float32(255))
-    if alpha is not None:
-        rgb = fill_hidden(rgb, alpha)
-    return Picture(rgb, alpha, grey, icc=icc, notes=tuple(notes))
+    return from_channels(np.asarray(image.convert(_plain_mode(image))), icc, tuple(notes))
 
 
-def enlarged(
-    picture: Picture,
-    bands: Iterable[NDArray[np.float32]],
-    width: int,
-    height: int,
-    *,
-    alpha: bool = True,
-    grey: bool = True,
-    deep: bool = True,
-) -> Image.Image:
-    """Build the enlarged picture from its rows, as L, LA, I;16, RGB or RGBA.
+def from_channels(channels: Levels, icc: bytes | None = None, notes: tuple[str, ...] = ()) -> Picture:
+    """The picture of (h, w) or (h, w, 1 to 4) levels: grey, grey and alpha, RGB, RGBA.
+
+    Colour that is hidden under full transparency is replaced by that around it.
+    """
+    if channels.ndim == 2:
+        return Picture(channels, icc=icc, notes=notes)
+    count = channels.shape[2]
+    colour = channels[..., 0] if count <= 2 else channels[..., :3]
+    if count in (1, 3):
+        return Picture(np.ascontiguousarray(colour), icc=icc, notes=notes)
+    alpha = np.ascontiguousarray(channels[..., -1])
+    return Picture(fill_hidden(np.ascontiguousarray(colour), alpha), alpha, icc, notes=notes)
+
+
+def enlarged_rows(
+    picture: Picture, bands: Iterable[NDArray[np.float32]], layout: Layout
+) -> Iterator[NDArray[np.generic]]:
+    """The rows of the result as its file holds them: (rows, width) or (rows, width, channels) levels.
 
     Args:
-        picture: what was enlarged; says whether the result is grey or deep, and has the alpha to enlarge.
-        bands: float32 (rows, width, 3) in [0, 1], from top to bottom, `height` rows in all; rounded to whole
-            levels as they come, so that the result is never held as floats.
-        alpha: whether the file format holds alpha; likewise `grey`, and `deep` for 16 bits.
+        picture: what was enlarged, for its alpha.
+        bands: float32 (rows, width, 3) in [0, 1], from top to bottom; rounded to whole levels as they come.
+        layout: of the result.
     """
-    grey, deep = picture.grey and grey, picture.grey and picture.deep and grey and deep
-    levels = np.empty((height, width) if grey else (height, width, 3), np.uint16 if deep else np.uint8)
+    alpha = None
+    if layout.alpha and picture.alpha is not None:
+        alpha = AlphaRows(picture.alpha, layout.width, layout.height, layout.dtype)
     row = 0
-    for band in bands:
-        levels[row : row + len(band)] = _quantised(band @ LUMA if grey else band, np.iinfo(levels.dtype).max)
+    for band in filter(len, bands):
+        levels = to_levels(band @ LUMA if layout.grey else band, layout.dtype)
+        if alpha is not None:
+            levels = np.dstack([levels, alpha.rows(row, row + len(band))])
+        yield levels
         row += len(band)
-    image = Image.fromarray(levels)
-    if alpha and not deep and picture.alpha is not None:
-        image.putalpha(Image.fromarray(resize_alpha(picture.alpha, width, height)))
-    return image
 
 
-def _quantised(values: NDArray[np.float32], top: int) -> NDArray[np.float32]:
-    levels: NDArray[np.float32] = np.clip(values * np.float32(top) + np.float32(0.5), 0, top)
-    return levels
-
-
-def _three_channels(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    if channels.ndim == 3 and channels.shape[2] == 3:
-        return channels
-    return np.repeat(channels.reshape(*channels.shape[:2], 1), 3, axis=2)
-
-
-def _from_deep_grey(image: Image.Image, white: int) -> Picture:
-    lost = ("the transparent grey value is dropped",) if "transparency" in image.info else ()
-    grey = np.asarray(image).astype(np.float32) / np.float32(white)
-    icc = image.info.get("icc_profile")
-    return Picture(_three_channels(grey), grey=True, deep=True, icc=icc, notes=lost)
+def _from_deep_grey(image: Image.Image, raw: str) -> Picture:
+    grey: Deep = np.asarray(image).astype(np.uint16)
+    if "I;12" in raw:
+        grey = np.rint(grey * (65535 / 4095)).astype(np.uint16)
+    # Pillow turns a negative of 8 bits round, but not one of 16.
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 65535 - grey
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return Picture(grey, icc=image.info.get("icc_profile"))
+    alpha = np.where(grey == transparent, 0, 65535).astype(np.uint16)
+    return from_channels(np.dstack([grey, alpha]), image.info.get("icc_profile"))
 
 
 def _plain_mode(image: Image.Image) -> str:
@@ -135,7 +183,7 @@ def _plain_mode(image: Image.Image) -> str:
         return "RGBA" if image.has_transparency_data else "RGB"
     raise InputError(
         f"pixel format {image.mode} is not supported",
-        hint="save it as 8-bit RGB, or as 8-bit or 16-bit greyscale",
+        hint="save it as RGB or greyscale with 8 or 16 bits",
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tudsr_runtime.geometry import FloatArray
 
-Levels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | FloatArray
+Levels: TypeAlias = NDArray[np.uint8 | np.uint16 | np.float32]
 """(h, w) or (h, w, 3): uint8 or uint16, white at the top of the range, or float32 in [0, 1]."""
 
 

@@ -1,4 +1,4 @@
-"""Transparency: what the model sees under it, and how it grows with the picture."""
+"""Transparency beside a model that knows only colour: hidden colours are replaced, alpha is resampled."""
 
 from __future__ import annotations
 
@@ -6,35 +6,57 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tudsr_runtime.planes import Levels, to_levels, white
+
 Float32 = NDArray[np.float32]
 
 
-def fill_hidden(rgb: Float32, alpha: NDArray[np.uint8]) -> Float32:
+def fill_hidden(colour: Levels, alpha: Levels) -> Levels:
     """Replace the colour of fully transparent pixels by that of their visible surroundings.
 
     Such pixels usually hold black or white, which would bleed into the edges of what is visible. Each takes
     the alpha-weighted mean of the smallest block (2 x 2, 4 x 4, ... pixels) around it with anything visible.
 
     Args:
-        rgb: float32 (H, W, 3), colour not multiplied by alpha.
-        alpha: uint8 (H, W), 0 is transparent.
+        colour: (h, w) or (h, w, 3) levels, not multiplied by alpha.
+        alpha: (h, w) levels, 0 is transparent.
 
     Returns:
-        float32 (H, W, 3); visible pixels are unchanged.
+        As `colour`; visible pixels are unchanged.
     """
     visible = alpha > 0
     if visible.all() or not visible.any():
-        return rgb
+        return colour
+    top = np.float32(white(colour.dtype))
+    values = np.atleast_3d(colour).astype(np.float32) / top
     weight = alpha.astype(np.float32)
-    spread = _spread(rgb * weight[..., None], weight)
-    return np.where(visible[..., None], rgb, spread)
+    spread = to_levels(_spread(values * weight[..., None], weight), colour.dtype).reshape(colour.shape)
+    filled: Levels = np.where(visible.reshape(*visible.shape, *[1] * (colour.ndim - 2)), colour, spread)
+    return filled
 
 
-def resize_alpha(alpha: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Resize uint8 (H, W) to uint8 (height, width), bicubic with antialiasing; a constant stays constant."""
-    if alpha.min() == alpha.max():
-        return np.full((height, width), alpha.flat[0], dtype=np.uint8)
-    return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+class AlphaRows:
+    """`alpha` enlarged to (height, width), bicubic with antialiasing, a band of rows at a time.
+
+    A constant stays constant. The rows come as levels of `dtype`.
+    """
+
+    def __init__(self, alpha: Levels, width: int, height: int, dtype: np.dtype[np.generic]) -> None:
+        self._step = alpha.shape[0] / height
+        self._width = width
+        self._dtype = dtype
+        low, high = alpha.min(), alpha.max()
+        top = np.float32(white(alpha.dtype))
+        self._constant = to_levels(low.astype(np.float32) / top, dtype) if low == high else None
+        self._image = Image.fromarray(alpha.astype(np.float32) / top)
+
+    def rows(self, begin: int, end: int) -> Levels:
+        """Rows [begin, end) of the enlarged alpha."""
+        if self._constant is not None:
+            return np.full((end - begin, self._width), self._constant, self._dtype)
+        box = (0.0, begin * self._step, float(self._image.width), end * self._step)
+        size = (self._width, end - begin)
+        return to_levels(np.asarray(self._image.resize(size, Image.Resampling.BICUBIC, box=box)), self._dtype)
 
 
 def _spread(total: Float32, weight: Float32) -> Float32:

@@ -215,11 +215,11 @@ def test_a_full_disk_ends_the_run(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
         draw(tmp_path / f"{number}.png")
     tried: list[Path] = []
 
-    def refuse(_image: object, _picture: object, target: Path, _quality: int) -> None:
+    def refuse(_picture: object, _bands: object, _w: int, _h: int, target: Path, _: object) -> None:
         tried.append(target)
         raise OutputError(f"cannot write {target}: No space left on device")
 
-    monkeypatch.setattr(batch, "write_image", refuse)
+    monkeypatch.setattr(batch, "write_picture", refuse)
     result = tudsr("upscale", tmp_path)
     assert result.code == 4
     assert len(tried) == 2
@@ -227,12 +227,12 @@ def test_a_full_disk_ends_the_run(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
 
 
 def test_collisions_are_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> None:
-    draw(tmp_path / "a.png")
-    draw(tmp_path / "a.bmp")
-    result = tudsr("upscale", tmp_path / "a.png", tmp_path / "a.bmp")
+    draw(tmp_path / "one" / "a.png")
+    draw(tmp_path / "two" / "a.png")
+    result = tudsr("upscale", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "out")
     assert (result.code, result.out) == (2, "")
     assert "would both be written" in result.err
-    assert files(tmp_path) == ["a.bmp", "a.png"]
+    assert files(tmp_path) == ["one/a.png", "two/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -418,13 +418,12 @@ SLOW_MODEL = """
 
 SLOW_DISK = """
     import sys, time, cli
-    from PIL import Image
-    def save(self, file, **_):
-        file.write(b"half")
-        file.flush()
+    from tudsr_runtime.png import PngWriter
+    def finish(self):
+        self._file.flush()
         print("ready", file=sys.stderr, flush=True)
         time.sleep(60)
-    Image.Image.save = save
+    PngWriter.finish = finish
     sys.exit(cli.main())
 """
 

@@ -80,8 +80,8 @@ def test_a_folder_without_pictures_is_an_error_that_tells_of_r(tmp_path: Path) -
     [
         ("photo.png", 8.0, "photo_x8.png"),
         ("photo.JPG", 2.5, "photo_x2.5.JPG"),
-        ("photo.tif", 8.0, "photo_x8.png"),
-        ("photo.bmp", 16.0, "photo_x16.png"),
+        ("photo.tif", 8.0, "photo_x8.tif"),
+        ("photo.gif", 16.0, "photo_x16.png"),
         ("über 写真 🖼.webp", 8.0, "über 写真 🖼_x8.webp"),
         ("two.dots.png", 8.0, "two.dots_x8.png"),
         ("-dash.png", 8.0, "-dash_x8.png"),

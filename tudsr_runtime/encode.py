@@ -1,0 +1,214 @@
+"""Writing pictures: what each format holds and how large it may be, whole files or none.
+
+PNG and TIFF are written as the rows come. The others are encoded by Pillow, which needs all of the picture:
+up to 4 bytes per pixel, and what the encoder itself takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import MemoryExhausted, OutputError, UsageError
+from tudsr_runtime.metadata import fitting_icc
+from tudsr_runtime.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.png import PngWriter
+from tudsr_runtime.tiff import TiffWriter
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is written. `side` is the greatest length in px and `area` the greatest number of px."""
+
+    suffixes: tuple[str, ...]
+    grey: bool = True
+    alpha: bool = True
+    deep: bool = False
+    side: int = 2**31 - 1
+    area: int = 2**62
+
+
+# 16384 x 16384 px and 32768 px a side are what libavif reads by default; a BMP ends at 4 GiB.
+FORMATS = {
+    "PNG": Format((".png",), deep=True),
+    "JPEG": Format((".jpg", ".jpeg"), alpha=False, side=65500),
+    "WEBP": Format((".webp",), grey=False, side=16383),
+    "TIFF": Format((".tif", ".tiff"), deep=True),
+    "BMP": Format((".bmp",), alpha=False, area=2**32 // 3 - 2**20),
+    "AVIF": Format((".avif",), grey=False, side=32768, area=16384 * 16384),
+}
+
+FORMAT_OF_SUFFIX = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
+"""What can be written, by the suffix of the output."""
+
+MAX_JPEG_BLOCK = {"exif": 65533, "xmp": 65504}
+"""Bytes: each must fit one JPEG segment."""
+
+PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"subsampling": 0},
+    "WEBP": {},
+    "BMP": {},
+    "AVIF": {"subsampling": "4:4:4", "speed": 8},
+}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """`quality` 1 to 100 of JPEG, WebP and AVIF; `compression` 0 (none) to 9 (slow) of PNG and TIFF."""
+
+    quality: int = 95
+    compression: int = 1
+
+
+class Writer(Protocol):
+    """A file that grows by bands of rows."""
+
+    def write(self, rows: NDArray[np.generic]) -> None:
+        """Append (rows, width) or (rows, width, channels) levels."""
+
+    def finish(self) -> None:
+        """Complete the file."""
+
+
+def output_format(path: Path) -> str:
+    """The format that the suffix of an output file stands for. Raises UsageError for any other suffix."""
+    try:
+        return FORMAT_OF_SUFFIX[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(FORMAT_OF_SUFFIX)
+        raise UsageError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; tudsr writes {known}",
+            hint=f"-o {path.with_suffix('.png')}, or -o {path}/ for a folder",
+        ) from None
+
+
+def check_format_limits(target: Path, width: int, height: int) -> None:
+    """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
+    kind = output_format(target)
+    limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}, or a smaller --scale"
+    if max(width, height) > limits.side:
+        raise OutputError(
+            f"{target}: cannot write {width} x {height} as {kind}, its limit is {limits.side} pixels a side",
+            hint=hint,
+        )
+    if width * height > limits.area:
+        raise OutputError(
+            f"{target}: cannot write {width} x {height} as {kind}, "
+            f"its limit is {limits.area // 1_000_000} megapixels",
+            hint=hint,
+        )
+
+
+def check_transparency(picture: Picture, target: Path) -> None:
+    """Refuse to lose transparency: UsageError if a pixel is not opaque and the format knows no alpha."""
+    kind = output_format(target)
+    if not FORMATS[kind].alpha and picture.transparent:
+        raise UsageError(
+            f"{target}: {kind} cannot hold the transparency of this picture",
+            hint=f"-o {target.with_suffix('.png')}",
+        )
+
+
+def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> Layout:
+    """As much of grey, alpha and depth of the picture as the format of `target` holds."""
+    holds = FORMATS[output_format(target)]
+    return Layout(
+        width,
+        height,
+        grey=picture.grey and holds.grey,
+        alpha=picture.alpha is not None and holds.alpha,
+        deep=picture.deep and holds.deep,
+    )
+
+
+def write_picture(
+    picture: Picture,
+    bands: Iterable[NDArray[np.float32]],
+    width: int,
+    height: int,
+    target: Path,
+    encoding: Encoding = Encoding(),
+) -> tuple[str, ...]:
+    """Write the rows of an enlarged picture; the file appears whole or not at all.
+
+    Args:
+        picture: what was enlarged; says what the result is like and brings profile, EXIF and XMP.
+        bands: float32 (rows, width, 3) in [0, 1], from top to bottom, `height` rows in all.
+        width, height: of the result in px.
+        target: its suffix says which format.
+        encoding: how the format is to compress.
+
+    Returns:
+        Notes on what the format cannot hold.
+
+    Raises:
+        OutputError: the system refused.
+        MemoryExhausted: the encoded picture does not fit into memory.
+    """
+    kind, layout = output_format(target), fitting_layout(picture, width, height, target)
+    blocks, notes = _fitting_blocks(picture, layout, kind)
+    try:
+        with atomic_write(target) as file:
+            writer = _open_writer(file, kind, layout, blocks, encoding)
+            for rows in enlarged_rows(picture, bands, layout):
+                writer.write(rows)
+            writer.finish()
+    except MemoryError as error:
+        raise MemoryExhausted(f"{target}: out of memory while writing {width} x {height}") from error
+    return tuple(notes)
+
+
+class PillowWriter:
+    """Collects a picture of `layout` and lets Pillow encode it, with `options` of its `save`."""
+
+    def __init__(self, file: BinaryIO, layout: Layout, kind: str, options: dict[str, Any]) -> None:
+        self._file = file
+        self._kind = kind
+        self._options = options
+        self._image = Image.new(layout.mode, (layout.width, layout.height))
+        self._row = 0
+
+    def write(self, rows: NDArray[np.generic]) -> None:
+        """Append (rows, width) or (rows, width, channels) levels."""
+        self._image.paste(Image.fromarray(rows), (0, self._row))
+        self._row += len(rows)
+
+    def finish(self) -> None:
+        """Encode."""
+        self._image.save(self._file, format=self._kind, **self._options)
+
+
+def _open_writer(
+    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, bytes], encoding: Encoding
+) -> Writer:
+    if kind == "PNG":
+        return PngWriter(file, layout, **blocks, level=encoding.compression)
+    if kind == "TIFF":
+        return TiffWriter(file, layout, **blocks, level=encoding.compression)
+    options = {"icc_profile" if name == "icc" else name: block for name, block in blocks.items()}
+    return PillowWriter(file, layout, kind, {**PILLOW_OPTIONS[kind], "quality": encoding.quality, **options})
+
+
+def _fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[str, bytes], list[str]]:
+    """Profile, EXIF and XMP that the file can take; and notes on all that is lost in it."""
+    icc, lost = fitting_icc(picture.icc, layout.grey)
+    notes = [lost] if lost else []
+    if picture.deep and not layout.deep:
+        notes.append(f"16 bits per channel are written with 8 bits in {kind}")
+    blocks = {"icc": icc, "exif": picture.exif, "xmp": picture.xmp}
+    for name, limit in MAX_JPEG_BLOCK.items() if kind == "JPEG" else ():
+        block = blocks[name]
+        if block is not None and len(block) > limit:
+            blocks[name] = None
+            notes.append(f"{name.upper()} is too long for JPEG and dropped")
+    if kind == "BMP" and any(blocks.values()):
+        blocks = {}
+        notes.append("BMP holds no colour profile and no metadata")
+    return {name: block for name, block in blocks.items() if block}, notes
