@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -149,9 +151,10 @@ def _read_config(kind: Any, config: DiscriminatorConfig) -> Any:
 def _pretrained(kind: Any, backbone_config: Any, config: DiscriminatorConfig) -> nn.Module:
     where = config.weights or DEFAULT_WEIGHTS[config.kind]
     try:
-        backbone, info = kind.from_pretrained(
-            where, config=backbone_config, dtype=torch.float32, output_loading_info=True
-        )
+        with _without_a_report():
+            backbone, info = kind.from_pretrained(
+                where, config=backbone_config, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"the DINOv3 weights at {where} cannot be loaded: {str(error).splitlines()[0]}", hint=WHERE_TO_GET
@@ -160,3 +163,16 @@ def _pretrained(kind: Any, backbone_config: Any, config: DiscriminatorConfig) ->
     if absent:
         raise TrainingError(f"{where}: {len(absent)} weights are missing (first: {absent[0]})")
     return backbone
+
+
+@contextlib.contextmanager
+def _without_a_report() -> Iterator[None]:
+    """transformers would list the blocks that are left out on purpose; what is missing is checked here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
