@@ -72,8 +72,18 @@ def upscale(
         ),
     ] = None,
     bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
-    backend: Annotated[str, typer.Option(metavar="NAME", help="Engine library: auto, onnxruntime.")] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine library: auto, openvino, onnxruntime.")
+    ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="auto, cpu, cuda or cuda:1; untested: gpu, npu, coreml, directml, migraphx."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
     ] = None,
@@ -87,6 +97,13 @@ def upscale(
     color: Annotated[
         str, typer.Option(metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none.")
     ] = "lowfreq",
+    strength: Annotated[
+        str,
+        typer.Option(
+            metavar="S[,S2]",
+            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
+        ),
+    ] = "1",
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Search folders below folders.")
     ] = False,
@@ -128,9 +145,11 @@ def upscale(
         bundle=bundle,
         backend=backend,
         device=device,
+        precision=precision,
         threads=threads,
         overlap=overlap,
         color=color,
+        strength=strength,
         recursive=recursive,
         overwrite=overwrite,
         metadata=metadata,

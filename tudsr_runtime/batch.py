@@ -227,6 +227,7 @@ class Batch:
                 "tiles": plan.tiles,
                 "backend": choice.backend,
                 "device": choice.device,
+                "precision": choice.precision.name if choice.precision else None,
                 "bundle_sha256": self.upscaler.bundle.sha256,
                 "seconds": seconds,
                 "notes": notes,

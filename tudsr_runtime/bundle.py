@@ -47,6 +47,18 @@ class Bundle:
     manifest: Manifest
     sha256: str
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions in which every component has a graph, the bundle's own first."""
+        sets = [{v.precision for v in c.variants} for c in self.manifest.components.values()]
+        common = set.intersection(*sets)
+        return tuple(sorted(common, key=lambda name: (name != self.manifest.precision, name)))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all graphs and weights that the manifest lists."""
+        return sum(file.bytes for file in self.manifest.files())
+
     def variant(
         self,
         component: str,

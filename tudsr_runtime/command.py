@@ -10,6 +10,7 @@ from pathlib import Path
 from tudsr_runtime.batch import Batch, Request
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.encode import Encoding
+from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import find_inputs, output_is_folder
 from tudsr_runtime.image_io import Metadata
 from tudsr_runtime.plan import DEFAULT_SCALE
@@ -27,9 +28,11 @@ class UpscaleOptions:
     bundle: str
     backend: str
     device: str
+    precision: str
     threads: int | None
     overlap: int
     color: str
+    strength: str
     recursive: bool
     overwrite: bool
     metadata: Metadata
@@ -61,10 +64,11 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         threads=options.threads,
         overlap=options.overlap,
         color=options.color,
+        precision=options.precision,
+        strength=parse_strength(options.strength),
     ) as upscaler:
-        choice = upscaler.choice
         terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
-        terminal.note(f"back end: {choice.backend} on {choice.device} ({choice.reason})")
+        terminal.note(f"back end: {upscaler.choice}")
         batch = Batch(request, upscaler, terminal)
         for path, error in found.unreadable:
             batch.fail(path, error)
@@ -74,6 +78,17 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         else:
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
+
+
+def parse_strength(text: str) -> tuple[float, float]:
+    """The strength of stage 1 and stage 2 from "0.5", for both, or "1.0,0.6". Raises UsageError."""
+    try:
+        parts = [float(part) for part in text.split(",")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 2:
+        raise UsageError(f"strength must be a number, or two with a comma between, not {text!r}")
+    return parts[0], parts[-1]
 
 
 def bundle_info(bundle: str, as_json: bool) -> None:

@@ -30,10 +30,13 @@ class Upscaler:
     Args:
         bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
         backend: "auto" or a name in `tudsr_runtime.engines.BACKENDS`.
-        device: "auto", "cpu" or "cuda".
+        device: "auto" or a name in `tudsr_runtime.engines.DEVICES`, numbered if need be: "cuda:1".
+        precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
         color: a name in `tudsr_runtime.color.COLOR_METHODS`.
+        strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
+            faithful to the input: a stage decodes z_L + s (z_H - z_L).
 
     Raises:
         BundleError: there is no sound bundle.
@@ -49,16 +52,19 @@ class Upscaler:
         threads: int | None = None,
         overlap: int = OVERLAP,
         color: str = DEFAULT_COLOR,
+        precision: str = AUTO,
+        strength: float | tuple[float, float] = 1.0,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
+        self._strength = _per_stage(strength)
         self._color = color_method(color)
         self._threads = threads
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.plan(1, 1)  # Rejects an overlap that cannot be before anything is loaded.
-        self.choice: Choice = select(backend, device)
-        """The back end and device that run, and why."""
+        self.choice: Choice = select(backend, device, precision, self.bundle.precisions)
+        """The back end, device and arithmetic that run, and why."""
         self._lock = threading.Lock()
         self._loaded: dict[str, Engine] = {}
 
@@ -159,7 +165,15 @@ class Upscaler:
     def _stage(self, index: int) -> StageRunner:
         stage = self.bundle.manifest.stages[index]
         with self._lock:
-            return load_stage(self.bundle, stage, self.choice, self._threads, self._loaded)
+            strength = self._strength[index]
+            return load_stage(self.bundle, stage, self.choice, self._threads, self._loaded, strength)
+
+
+def _per_stage(strength: float | tuple[float, float]) -> tuple[float, float]:
+    pair = strength if isinstance(strength, tuple) else (strength, strength)
+    if len(pair) != 2 or not all(0 <= s <= 1 for s in pair):
+        raise UsageError(f"strength must be 0 to 1, or two such numbers, not {strength}")
+    return pair
 
 
 def _exact_size(rows: Rows, plan: Plan) -> Rows:

@@ -111,6 +111,7 @@ class FakeEngine:
     function: Callable[[np.ndarray], np.ndarray] = lambda x: x
     calls: int = 0
     closed: bool = False
+    parallel: int = 1
 
     def run(self, x: np.ndarray) -> np.ndarray:
         self.calls += 1

@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 
 from tudsr_runtime import engines
-from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Choice, Engine, as_engine_error, load_stage, open_backend, select
-from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH
+from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, open_bundle
+from tudsr_runtime.engines import (
+    Choice,
+    Engine,
+    Precision,
+    Target,
+    as_engine_error,
+    graph_precision,
+    load_stage,
+    open_backend,
+    select,
+)
+from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH, PROVIDERS, SessionEngine
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
 
 MakeBundle = Callable[..., Path]
@@ -66,12 +76,89 @@ def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle
 
 
 @pytest.mark.usefixtures("ort")
+@pytest.mark.parametrize(("strength", "added"), [(0.0, 0.0), (0.4, 0.1), (1.0, 0.25)])
+def test_strength_takes_a_part_of_the_model_s_change(
+    make_bundle: MakeBundle, tmp_path: Path, strength: float, added: float
+) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
+    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, threads=1, strength=strength)
+    x = tile()
+    assert np.abs(stage.run(x) - (x + added)).max() <= 1e-6
+
+
+def test_a_precision_that_the_bundle_lacks_is_an_error() -> None:
+    assert graph_precision("auto", ("fp16", "fp32")) == Precision("fp16", "the bundle's")
+    assert graph_precision("fp32", ("fp16", "fp32")).name == "fp32"
+    with pytest.raises(DeviceError, match="no bf16 graphs, only fp16, fp32") as caught:
+        graph_precision("bf16", ("fp16", "fp32"))
+    assert caught.value.hint == "--precision fp16"
+
+
+@pytest.mark.parametrize("device", ["coreml", "directml", "migraphx"])
+def test_provider_that_is_not_there_is_an_error(fake_ort: SimpleNamespace, device: str) -> None:
+    with pytest.raises(DeviceError, match=r"has no \w+ExecutionProvider") as caught:
+        select(device=device)
+    assert caught.value.exit_code == 6
+    fake_ort.get_available_providers = lambda: [PROVIDERS[device]]
+    with pytest.raises(DeviceError, match=f"{device} was asked for but ONNX Runtime started CPU"):
+        select(device=device)
+
+
+def test_the_second_gpu_is_asked_for_by_its_number(fake_ort: SimpleNamespace) -> None:
+    asked: list[Any] = []
+
+    def session(*_: object, providers: list[Any], **__: object) -> SimpleNamespace:
+        asked.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+
+    fake_ort.InferenceSession = session
+    assert select(device="cuda:1").device == "cuda:1"
+    assert asked == [("CUDAExecutionProvider", {"device_id": "1"})]
+
+
+def test_tiles_stay_on_the_device_between_engines(fake_ort: SimpleNamespace) -> None:
+    """IO binding by a fake: each engine adds its number to what the one before it left on the device."""
+
+    class Value:
+        def __init__(self, array: np.ndarray, device: str, number: int) -> None:
+            self.array, self.place = array, (device, number)
+
+        def numpy(self) -> np.ndarray:
+            copies.append(self.place)
+            return self.array
+
+    def engine(number: int) -> SessionEngine:
+        def run(binding: SimpleNamespace) -> None:
+            (name, source), (result, *place) = binding.seen
+            assert (name, result) == ("x", "y")
+            binding.get_outputs = lambda: [Value(source.array + np.float16(number), *place)]
+
+        def io_binding() -> SimpleNamespace:
+            seen: list[Any] = []
+            bind = lambda *given: seen.append(given)  # noqa: E731
+            return SimpleNamespace(seen=seen, bind_ortvalue_input=bind, bind_output=bind)
+
+        spec = TensorSpec("x", "float16", (1,)), TensorSpec("y", "float16", (1,))
+        file = BundleFile("m.onnx", "0" * 64, 1)
+        variant = Variant("m.onnx", (file,), 1, 64, "fp16", 22, (spec[0],), (spec[1],))
+        session = SimpleNamespace(io_binding=io_binding, run_with_iobinding=run)
+        return SessionEngine(session, f"engine{number}", variant, "cuda:1")
+
+    copies: list[tuple[str, int]] = []
+    fake_ort.OrtValue = SimpleNamespace(ortvalue_from_numpy=Value)
+    chain = open_backend("onnxruntime").chain([engine(1), engine(2), engine(4)])
+    assert chain is not None
+    y = chain(np.zeros(1, np.float32))
+    assert (y.dtype, y[0], copies) == (np.dtype(np.float32), 7, [("cuda", 1)])
+
+
+@pytest.mark.usefixtures("ort")
 def test_graph_that_does_not_fit_its_manifest_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
     listed = open_bundle(make_bundle(tmp_path / "a", tile=64))
     other = make_bundle(tmp_path / "b", tile=128)
     variant = listed.variant("vae_encoder")
     with pytest.raises(BundleError, match=r"its input is .*128, 128.* the manifest says .*64, 64"):
-        open_backend("onnxruntime").load(other / variant.model, variant, "cpu", 1)
+        open_backend("onnxruntime").load(other / variant.model, variant, Target("cpu", "fp32", 1))
 
 
 @pytest.mark.usefixtures("ort")
@@ -79,7 +166,7 @@ def test_file_that_is_no_graph_is_a_device_error(make_bundle: MakeBundle, tmp_pa
     variant = open_bundle(make_bundle(tmp_path / "a", tile=64)).variant("vae_encoder")
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(DeviceError, match=r"failed while loading .*model\.onnx on cpu"):
-        open_backend("onnxruntime").load(tmp_path / "model.onnx", variant, "cpu", 1)
+        open_backend("onnxruntime").load(tmp_path / "model.onnx", variant, Target("cpu", "fp32", 1))
 
 
 @pytest.mark.usefixtures("ort")
@@ -100,21 +187,29 @@ def test_probe_graph_is_valid() -> None:
 @pytest.mark.usefixtures("ort")
 def test_auto_finds_something_and_says_why() -> None:
     choice = select()
-    assert choice.backend == "onnxruntime"
+    assert choice.backend in engines.BACKENDS
     assert choice.reason
-    assert select("onnxruntime", "cpu") == Choice("onnxruntime", "cpu", "as asked")
+    asked = select("onnxruntime", "cpu", offered=("fp16", "fp32"))
+    assert asked == Choice("onnxruntime", "cpu", "as asked", Precision("fp32", "the fastest here"))
+    assert str(asked) == "onnxruntime on cpu (as asked), fp32 (the fastest here)"
 
 
 def test_unknown_names_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match="no backend is called 'torch'; there are auto, onnxruntime"):
+    with pytest.raises(
+        UsageError, match="no backend is called 'torch'; there are auto, openvino, onnxruntime"
+    ):
         select("torch")
     with pytest.raises(UsageError, match="no device is called 'tpu'; there are auto, cuda, cpu"):
         select(device="tpu")
+    with pytest.raises(UsageError, match="no precision is called 'fp8'; there are auto, fp32"):
+        select(precision="fp8")
+    with pytest.raises(UsageError, match="'cuda:one' must end in a number"):
+        select(device="cuda:one")
 
 
 def test_every_preference_names_a_back_end_that_loads() -> None:
     assert {name for name, _ in engines.PREFERENCE} == set(engines.BACKENDS)
-    assert {device for _, device in engines.PREFERENCE} <= set(engines.DEVICES)
+    assert {device for _, device in (*engines.PREFERENCE, *engines.ON_REQUEST)} == set(engines.DEVICES)
     for name in engines.BACKENDS:
         assert callable(open_backend(name).probe)
 
@@ -122,6 +217,7 @@ def test_every_preference_names_a_back_end_that_loads() -> None:
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(engines, "PREFERENCE", [one for one in engines.PREFERENCE if one[0] != "openvino"])
     with pytest.raises(DeviceError, match="ONNX Runtime cannot be imported") as caught:
         select(device=device)
     assert caught.value.hint == 'pip install "tudsr[cpu]"'
@@ -136,7 +232,7 @@ def test_cuda_that_falls_back_to_the_cpu_is_an_error(fake_ort: SimpleNamespace) 
 
 def test_auto_goes_on_to_the_cpu_and_says_so(fake_ort: SimpleNamespace) -> None:
     assert fake_ort
-    choice = select()
+    choice = select("onnxruntime")
     assert choice.device == "cpu"
     assert "ONNX Runtime started CPUExecutionProvider" in choice.reason
 

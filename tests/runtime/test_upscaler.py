@@ -14,7 +14,7 @@ import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import COLOR_METHODS
-from tudsr_runtime.engines import Choice
+from tudsr_runtime.engines import Choice, Precision
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.resample import resize, upsample
 
@@ -37,6 +37,12 @@ def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str
     class FakeBackend:
         def probe(self, device: str) -> None:
             assert device == "cuda"
+
+        def precision(self, *_: object) -> Precision:
+            return Precision("fp32", "it is fake")
+
+        def chain(self, _: object) -> None:
+            return None
 
     FakeBackend.load = staticmethod(load)  # type: ignore[attr-defined]
     monkeypatch.setattr("tudsr_runtime.engines.open_backend", lambda _: FakeBackend())
@@ -210,7 +216,9 @@ def test_result_too_large_for_memory_is_said_with_its_size(
 
 
 def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
-    assert Upscaler(bundle, overlap=24).choice == Choice("onnxruntime", "cuda", "the fastest available")
+    assert Upscaler(bundle, overlap=24).choice == Choice(
+        "onnxruntime", "cuda", "the fastest available", Precision("fp32", "it is fake")
+    )
     assert fake_engines == {}
 
 

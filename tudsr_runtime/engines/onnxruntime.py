@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPUs everywhere, NVIDIA GPUs through CUDA.
+"""ONNX Runtime: CPUs everywhere, NVIDIA GPUs through CUDA, other devices through their providers.
 
 Half-precision graphs run on a CPU too, but ONNX Runtime has next to no half kernels there and casts around
 every operator; a bundle's float32 variant over the same half weights is preferred.
@@ -7,18 +7,42 @@ every operator; a bundle's float32 variant over the same half weights is preferr
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tudsr_runtime.bundle import TensorSpec, Variant
-from tudsr_runtime.engines import Engine, Unavailable, as_engine_error
+from tudsr_runtime.engines import (
+    Engine,
+    Precision,
+    Target,
+    TileFunction,
+    Unavailable,
+    as_engine_error,
+    graph_precision,
+    split_device,
+)
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.geometry import FloatArray
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INSTALL = {"cpu": 'pip install "tudsr[cpu]"', "cuda": 'pip uninstall onnxruntime && pip install "tudsr[gpu]"'}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+}
+INSTALL = {
+    "cpu": 'pip install "tudsr[cpu]"',
+    "cuda": 'pip uninstall onnxruntime && pip install "tudsr[gpu]"',
+    "coreml": 'on a Mac: pip install "tudsr[cpu]", whose ONNX Runtime includes it',
+    "directml": "on Windows: pip uninstall onnxruntime && pip install onnxruntime-directml",
+    "migraphx": "with ROCm: pip uninstall onnxruntime && pip install onnxruntime-migraphx",
+}
+ONE_GRAPH = frozenset({"coreml", "migraphx"})
+"""Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
 DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 ERRORS_ONLY = 3
 
@@ -34,62 +58,106 @@ class OnnxRuntime:
 
     def probe(self, device: str) -> Unavailable | None:
         """None if ONNX Runtime is installed and starts on `device`."""
+        kind, _ = split_device(device)
         try:
             import onnxruntime
         except ImportError as error:
-            return Unavailable(f"ONNX Runtime cannot be imported ({error})", INSTALL[device])
-        provider = PROVIDERS[device]
+            return Unavailable(f"ONNX Runtime cannot be imported ({error})", INSTALL[kind])
+        provider = PROVIDERS[kind]
         if provider not in onnxruntime.get_available_providers():
-            return Unavailable(f"the installed ONNX Runtime has no {provider}", INSTALL[device])
+            return Unavailable(f"the installed ONNX Runtime has no {provider}", INSTALL[kind])
         try:
             _open_session(IDENTITY_GRAPH, device, threads=1)
         except DeviceError as error:
-            return Unavailable(str(error), error.hint or INSTALL[device])
+            return Unavailable(str(error), error.hint or INSTALL[kind])
         return None
 
-    def preferred_precision(self, device: str) -> str | None:
-        """On a CPU float32: half has next to no kernels there and pays for casts."""
-        return "fp32" if device == "cpu" else None
+    def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
+        """That of the graph. On a CPU float32: half has next to no kernels there and pays for casts."""
+        return graph_precision(asked, offered, "fp32" if device == "cpu" else None)
 
-    def load(self, graph: Path, variant: Variant, device: str, threads: int | None) -> Engine:
+    def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
         """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
-        session = _open_session(str(graph), device, threads)
+        session = _open_session(str(graph), target.device, target.threads)
         _check_interface(graph, "input", session.get_inputs(), variant.inputs)
         _check_interface(graph, "output", session.get_outputs(), variant.outputs)
-        return SessionEngine(session, graph.parent.name or graph.name, variant)
+        return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
+
+    def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
+        """On CUDA, one tile that stays on the device from the first engine to the last."""
+        sessions = [engine for engine in engines if isinstance(engine, SessionEngine)]
+        return BoundChain(sessions).run if split_device(sessions[0].device)[0] == "cuda" else None
 
 
 class SessionEngine:
     """An ONNX Runtime session as an `Engine`; sessions may be run from several threads."""
 
-    def __init__(self, session: Any, component: str, variant: Variant) -> None:
-        self._session = session
-        self._component = component
-        self._input = variant.inputs[0]
-        self._output = variant.outputs[0].name
+    parallel = 1
+
+    def __init__(self, session: Any, component: str, variant: Variant, device: str) -> None:
+        self.session = session
+        self.component = component
+        self.input = variant.inputs[0]
+        self.output = variant.outputs[0].name
+        self.device = device
 
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
-        feed = {self._input.name: x.astype(self._input.dtype, copy=False)}
-        try:
-            (y,) = self._session.run([self._output], feed)
-        except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-            raise as_engine_error(error, f"running {self._component} with ONNX Runtime") from error
+        feed = {self.input.name: x.astype(self.input.dtype, copy=False)}
+        with _named(f"running {self.component}"):
+            (y,) = self.session.run([self.output], feed)
         result: FloatArray = y.astype(np.float32, copy=False)
         return result
 
     def close(self) -> None:
         """Release the session."""
-        self._session = None
+        self.session = None
+
+
+class BoundChain:
+    """Engines in a row through IO binding: what one leaves on the device, the next one reads there."""
+
+    def __init__(self, engines: Sequence[SessionEngine]) -> None:
+        self._engines = engines
+
+    def run(self, x: FloatArray) -> FloatArray:
+        """The output of the last engine for the input of the first, an array on the host."""
+        import onnxruntime
+
+        first = self._engines[0]
+        kind, number = split_device(first.device)
+        with _named(f"copying a tile to {first.device}"):
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(x, first.input.dtype), kind, number
+            )
+        for engine in self._engines:
+            with _named(f"running {engine.component}"):
+                binding = engine.session.io_binding()
+                binding.bind_ortvalue_input(engine.input.name, value)
+                binding.bind_output(engine.output, kind, number)
+                engine.session.run_with_iobinding(binding)
+                value = binding.get_outputs()[0]
+        with _named(f"copying a tile from {first.device}"):
+            y: FloatArray = value.numpy().astype(np.float32, copy=False)
+        return y
+
+
+@contextlib.contextmanager
+def _named(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
+        raise as_engine_error(error, f"{doing} with ONNX Runtime") from error
 
 
 def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     """A session whose first provider is the one that was asked for; anything else is an error."""
+    kind, number = split_device(device)
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=INSTALL[device]) from None
-    if device == "cuda":
+        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=INSTALL[kind]) from None
+    if kind == "cuda":
         _preload_cuda(onnxruntime)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -98,17 +166,25 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     try:
         # Without enable_fallback=0 a failing CUDA session would go on silently on the CPU.
         session = onnxruntime.InferenceSession(
-            graph, options, providers=[PROVIDERS[device]], enable_fallback=0
+            graph, options, providers=_providers(kind, number), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
         raise as_engine_error(error, f"{doing} on {device}") from error
     active = session.get_providers()[0]
-    if active != PROVIDERS[device]:
+    if active != PROVIDERS[kind]:
         raise DeviceError(
             f"device {device} was asked for but ONNX Runtime started {active}",
-            hint=f"{INSTALL[device]}, and check the GPU driver with nvidia-smi",
+            hint=f"{INSTALL[kind]}, and check the driver" + (" with nvidia-smi" if kind == "cuda" else ""),
         )
     return session
+
+
+def _providers(kind: str, number: int) -> list[Any]:
+    if kind == "cpu":
+        return [PROVIDERS["cpu"]]
+    options = {"device_id": str(number)} if kind in ("cuda", "directml", "migraphx") else {}
+    behind = [PROVIDERS["cpu"]] if kind in ONE_GRAPH else []
+    return [(PROVIDERS[kind], options), *behind]
 
 
 def _preload_cuda(onnxruntime: Any) -> None:

@@ -1,0 +1,227 @@
+"""OpenVINO: the fastest on CPUs; Intel GPUs and NPUs by name.
+
+It reads the bundle's ONNX as it is. What it computes in is set here and never left to its default: a half
+bundle runs in bfloat16 on processors that have it (AMX, AVX512-BF16), a float32 bundle in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tudsr_runtime.bundle import TensorSpec, Variant
+from tudsr_runtime.cache import cache_folder
+from tudsr_runtime.engines import (
+    AUTO,
+    Engine,
+    Precision,
+    Target,
+    TileFunction,
+    Unavailable,
+    as_engine_error,
+    split_device,
+)
+from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.geometry import FloatArray
+
+PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+INSTALL = 'pip install "tudsr[openvino]"'
+DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+DTYPES = {"float32": "f32", "float16": "f16"}
+MAX_STREAMS = 4
+"""Tiles at a time of a small model on a CPU; each stream holds its own activations."""
+
+
+class OpenVino:
+    """The `openvino` back end (see `tudsr_runtime.engines.Backend`)."""
+
+    def __init__(self) -> None:
+        self._core: Any = None
+
+    def probe(self, device: str) -> Unavailable | None:
+        """None if OpenVINO is installed and knows `device`."""
+        try:
+            core = self._open()
+        except DeviceError as error:
+            return Unavailable(str(error), error.hint or INSTALL)
+        if split_device(device)[0] == "cpu":
+            return None
+        plugin, there = _plugin(device), core.available_devices
+        if plugin in there or f"{plugin}.0" in there:
+            return None
+        return Unavailable(f"OpenVINO finds no {plugin} here, only {', '.join(there)}", DRIVERS)
+
+    def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
+        """Half bundles in bf16 on a CPU that has it and in fp16 on a GPU or NPU; all else in fp32."""
+        has = self._capabilities(device)
+        if asked != AUTO:
+            if CAPABILITIES[asked] not in has:
+                raise DeviceError(f"{device} does not compute in {asked}", hint="--precision auto")
+            return Precision(asked, "as asked")
+        if offered[0] == "fp32":
+            return Precision("fp32", "the bundle's")
+        fast = "bf16" if split_device(device)[0] == "cpu" else "fp16"
+        if CAPABILITIES[fast] in has:
+            return Precision(fast, f"the bundle is {offered[0]} and the processor has {fast}")
+        return Precision("fp32", f"the processor has no {fast}")
+
+    def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
+        """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
+        core = self._open()
+        try:
+            model = core.read_model(str(graph))
+            _check_interface(graph, "input", model.inputs, variant.inputs)
+            _check_interface(graph, "output", model.outputs, variant.outputs)
+            streams = _streams(target)
+            compiled = core.compile_model(
+                _with_float_ends(model), _plugin(target.device), _config(target, variant, streams)
+            )
+        except RuntimeError as error:
+            raise as_engine_error(error, f"loading {graph} with OpenVINO on {target.device}") from error
+        return CompiledEngine(compiled, graph.parent.name or graph.name, streams)
+
+    def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
+        """One tile through these engines, each reading the tensor that the one before it wrote."""
+        compiled = [engine for engine in engines if isinstance(engine, CompiledEngine)]
+        return Chain(compiled).run
+
+    def _capabilities(self, device: str) -> list[str]:
+        try:
+            found: list[str] = self._open().get_property(_plugin(device), "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            raise as_engine_error(error, f"asking OpenVINO about {device}") from error
+        return found
+
+    def _open(self) -> Any:
+        if self._core is None:
+            try:
+                import openvino
+            except ImportError as error:
+                raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=INSTALL) from None
+            self._core = openvino.Core()
+        return self._core
+
+
+class CompiledEngine:
+    """A compiled model as an `Engine`, float32 in and out."""
+
+    def __init__(self, compiled: Any, component: str, parallel: int) -> None:
+        self._compiled = compiled
+        self._alone = Chain([self])
+        self.component = component
+        self.parallel = parallel
+
+    def run(self, x: FloatArray) -> FloatArray:
+        """Run the graph (see `Engine.run`)."""
+        return self._alone.run(x)
+
+    def new_request(self) -> Any:
+        """An infer request of its own, to be used by one thread at a time."""
+        return self._compiled.create_infer_request()
+
+    def close(self) -> None:
+        """Release the compiled model."""
+        self._compiled, self._alone = None, Chain([])
+
+
+class Chain:
+    """Engines in a row. Their requests are wired once, output to input, and lent to one call at a time."""
+
+    def __init__(self, engines: Sequence[CompiledEngine]) -> None:
+        self._engines = engines
+        self._idle: list[list[Any]] = []
+
+    def run(self, x: FloatArray) -> FloatArray:
+        """The output of the last engine for the input of the first, an array of its own."""
+        import openvino
+
+        try:
+            requests = self._idle.pop()
+        except IndexError:
+            requests = self._wired()
+        # The array is lent to the request and must live until its engine has run.
+        tile = np.ascontiguousarray(x)
+        requests[0].set_input_tensor(openvino.Tensor(tile, shared_memory=True))
+        for engine, request in zip(self._engines, requests, strict=True):
+            try:
+                request.infer()
+            except RuntimeError as error:
+                raise as_engine_error(error, f"running {engine.component} with OpenVINO") from error
+        y: FloatArray = requests[-1].get_output_tensor().data.copy()
+        self._idle.append(requests)
+        return y
+
+    def _wired(self) -> list[Any]:
+        requests = [engine.new_request() for engine in self._engines]
+        for before, after in pairwise(requests):
+            after.set_input_tensor(before.get_output_tensor())
+        return requests
+
+
+def _plugin(device: str) -> str:
+    kind, number = split_device(device)
+    return f"{PLUGINS[kind]}.{number}" if ":" in device else PLUGINS[kind]
+
+
+def _streams(target: Target) -> int:
+    """Measured on two cores: two streams of one thread make a fifth to a third more tiles a second than one
+    of two."""
+    if split_device(target.device)[0] != "cpu" or not target.small:
+        return 1
+    return max(1, min(MAX_STREAMS, target.threads or _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _config(target: Target, variant: Variant, streams: int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
+        "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
+        **_cache(variant),
+    }
+    if split_device(target.device)[0] == "cpu":
+        config["NUM_STREAMS"] = str(streams)
+        if target.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = target.threads
+    return config
+
+
+def _cache(variant: Variant) -> dict[str, str]:
+    """Where compiled models are kept; without a folder that can be written, each start compiles again."""
+    folder = cache_folder() / "openvino" / variant.files[0].sha256[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {"CACHE_DIR": str(folder)} if os.access(folder, os.W_OK) else {}
+
+
+def _with_float_ends(model: Any) -> Any:
+    """The model with float32 as its input and output, converted inside where its own are half."""
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    ends = PrePostProcessor(model)
+    ends.input().tensor().set_element_type(Type.f32)
+    ends.output().tensor().set_element_type(Type.f32)
+    return ends.build()
+
+
+def _check_interface(graph: Path, side: str, actual: list[Any], listed: tuple[TensorSpec, ...]) -> None:
+    found = [(node.any_name, node.element_type.to_string(), list(node.shape)) for node in actual]
+    expected = [(spec.name, DTYPES[spec.dtype], list(spec.shape)) for spec in listed]
+    if found != expected:
+        raise BundleError(f"{graph}: its {side} is {found}, the manifest says {expected}")
+
+
+BACKEND = OpenVino()
