@@ -13,10 +13,13 @@ from typing import Any, TypeVar
 import yaml
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_train.adapters import TARGET_LISTS
 from tudsr_train.data import Softness, Synthetic
 from tudsr_train.degradation import Degradation
 from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
+from tudsr_train.real_esrgan import RealESRGAN
+from tudsr_train.sources import PRESETS, Data, Recipe
 
 T = TypeVar("T")
 
@@ -52,12 +55,22 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapter on the UNet (training is of nothing else)."""
+    """Low-rank adapters (training is of nothing else)."""
 
     rank: int = 32
-    target_modules: tuple[str, ...] = (
-        "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
-    )  # fmt: skip
+    """Of the UNet's, with alpha = rank. Paper 4.1."""
+    targets: str = "standard"
+    """Layers of the UNet: standard (OMGSR's list) or long (OSEDiff's); the paper names none."""
+    vae_encoder_rank: int = 0
+    """Of a LoRA on the VAE encoder; 0 for none, as in the paper. OMGSR has 16, OSEDiff 4."""
+
+    def __post_init__(self) -> None:
+        if self.targets not in TARGET_LISTS:
+            raise TrainingError(f"lora.targets is {self.targets!r}; {' and '.join(TARGET_LISTS)} are known")
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        return TARGET_LISTS[self.targets]
 
 
 @dataclass(frozen=True)
@@ -100,9 +113,9 @@ class Stage1Config:
     """Upsampling factors that training pairs are drawn from."""
     t1: int = 200
     lora: Lora = field(default_factory=Lora)
-    data: Synthetic = field(default_factory=Synthetic)
+    data: Data = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
-    degradation: Degradation = field(default_factory=Degradation)
+    degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=Optimization)
 
@@ -121,9 +134,9 @@ class Stage2Config:
     N: int = 2
     t2: int = 50
     lora: Lora = field(default_factory=Lora)
-    data: Synthetic = field(default_factory=Synthetic)
+    data: Data = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
-    degradation: Degradation = field(default_factory=Degradation)
+    degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=lambda: Optimization(steps=3500))
 
@@ -155,6 +168,10 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _build(kind: type[T], tree: Any, where: str) -> T:
+    return kind(**_values(kind, tree, where))
+
+
+def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise TrainingError(f"{where}: expected keys and values, found {tree!r}")
     hints = typing.get_type_hints(kind)
@@ -164,10 +181,22 @@ def _build(kind: type[T], tree: Any, where: str) -> T:
             raise TrainingError(
                 f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()})
+    return {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+
+
+def _recipe(tree: Any, where: str) -> Recipe:
+    """A degradation: the name of a preset, or `preset: NAME` and the values that differ from it."""
+    tree = {"preset": tree} if isinstance(tree, str) else tree
+    name = tree.get("preset", "realesrgan") if isinstance(tree, dict) else ""
+    if name not in PRESETS:
+        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
+    preset = PRESETS[name]
+    return dataclasses.replace(preset, **_values(type(preset), tree, where))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint == Recipe:
+        return _recipe(value, where)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
@@ -187,6 +216,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if args == (str, ...) and isinstance(value, str):
+        value = [value]
     if not isinstance(value, list):
         raise TrainingError(f"{where} must be a list, not {value!r}")
     if args[-1] is Ellipsis:

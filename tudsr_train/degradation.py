@@ -24,6 +24,8 @@ Range = tuple[float, float]
 class Degradation:
     """Ranges that every LQ picture is drawn from; `nano`'s own, wider than any single camera."""
 
+    preset: str = "nano"
+    """The recipe's name; it has this one set of values."""
     blur_sigma: Range = (0.1, 1.4)
     """Standard deviation of the Gaussian blur, in units of scale / 2 HQ pixels."""
     anisotropic_prob: float = 0.3
@@ -66,9 +68,7 @@ def degrade(x_H: Tensor, scale: int, degradation: Degradation, rng: np.random.Ge
         x = _add_noise(x, degradation, rng)
     levels = (x.clamp(0, 1) * 255).round().to(torch.uint8)
     if rng.random() < degradation.jpeg_prob:
-        levels = _jpeg(
-            levels, int(rng.integers(degradation.jpeg_quality[0], degradation.jpeg_quality[1] + 1))
-        )
+        levels = jpeg(levels, int(rng.integers(degradation.jpeg_quality[0], degradation.jpeg_quality[1] + 1)))
     return levels.float() / 255
 
 
@@ -128,7 +128,8 @@ def _add_noise(x: Tensor, degradation: Degradation, rng: np.random.Generator) ->
     return x + noise * sigma
 
 
-def _jpeg(levels: Tensor, quality: int) -> Tensor:
+def jpeg(levels: Tensor, quality: int) -> Tensor:
+    """uint8 (3, H, W) through a JPEG file of this quality (4:2:0)."""
     file = io.BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)

@@ -11,11 +11,12 @@ from torch import Tensor
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_train.adapters import AdapterRecord, adapter_parameters, add_adapter, prompt_sha256, save_adapter
 from tudsr_train.config import Stage1Config
-from tudsr_train.data import Pairs, Task, synthetic_pool
+from tudsr_train.data import Task
 from tudsr_train.generator import Generator
 from tudsr_train.loop import Loop, Loss
 from tudsr_train.losses import generator_loss
 from tudsr_train.precision import autocast, prepare
+from tudsr_train.sources import training_pairs
 
 
 def algorithm_1(G: Generator, x_L: Tensor, x_H: Tensor, config: Stage1Config) -> Iterator[Loss]:
@@ -36,13 +37,14 @@ def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     prepare(G, config.optimization)
     loop = Loop(out.with_name(out.name + ".run"), adapter_parameters(G, "stage1"), config.optimization)
     loop.resume(resume)
-    pairs = Pairs(
-        synthetic_pool(config.data),
+    pairs = training_pairs(
+        config.data,
         Task(config.R, config.M, config.R),
         config.softness,
         config.degradation,
         config.seed,
         loop.batches * config.optimization.batch_size,
+        loop.folder,
     )
     loop.run(pairs, lambda _, x_L, x_H: algorithm_1(G, x_L, x_H, config))
     record = AdapterRecord(1, config.t1, max(config.M), G.base_sha256, prompt_sha256(G.prompt_embeds))

@@ -19,11 +19,12 @@ from tudsr_train.adapters import (
 )
 from tudsr_train.chunking import chunking, upsampling
 from tudsr_train.config import Stage2Config
-from tudsr_train.data import Pairs, Task, synthetic_pool
+from tudsr_train.data import Task
 from tudsr_train.generator import Generator
 from tudsr_train.loop import Loop, Loss
 from tudsr_train.losses import generator_loss
 from tudsr_train.precision import autocast, prepare
+from tudsr_train.sources import training_pairs
 
 
 def algorithm_2(G: Generator, x_L: Tensor, y_H: Tensor, t1: int, config: Stage2Config) -> Iterator[Loss]:
@@ -57,13 +58,14 @@ def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
     theta_2 = adapter_parameters(G, "stage2")
     loop = Loop(out.with_name(out.name + ".run"), theta_2, config.optimization, losses_per_pair=config.N**2)
     loop.resume(resume)
-    pairs = Pairs(
-        synthetic_pool(config.data),
+    pairs = training_pairs(
+        config.data,
         Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R),
         config.softness,
         config.degradation,
         config.seed,
         loop.batches * config.optimization.batch_size,
+        loop.folder,
     )
     t1 = stage1.timestep if stage1 else 200
     loop.run(pairs, lambda _, x_L, y_H: algorithm_2(G, x_L, y_H, t1, config))

@@ -1,0 +1,209 @@
+"""Where training pictures come from, and how pairs are made from them; one door for all sources."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tudsr_runtime.errors import TrainingError
+from tudsr_train import degradation, real_esrgan
+from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
+from tudsr_train.degradation import Degradation
+from tudsr_train.pictures import (
+    DataError,
+    EpochOrder,
+    PictureFiles,
+    Pixels,
+    Quarantine,
+    Sample,
+    Source,
+    list_files,
+    survey,
+)
+from tudsr_train.real_esrgan import SEESR_MILD, RealESRGAN
+
+Recipe = Degradation | RealESRGAN
+PRESETS: dict[str, Recipe] = {"realesrgan": RealESRGAN(), "seesr_mild": SEESR_MILD, "nano": Degradation()}
+"""Degradations by name; a configuration changes single values of one."""
+SOURCES = ("synthetic", "folder", "list", "paired", "webdataset", "huggingface")
+QUARANTINE_FILE = "damaged-pictures.txt"
+Say = Callable[[str], None]
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where pictures come from. `count`, `size`, `seed` and `cache` are for synthetic ones only."""
+
+    source: str = "synthetic"
+    """synthetic, folder, list, paired, webdataset or huggingface."""
+    path: tuple[str, ...] = ()
+    """Folders of pictures, text lists of paths, tar shards, or the name of a Hugging Face data set."""
+    lq_path: str = ""
+    """paired: folder of the LQ pictures, where they are not beside the HQ ones."""
+    small_allowed: float = 0.5
+    """Share of pictures that may be smaller than the crop; they are left out."""
+    corrupt_allowed: float = 0.01
+    """Share of pictures that may be damaged; they are left out, and listed."""
+    lanes: int = 16
+    """webdataset, huggingface: streams that are read side by side (see `tudsr_train.streaming`)."""
+    split: str = "train"
+    """huggingface: part of the data set."""
+    column: str = "image"
+    """huggingface: column with the pictures."""
+    count: int = 1500
+    """Synthetic pictures drawn."""
+    size: int = 512
+    """Their side, pixels."""
+    seed: int = 0
+    cache: str = "~/.cache/tudsr/synthetic"
+    """Folder where a drawn pool is kept for the next run."""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            near = difflib.get_close_matches(self.source, SOURCES, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; {', '.join(SOURCES)} are"
+            raise TrainingError(f"data.source {self.source!r} is not known{meant}")
+        if self.source != "synthetic" and not self.path:
+            raise TrainingError(f"data.source is {self.source}, but data.path says not where")
+
+    @property
+    def synthetic(self) -> Synthetic:
+        return Synthetic(self.count, self.size, self.seed, self.cache)
+
+
+def training_pairs(
+    data: Data | Synthetic,
+    task: Task,
+    softness: Softness,
+    recipe: Recipe,
+    seed: int,
+    length: int,
+    run: Path,
+    say: Say = _to_stderr,
+) -> Dataset[tuple[Tensor, Tensor]]:
+    """Pairs (x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1].
+
+    A pair depends on its number and `seed` alone: not on processes, machines or restarts.
+
+    Args:
+        task: sizes; `task.crop` is R in stage 1 and N R in stage 2, `task.enlarge_back_to` is R.
+        softness: for synthetic pictures with nano's recipe only.
+        length: numbers that will be asked for.
+        run: the run's folder; damaged pictures are listed in it.
+        say: told what was found, and what was left out.
+
+    Raises:
+        DataError (exit 10): no pictures, or too many that are too small or damaged.
+    """
+    if isinstance(data, Synthetic):
+        data = Data(count=data.count, size=data.size, seed=data.seed, cache=data.cache)
+    if data.source == "synthetic" and isinstance(recipe, Degradation):
+        return Pairs(synthetic_pool(data.synthetic), task, softness, recipe, seed, length)
+    return PicturePairs(open_source(data, task, seed, run, say), task, recipe, seed, length)
+
+
+def open_source(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+    """The pictures that `data` names, checked as far as that is quick."""
+    if data.source == "synthetic":
+        return SyntheticPictures(data.synthetic, seed)
+    if data.source in ("folder", "list"):
+        files = list_files(data.path)
+        quarantine = Quarantine(run / QUARANTINE_FILE, len(files), data.corrupt_allowed)
+        found = survey(files, task.crop, data.small_allowed, quarantine)
+        say(
+            f"data: {len(found.usable)} pictures; left out {found.small} smaller than {task.crop} px "
+            f"and {found.unreadable} unreadable"
+        )
+        return PictureFiles([files[i] for i in found.usable], seed, quarantine)
+    raise TrainingError(f"data.source {data.source!r} is not there yet")
+
+
+class SyntheticPictures:
+    """The synthetic pool as a source like any other."""
+
+    def __init__(self, config: Synthetic, seed: int) -> None:
+        self.pool = synthetic_pool(config)
+        self.order = EpochOrder(len(self.pool), seed)
+
+    def __getitem__(self, number: int) -> Sample:
+        epoch, index = self.order(number)
+        return Sample(epoch, index, self.pool[index])
+
+
+class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
+    """Crops of a source's pictures with the LQ pictures that a recipe, or the source itself, makes of them.
+
+    Every draw comes from a generator seeded by (seed, epoch, index).
+    """
+
+    def __init__(self, source: Source, task: Task, recipe: Recipe, seed: int, length: int) -> None:
+        self.source, self.task, self.recipe = source, task, recipe
+        self.seed, self.length = seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        with _single_thread():
+            sample = self.source[number]
+            rng = np.random.default_rng([self.seed, sample.epoch, sample.index])
+            high, low = _crop(sample, self.task.crop, rng)
+            x_H = _as_tensor(high)
+            x_L = self._degraded(x_H, rng) if low is None else self._enlarged(_as_tensor(low))
+            return x_L * 2 - 1, x_H * 2 - 1
+
+    def _degraded(self, x_H: Tensor, rng: np.random.Generator) -> Tensor:
+        scale = int(rng.choice(self.task.reductions))
+        if isinstance(self.recipe, RealESRGAN):
+            return real_esrgan.low_quality(x_H, scale, self.task.enlarge_back_to, self.recipe, rng)
+        return self._enlarged(degradation.degrade(x_H, scale, self.recipe, rng))
+
+    def _enlarged(self, low: Tensor) -> Tensor:
+        side = self.task.enlarge_back_to
+        return F.interpolate(low[None], size=(side, side), mode="bilinear", align_corners=False)[0]
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """torch's resizing rounds another way with another number of threads; workers always have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _crop(sample: Sample, side: int, rng: np.random.Generator) -> tuple[Pixels, Pixels | None]:
+    """A crop of `side` HQ pixels, flipped half the time, and the same part of the LQ picture."""
+    factor = 1 if sample.low is None else sample.high.shape[0] // sample.low.shape[0]
+    height, width = (length // factor for length in sample.high.shape[:2])
+    if min(height, width) * factor < side or side % factor:
+        raise DataError(f"a picture of {width * factor} x {height * factor} px has no crop of {side} px")
+    top, left = (int(rng.integers(length - side // factor + 1)) for length in (height, width))
+    flip = rng.random() < 0.5
+    high = _cut(sample.high, top * factor, left * factor, side, flip)
+    return high, None if sample.low is None else _cut(sample.low, top, left, side // factor, flip)
+
+
+def _cut(pixels: Pixels, top: int, left: int, side: int, flip: bool) -> Pixels:
+    crop = pixels[top : top + side, left : left + side]
+    return crop[:, ::-1] if flip else crop
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()
