@@ -124,7 +124,7 @@ def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> L
         height,
         grey=picture.grey and holds.grey,
         alpha=picture.alpha is not None and holds.alpha,
-        deep=picture.deep and holds.deep,
+        dtype=np.dtype(np.uint16 if picture.deep and holds.deep else np.uint8),
     )
 
 
@@ -200,7 +200,7 @@ def _fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[s
     """Profile, EXIF and XMP that the file can take; and notes on all that is lost in it."""
     icc, lost = fitting_icc(picture.icc, layout.grey)
     notes = [lost] if lost else []
-    if picture.deep and not layout.deep:
+    if picture.levels.dtype != layout.dtype:
         notes.append(f"16 bits per channel are written with 8 bits in {kind}")
     blocks = {"icc": icc, "exif": picture.exif, "xmp": picture.xmp}
     for name, limit in MAX_JPEG_BLOCK.items() if kind == "JPEG" else ():

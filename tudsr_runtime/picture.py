@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +78,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Layout:
-    """The pixels of a result: size in px, and which of grey, alpha and 16 bits its file holds."""
+    """The pixels of a result: size in px, whether grey, whether with alpha, and the dtype of its levels."""
 
     width: int
     height: int
     grey: bool = False
     alpha: bool = False
-    deep: bool = False
+    dtype: np.dtype[Any] = np.dtype(np.uint8)  # noqa: RUF009 - immutable
 
     @property
     def mode(self) -> str:
@@ -96,9 +97,9 @@ class Layout:
         return len(self.mode)
 
     @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """uint8 or uint16."""
-        return np.dtype(np.uint16 if self.deep else np.uint8)
+    def shape(self) -> tuple[int, ...]:
+        """Of the array of levels: (h, w) or (h, w, channels)."""
+        return (self.height, self.width, self.channels)[: 2 if self.channels == 1 else 3]
 
     @property
     def bytes(self) -> int:

@@ -65,6 +65,7 @@ def plan_upscale(
     scale: float | None = DEFAULT_SCALE,
     factors: str | None = None,
     *,
+    size: tuple[int, int] | None = None,
     stages: int = 2,
     tile: int = TILE,
     overlap: int = OVERLAP,
@@ -72,11 +73,12 @@ def plan_upscale(
     """Plan the upscaling of a width x height picture.
 
     The stages enlarge by whole factors whose product is at least `scale` where that is possible; one
-    antialiased resize then meets the scale: output side = floor(side scale + 0.5).
+    antialiased resize then meets the scale: output side = floor(side scale + 0.5), or `size` exactly.
 
     Args:
         scale: 1 to 32; None means the product of `factors`.
         factors: None to choose by the scale, else "4x2" (both stages), "4x-" (stage 1) or "-x4" (stage 2).
+        size: (width, height) of the result in px, in the place of `scale`; each side 1 to 32 times as long.
         stages: how many stages the bundle has, 1 or 2.
         overlap: least overlap of tiles in px.
 
@@ -87,18 +89,30 @@ def plan_upscale(
     """
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width}x{height} px has nothing to upscale")
+    if size is not None:
+        scale = _scale_to(size, width, height)
     chosen = _parse(factors, stages) if factors is not None else _choose(_checked(scale), stages)
     product = math.prod(factor for _, factor in chosen)
     scale = float(product) if scale is None else _checked(scale)
+    output = size or (math.floor(width * scale + 0.5), math.floor(height * scale + 0.5))
     return Plan(
         width,
         height,
         scale,
-        math.floor(width * scale + 0.5),
-        math.floor(height * scale + 0.5),
+        *output,
         _plan_stages(width, height, chosen, tile, overlap),
         _reason(scale, chosen, product, stages, asked=factors is not None),
     )
+
+
+def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
+    """The scale of the side that grows most."""
+    scales = size[0] / width, size[1] / height
+    if not 1 <= min(scales) <= max(scales) <= MAX_SCALE:
+        raise UsageError(
+            f"{width} x {height} px cannot become {size[0]} x {size[1]}: a side grows 1 to {MAX_SCALE} times"
+        )
+    return max(scales)
 
 
 def _checked(scale: float | None) -> float:

@@ -6,18 +6,24 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.engines import AUTO, Choice, Engine, StageRunner, load_stage, select
-from tudsr_runtime.errors import InputError, MemoryExhausted, UsageError
+from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
+from tudsr_runtime.in_memory import like, to_picture
 from tudsr_runtime.pipeline import Progress, run_stages
 from tudsr_runtime.plan import DEFAULT_SCALE, Plan, plan_upscale
 from tudsr_runtime.planes import Levels, PlanarView
 from tudsr_runtime.resample import Rows, resize_stream
+
+Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 
 
 class Upscaler:
@@ -69,7 +75,13 @@ class Upscaler:
         self._loaded: dict[str, Engine] = {}
 
     def plan(
-        self, width: int, height: int, scale: float | None = DEFAULT_SCALE, factors: str | None = None
+        self,
+        width: int,
+        height: int,
+        scale: float | None = DEFAULT_SCALE,
+        factors: str | None = None,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> Plan:
         """What `upscale` would do with a picture of that size, computed at no cost. Errors as there."""
         manifest = self.bundle.manifest
@@ -78,46 +90,71 @@ class Upscaler:
             height,
             scale,
             factors,
+            size=size,
             stages=len(manifest.stages),
             tile=manifest.tile,
             overlap=self._overlap,
         )
 
+    @overload
     def upscale(
         self,
-        image: FloatArray,
+        image: Image.Image,
+        scale: float | None = ...,
+        factors: str | None = ...,
+        progress: Progress | None = ...,
+        *,
+        size: tuple[int, int] | None = ...,
+    ) -> Image.Image: ...
+
+    @overload
+    def upscale(
+        self,
+        image: NDArray[Level],
+        scale: float | None = ...,
+        factors: str | None = ...,
+        progress: Progress | None = ...,
+        *,
+        size: tuple[int, int] | None = ...,
+    ) -> NDArray[Level]: ...
+
+    def upscale(
+        self,
+        image: Levels | Image.Image,
         scale: float | None = DEFAULT_SCALE,
         factors: str | None = None,
         progress: Progress | None = None,
-    ) -> FloatArray:
-        """Enlarge an RGB picture.
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> Levels | Image.Image:
+        """Enlarge a picture; the result is of the same kind.
 
         Args:
-            image: (h, w, 3) float32 in [0, 1], sRGB-encoded.
+            image: an array (h, w) or (h, w, c) with c = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; uint8,
+                uint16, or float32 in [0, 1]; sRGB-encoded. Or a Pillow image; EXIF orientation is applied.
             scale: 1 to 32; None means the product of `factors`.
             factors: None to choose by the scale, else "4x2", "4x-" (stage 1 alone) or "-x4" (stage 2 alone).
             progress: called after each tile with the number of tiles done and of all tiles.
+            size: (width, height) of the result in px, in the place of `scale`.
 
         Returns:
-            (floor(h scale + 0.5), floor(w scale + 0.5), 3) float32 in [0, 1].
+            An array of the same dtype and channels, with floor(side scale + 0.5) px a side, integers rounded
+            to the nearest; or a Pillow image of mode L, LA, I;16, RGB or RGBA with the same colour profile.
 
         Raises:
-            InputError: `image` is not such an array.
-            UsageError: scale, factors or overlap cannot be meant.
+            InputError: `image` is no such picture.
+            UsageError: scale, factors, size or overlap cannot be meant.
             BundleError: the bundle lacks a stage that `factors` ask for, or a graph does not fit its
             manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
-        plan = self._plan_for(image, scale, factors)
+        picture = to_picture(image)
+        plan = self.plan(picture.width, picture.height, scale, factors, size=size)
+        bands = self._bands(picture.levels, plan, progress)
         try:
-            result = np.empty((plan.output_height, plan.output_width, 3), np.float32)
-            row = 0
-            for band in self._bands(image, plan, progress):
-                result[row : row + len(band)] = band
-                row += len(band)
+            return like(image, picture, bands, (plan.output_width, plan.output_height))
         except MemoryError as error:
             raise _too_large(plan) from error
-        return result
 
     def upscale_rows(
         self,
@@ -125,14 +162,18 @@ class Upscaler:
         scale: float | None = DEFAULT_SCALE,
         factors: str | None = None,
         progress: Progress | None = None,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[FloatArray]:
-        """`upscale` as a stream of (rows, width, 3) bands from top to bottom, for a result too large to hold.
+        """The colour of `upscale` as a stream of bands, for a result too large to hold.
 
-        `image` may also be uint8 or uint16 levels, or grey (h, w); they are converted a band at a time.
-        Arguments are checked at once; the other errors come while iterating. Holds the input, and one row of
-        tiles per stage.
+        Takes levels (h, w) or (h, w, 3), converted a band at a time; gives float32 (rows, width, 3) in [0, 1]
+        from top to bottom. Arguments are checked at once; the other errors come while iterating. Holds the
+        input, and one row of tiles per stage.
         """
-        return self._bands(image, self._plan_for(image, scale, factors), progress)
+        picture = to_picture(image)
+        plan = self.plan(picture.width, picture.height, scale, factors, size=size)
+        return self._bands(picture.levels, plan, progress)
 
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
@@ -147,11 +188,6 @@ class Upscaler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _plan_for(self, image: Levels, scale: float | None, factors: str | None) -> Plan:
-        _check_image(image)
-        height, width = image.shape[:2]
-        return self.plan(width, height, scale, factors)
 
     def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
@@ -190,18 +226,6 @@ def _to_image(band: FloatArray) -> FloatArray:
     image *= 0.5
     clamped: FloatArray = np.clip(image, 0, 1, out=image)
     return clamped
-
-
-def _check_image(image: Levels) -> None:
-    kinds, shape = ("uint8", "uint16", "float32"), image.shape
-    if image.dtype.name not in kinds or not (len(shape) == 2 or shape[2:] == (3,)) or image.size == 0:
-        raise InputError(
-            f"a picture must be a (h, w) or (h, w, 3) array of {', '.join(kinds)}, not {image.dtype} {shape}"
-        )
-    if image.dtype == np.float32:
-        low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"a float picture must be in [0, 1], this one spans {low:g} to {high:g}")
 
 
 def _too_large(plan: Plan) -> MemoryExhausted:

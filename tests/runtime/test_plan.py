@@ -122,3 +122,40 @@ def test_other_impossible_requests(kwargs: dict[str, int], kind: type[TudsrError
 )
 def test_reason_says_what_happens(scale: float, factors: str | None, stages: int, reason: str) -> None:
     assert plan_upscale(50, 40, scale, factors, stages=stages).reason == reason
+
+
+@given(
+    width=st.integers(1, 3000), height=st.integers(1, 3000), across=st.floats(1, 32), down=st.floats(1, 32)
+)
+def test_a_size_is_met_by_the_least_factors(width: int, height: int, across: float, down: float) -> None:
+    size = min(round(width * across), 32 * width), min(round(height * down), 32 * height)
+    plan = plan_upscale(width, height, size=size)
+    assert (plan.output_width, plan.output_height) == size
+    assert plan.scale == max(size[0] / width, size[1] / height)
+    assert plan.factors == plan_upscale(width, height, plan.scale).factors
+    assert [stage.columns.length for stage in plan.stages] == [
+        width * plan.factors[0],
+        width * plan.factors[0] * plan.factors[1],
+    ]
+
+
+@pytest.mark.parametrize("size", [(99, 200), (100, 49), (3201, 1600), (0, 0)])
+def test_a_size_out_of_reach_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=rf"100 x 50 px cannot become {size[0]} x {size[1]}"):
+        plan_upscale(100, 50, size=size)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "tiles"),
+    [
+        (256, 256, 8, 34),
+        (256, 256, 4, 10),
+        (128, 128, 8, 10),
+        (128, 128, 4, 2),
+        (512, 512, 4, 34),
+        (1, 1, 32, 2),
+        (640, 480, 8, 165),
+    ],
+)
+def test_tile_counts_are_the_least_without_seams(width: int, height: int, scale: float, tiles: int) -> None:
+    assert plan_upscale(width, height, scale).tiles == tiles

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 import tudsr_runtime
 from tudsr_runtime import Upscaler
@@ -178,7 +181,7 @@ def test_input_is_not_changed(bundle: Bundle) -> None:
     [
         (np.zeros((4, 4, 3)), "not float64"),
         (np.zeros((4,), np.float32), r"not float32 \(4,\)"),
-        (np.zeros((4, 4, 4), np.float32), r"\(4, 4, 4\)"),
+        (np.zeros((4, 4, 5), np.float32), r"\(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.float32), r"\(0, 4, 3\)"),
         (np.full((4, 4, 3), 255, np.float32), "this one spans 255 to 255"),
         (np.full((4, 4, 3), np.nan, np.float32), "spans nan to nan"),
@@ -210,9 +213,65 @@ def test_result_too_large_for_memory_is_said_with_its_size(
     def refuse(*_: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr("tudsr_runtime.upscaler.np.empty", refuse)
+    monkeypatch.setattr("tudsr_runtime.in_memory.np.empty", refuse)
     with pytest.raises(MemoryExhausted, match=r"result of 8000x16000 px \(1\.5 GB in float32\)"):
         upscaler.upscale(np.zeros((2000, 1000, 3), np.float32))
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 2), (9, 7, 3), (9, 7, 4)])
+def test_arrays_come_back_as_they_went_in(bundle: Bundle, dtype: type, shape: tuple[int, ...]) -> None:
+    top = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    picture = (np.full(shape, 0.75) * top).astype(dtype)
+    result = Upscaler(bundle, overlap=24).upscale(picture, 2.5)
+    assert result.dtype == dtype
+    assert result.shape == (23, 18, *shape[2:])
+    assert np.abs(result.astype(float) - picture.flat[0]).max() <= top / 255
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_pillow_images_come_back_as_such(bundle: Bundle, mode: str) -> None:
+    source = Image.new(mode, (7, 9))
+    source.info["icc_profile"] = b"profile"
+    result = Upscaler(bundle, overlap=24).upscale(source, scale=3)
+    assert result.size == (21, 27)
+    assert result.mode == {"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)
+    assert result.info.get("icc_profile") == (None if mode == "CMYK" else b"profile")
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_alpha_is_kept_apart_from_colour(bundle: Bundle) -> None:
+    picture = np.zeros((8, 8, 4), np.uint8)
+    picture[2:6, 2:6] = 255
+    result = Upscaler(bundle, overlap=24).upscale(picture, 4)
+    assert result[..., :3].min() == 255
+    assert (result[..., 3].min(), result[..., 3].max()) == (0, 255)
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("size", [(13, 9), (14, 9), (40, 27), (100, 72), (400, 288)])
+def test_any_size_is_met_exactly(bundle: Bundle, size: tuple[int, int]) -> None:
+    upscaler = Upscaler(bundle, overlap=24)
+    assert upscaler.upscale(image(9, 13), size=size).shape == (size[1], size[0], 3)
+    with pytest.raises(UsageError, match=r"13 x 9 px cannot become 12 x 9"):
+        upscaler.upscale(image(9, 13), size=(12, 9))
+
+
+@pytest.mark.usefixtures("fake_engines")
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(height=st.integers(1, 40), width=st.integers(1, 40), scale=st.floats(1, 32))
+def test_any_picture_down_to_one_pixel_is_enlarged_without_seams(
+    bundle: Bundle, height: int, width: int, scale: float
+) -> None:
+    assume(height * width * scale**2 < 90_000)
+    x, upscaler = image(height, width), Upscaler(bundle, overlap=24, color="none")
+    plan = upscaler.plan(width, height, scale)
+    expected = upsample(upsample(planar(x), plan.factors[0]), plan.factors[1])
+    expected = np.clip(resize(expected, plan.output_height, plan.output_width), 0, 1)
+    assert (plan.output_width, plan.output_height) == (int(width * scale + 0.5), int(height * scale + 0.5))
+    assert np.abs(planar(upscaler.upscale(x, scale)) - expected).max() <= 1e-5
 
 
 def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
