@@ -3,26 +3,38 @@
     input rows -> upsample by M -> canvas rows -> tiles -> stage 1 -> blended rows
                -> upsample by N -> canvas rows -> tiles -> stage 2 -> blended rows
 
+Tiles run in threads of their own, a few ahead of their blending, so that the engines never wait for numpy.
 Nothing is rounded on the way. All arrays are float32 in [-1, 1]; rows are (3, rows, width), tiles (1, 3, T,
 T).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
+from tudsr_runtime.engines import TileFunction
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_runtime.geometry import Axis, FloatArray, padding_index
+from tudsr_runtime.overlap import run_ahead
 from tudsr_runtime.plan import StagePlan
 from tudsr_runtime.planes import Planes
 from tudsr_runtime.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
 
-TileFunction = Callable[[FloatArray], FloatArray]
-"""One tile through encoder, UNet and decoder: (1, 3, T, T) in [-1, 1] to (1, 3, T, T); it need not clamp."""
 Progress = Callable[[int, int], None]
 """Called after each tile with the number of tiles done and of all tiles."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels (1, 3, T, T) and where they lie: tile row and column, from 0."""
+
+    pixels: FloatArray
+    row: int
+    column: int
 
 
 def run_stages(
@@ -30,9 +42,10 @@ def run_stages(
     plans: Sequence[StagePlan],
     runs: Sequence[TileFunction],
     progress: Progress | None = None,
+    parallel: int = 1,
 ) -> Rows:
     """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
-    clamped.
+    clamped. `parallel` tiles run at a time.
 
     Raises:
         NotFiniteError: a tile came back with NaN or infinity.
@@ -48,36 +61,60 @@ def run_stages(
 
     height = picture.shape[1]
     rows: Rows = (picture[:, y : y + BLOCK_ROWS] for y in range(0, height, BLOCK_ROWS))
-    for plan, run in zip(plans, runs, strict=True):
-        canvas = upsample_stream(rows, height, plan.factor)
-        rows = run_stage(canvas, plan, run, count)
-        height *= plan.factor
-    return rows
+    pool = ThreadPoolExecutor(parallel, "tudsr-tile")
+    try:
+        for plan, run in zip(plans, runs, strict=True):
+            canvas = upsample_stream(rows, height, plan.factor)
+            rows = run_stage(canvas, plan, run, count, pool, parallel)
+            height *= plan.factor
+        yield from rows
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def run_stage(canvas: Rows, plan: StagePlan, run: TileFunction, on_tile: Callable[[], None]) -> Rows:
+def run_stage(
+    canvas: Rows,
+    plan: StagePlan,
+    run: TileFunction,
+    on_tile: Callable[[], None],
+    pool: ThreadPoolExecutor,
+    parallel: int = 1,
+) -> Rows:
     """One stage over the rows of its canvas; yields the blended rows of the same canvas."""
-    source = RowBuffer(canvas)
+
+    def run_tile(tile: Tile) -> FloatArray:
+        return _run_tile(tile, plan.stage, run)
+
+    # One more than run at a time, so that an engine that becomes free finds the next tile ready.
+    results = run_ahead(run_tile, _tiles(RowBuffer(canvas), plan), pool, parallel + 1)
     ramp = np.zeros((3, 0, plan.columns.length), np.float32)
     for i in range(len(plan.rows.starts)):
-        band = _run_row(source, plan, i, run, on_tile)
+        band = _blend_row(results, plan, i, on_tile)
         band[:, : ramp.shape[1]] += ramp
         finished = plan.rows.finished(i) - plan.rows.span(i)[0]
         yield band[:, :finished]
         ramp = band[:, finished:].copy()
 
 
-def _run_row(
-    source: RowBuffer, plan: StagePlan, i: int, run: TileFunction, on_tile: Callable[[], None]
+def _tiles(source: RowBuffer, plan: StagePlan) -> Iterator[Tile]:
+    """The tiles of a canvas, row by row, each an array of its own."""
+    across, down = plan.columns, plan.rows
+    for i, top in enumerate(down.starts):
+        source.drop(top)
+        window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
+        for j, left in enumerate(across.starts):
+            yield Tile(np.array(window[None, :, :, left : left + across.tile], order="C"), i, j)
+
+
+def _blend_row(
+    results: Iterator[FloatArray], plan: StagePlan, i: int, on_tile: Callable[[], None]
 ) -> FloatArray:
     """Row `i` of tiles, weighted along both axes, over the rows of its span: (3, rows, canvas width)."""
     across, down = plan.columns, plan.rows
     top, (begin, end) = down.starts[i], down.span(i)
-    source.drop(top)
-    window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
     band = np.zeros((3, end - begin, across.length), np.float32)
     for j, left in enumerate(across.starts):
-        tile = _run_tile(window[:, :, left : left + across.tile], plan.stage, (i, j), run)
+        tile = next(results)
         first, last = across.span(j)
         weights = down.weights(i)[:, None] * across.weights(j)
         band[:, :, first:last] += weights * tile[:, begin - top : end - top, first - left : last - left]
@@ -85,14 +122,13 @@ def _run_row(
     return band
 
 
-def _run_tile(tile: FloatArray, stage: int, place: tuple[int, int], run: TileFunction) -> FloatArray:
-    """One (3, T, T) tile through the stage, checked and clamped."""
-    result = run(np.ascontiguousarray(tile[None]))[0]
+def _run_tile(tile: Tile, stage: int, run: TileFunction) -> FloatArray:
+    """One tile through the stage, checked and clamped: (3, T, T)."""
+    result = run(tile.pixels)[0]
     if not np.isfinite(result).all():
-        row, column = place
+        place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
         raise NotFiniteError(
-            f"the model made NaN or infinity in stage {stage + 1}, tile row {row + 1}, column {column + 1}",
-            hint="a bundle exported with --precision fp32",
+            f"the model made NaN or infinity in {place}", hint="a bundle exported with --precision fp32"
         )
     clamped: FloatArray = np.clip(result, -1, 1)
     return clamped

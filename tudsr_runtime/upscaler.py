@@ -18,6 +18,7 @@ from tudsr_runtime.engines import AUTO, Choice, Engine, StageRunner, load_stage,
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.in_memory import like, to_picture
+from tudsr_runtime.overlap import Abandoned, in_background
 from tudsr_runtime.pipeline import Progress, run_stages
 from tudsr_runtime.plan import DEFAULT_SCALE, Plan, plan_upscale
 from tudsr_runtime.planes import Levels, PlanarView
@@ -134,7 +135,7 @@ class Upscaler:
                 uint16, or float32 in [0, 1]; sRGB-encoded. Or a Pillow image; EXIF orientation is applied.
             scale: 1 to 32; None means the product of `factors`.
             factors: None to choose by the scale, else "4x2", "4x-" (stage 1 alone) or "-x4" (stage 2 alone).
-            progress: called after each tile with the number of tiles done and of all tiles.
+            progress: called after each tile, from another thread, with the number of tiles done and of all.
             size: (width, height) of the result in px, in the place of `scale`.
 
         Returns:
@@ -192,8 +193,8 @@ class Upscaler:
     def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
             x = PlanarView(image)
-            runs = [self._stage(stage.stage).run for stage in plan.stages]
-            rows = self._color(run_stages(x, plan.stages, runs, progress), x, plan.product)
+            stages = [self._stage(stage.stage) for stage in plan.stages]
+            rows = self._color(_running(x, plan, stages, progress), x, plan.product)
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
@@ -203,6 +204,22 @@ class Upscaler:
         with self._lock:
             strength = self._strength[index]
             return load_stage(self.bundle, stage, self.choice, self._threads, self._loaded, strength)
+
+
+def _running(x: PlanarView, plan: Plan, stages: list[StageRunner], progress: Progress | None) -> Rows:
+    """The stages in a thread of their own, so that colour and encoding go on beside them."""
+
+    def run(stop: threading.Event) -> Rows:
+        def on_tile(done: int, total: int) -> None:
+            if stop.is_set():
+                raise Abandoned
+            if progress is not None:
+                progress(done, total)
+
+        runs = [stage.run for stage in stages]
+        return run_stages(x, plan.stages, runs, on_tile, max(stage.parallel for stage in stages))
+
+    return in_background(run)
 
 
 def _per_stage(strength: float | tuple[float, float]) -> tuple[float, float]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -150,8 +152,31 @@ def test_rows_come_out_before_the_picture_is_done() -> None:
     plan = plan_upscale(20, 400, None, "2x2", tile=TILE, overlap=OVERLAP)
     rows = run_stages(picture(400, 20), plan.stages, [counting("stage1"), counting("stage2")])
     next(rows)
-    assert calls["stage1"] <= 2 * len(plan.stages[0].columns.starts)
-    assert calls["stage2"] == len(plan.stages[1].columns.starts)
+    # one tile runs and one waits while a third is blended
+    assert calls["stage1"] <= 2 * len(plan.stages[0].columns.starts) + 3
+    assert calls["stage2"] <= len(plan.stages[1].columns.starts) + 2
+    assert plan.stages[0].tiles == 20
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 5])
+def test_tiles_at_a_time_do_not_change_the_picture(parallel: int) -> None:
+    def slow_at_random(tile: np.ndarray) -> np.ndarray:
+        time.sleep(abs(float(tile[0, 0, 0, 0])) / 500)
+        return tile * np.float32(0.9)
+
+    x = picture(70, 60)
+    expected = run(x, "2x2", lambda tile: tile * np.float32(0.9), lambda tile: tile * np.float32(0.9))
+    assert (run(x, "2x2", slow_at_random, slow_at_random, parallel=parallel) == expected).all()
+
+
+def test_so_many_tiles_run_at_a_time() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+
+    def meet(tile: np.ndarray) -> np.ndarray:
+        meeting.wait()
+        return tile
+
+    run(picture(32, 60), "2x-", meet, parallel=3)  # would time out if fewer ran
 
 
 def peak_memory(height: int) -> int:
