@@ -10,17 +10,16 @@ The LQ latent is fed as it is: no noise is added to it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tudsr_runtime.errors import BundleError
+from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.base_folder import base_name, base_sha256, find_base
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -136,16 +135,28 @@ class Generator(nn.Module):
         """Restore x_L in one step; Eq. (2). Returns (B, 3, H, W) clamped to [-1, 1]."""
         return self.decode(self.denoise(self.encode(x_L, sample), t)).clamp(-1, 1)
 
-    @classmethod
-    def load(cls, base: str | Path) -> Generator:
-        """Load a base in the diffusers layout: unet/, vae/, scheduler/ and a prompt (see `prompt_of`).
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the activations of UNet and autoencoder again in the backward, instead of keeping them."""
+        self.unet.enable_gradient_checkpointing()
+        if hasattr(self.vae, "enable_gradient_checkpointing"):
+            self.vae.enable_gradient_checkpointing()
 
-        Weights are float32, frozen. Raises BundleError (exit 5) where a part is missing, damaged or does
-        not fit.
+    @classmethod
+    def load(cls, base: str | Path, prompt: str = "", prompt_file: str | Path = "") -> Generator:
+        """Load a base in the diffusers layout: unet/, vae/, scheduler/ and a prompt.
+
+        Weights are float32, frozen.
+
+        Args:
+            base: folder, or `owner/name` on the Hugging Face hub.
+            prompt: fixed prompt, encoded once by the base's own text encoder (see `prompt_of`).
+            prompt_file: safetensors file with an embedding to take instead.
+
+        Raises BundleError (exit 5) where a part is missing, damaged or does not fit.
         """
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
-        folder = Path(base)
+        folder = find_base(base)
         if not (folder / "unet" / "config.json").is_file():
             raise BundleError(
                 f"{base}: no diffusers base here (unet/config.json is missing)",
@@ -153,9 +164,9 @@ class Generator(nn.Module):
             )
         try:
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+            unet = _whole(UNet2DConditionModel, folder / "unet")
             vae = _load_vae(folder / "vae")
-            prompt_embeds = prompt_of(folder)
+            prompt_embeds = read_prompt(Path(prompt_file)) if prompt_file else prompt_of(folder, prompt)
         except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
         channels = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels)
@@ -164,6 +175,11 @@ class Generator(nn.Module):
                 f"{base}: latents have {channels[0]} channels, the UNet takes {channels[1]} "
                 f"and gives {channels[2]}",
                 hint="a base for plain image generation, not for inpainting or depth",
+            )
+        if unet.config.addition_embed_type is not None:
+            raise BundleError(
+                f"{base}: its UNet needs more than a prompt ({unet.config.addition_embed_type})",
+                hint="a Stable Diffusion 1.5, 2.1 or Turbo base, not XL",
             )
         width = unet.config.cross_attention_dim
         if prompt_embeds.shape[-1] != width:
@@ -177,7 +193,7 @@ class Generator(nn.Module):
             prompt_embeds,
             scheduler.alphas_cumprod,
             scheduler.config.prediction_type,
-            base_id=folder.resolve().name,
+            base_id=base_name(base),
             base_sha256=base_sha256(folder),
         )
 
@@ -191,20 +207,34 @@ def _load_vae(folder: Path) -> nn.Module:
     if kind == "PatchAutoencoder":
         return PatchAutoencoder.from_config(PatchAutoencoder.load_config(folder))
     if kind == "AutoencoderKL":
-        return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        return _whole(AutoencoderKL, folder)
     raise ValueError(f"vae/ is a {kind}; AutoencoderKL and PatchAutoencoder are known")
+
+
+def _whole(kind: type, folder: Path) -> nn.Module:
+    """A model in float32; ValueError where weights are missing, which diffusers would draw at random."""
+    model, found = kind.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    if found["missing_keys"]:
+        raise ValueError(
+            f"{folder.name}/ lacks {len(found['missing_keys'])} weights: {found['missing_keys'][0]}"
+        )
+    return model
 
 
 def prompt_of(folder: Path, prompt: str = "") -> Tensor:
     """Embedding c of the fixed prompt, float32 (1, L, D).
 
-    A stored embedding (`prompt/prompt_embeds.safetensors`) comes first; else the base's own text encoder
-    encodes `prompt` once, padded to its full length, and is dropped.
+    A stored embedding (`prompt/prompt_embeds.safetensors`) stands for the empty prompt; else the base's own
+    text encoder encodes `prompt` once, padded to its full length, and is dropped.
+
+    Raises BundleError (exit 5) where there is neither, TrainingError (exit 10) where the prompt is too long.
     """
-    stored = folder / PROMPT_FILE
-    if stored.is_file():
-        return load_file(stored)["prompt_embeds"].float()
-    if not (folder / "text_encoder" / "config.json").is_file():
+    stored, encoder_config = folder / PROMPT_FILE, folder / "text_encoder" / "config.json"
+    if stored.is_file() and not (prompt and encoder_config.is_file()):
+        if prompt:
+            raise BundleError(f"{folder}: its prompt is stored ({PROMPT_FILE}); it cannot encode {prompt!r}")
+        return read_prompt(stored)
+    if not encoder_config.is_file():
         raise BundleError(
             f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
         )
@@ -212,13 +242,10 @@ def prompt_of(folder: Path, prompt: str = "") -> Tensor:
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    tokens = tokenizer(
-        prompt,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    room = tokenizer.model_max_length
+    tokens = tokenizer(prompt, padding="max_length", max_length=room, return_tensors="pt")
+    if tokens.input_ids.shape[1] > room:
+        raise TrainingError(f"the prompt has {tokens.input_ids.shape[1]} tokens, but {room} fit")
     with torch.no_grad():
         embedding: Tensor = encoder(tokens.input_ids)[0]
     return embedding
@@ -244,15 +271,3 @@ def save_prompt(folder: Path, prompt_embeds: Tensor) -> None:
     path = folder / PROMPT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"prompt_embeds": prompt_embeds.contiguous()}, path)
-
-
-def base_sha256(folder: Path) -> str:
-    """One hash of a base: of the names and contents of all its configs, weights and prompt."""
-    digest = hashlib.sha256()
-    parts = ("unet", "vae", "scheduler", "prompt", "text_encoder", "tokenizer")
-    files: list[Any] = [f for part in parts for f in sorted((folder / part).rglob("*")) if f.is_file()]
-    for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tudsr_runtime.errors import BundleError
-from tudsr_train.generator import Generator, one_step, save_prompt
+from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.base_folder import base_sha256
+from tudsr_train.generator import PROMPT_FILE, Generator, one_step, prompt_of, save_prompt
 from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -140,3 +149,199 @@ def test_the_hash_of_a_base_follows_its_contents(tmp_path: Path, tiny_base: Path
     assert Generator.load(copy).base_sha256 == first
     save_prompt(copy, torch.zeros(1, 8, 16))
     assert Generator.load(copy).base_sha256 != first
+
+
+def _copy(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        # scheduler_config.json of SD 1.5, SD 2.1-base, SD-Turbo and SD 2.1 (768 px)
+        (PNDMScheduler, {"skip_prk_steps": True, "steps_offset": 1}),
+        (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+        (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}),
+        (DDIMScheduler, {"prediction_type": "v_prediction"}),
+    ],
+)
+def test_any_scheduler_of_stable_diffusion_gives_its_schedule_and_prediction(
+    kind: type, changes: dict[str, object], tmp_path: Path, stable_diffusion_like_base: Path
+) -> None:
+    base = _copy(stable_diffusion_like_base, tmp_path / "base")
+    shutil.rmtree(base / "scheduler")
+    scheduler = kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
+    scheduler.save_pretrained(base / "scheduler")
+    G = Generator.load(base)
+    assert torch.equal(G.alphas_cumprod, scheduler.alphas_cumprod)
+    assert float(G.alphas_cumprod[200]) == pytest.approx(0.75369173)
+    assert G.prediction_type == changes.get("prediction_type", "epsilon")
+
+
+def test_the_schedule_of_stable_diffusion_at_the_papers_timesteps() -> None:
+    t_1, t_2 = (float(SCHEDULER.alphas_cumprod[t]) for t in (200, 50))
+    assert (t_1, t_2) == (pytest.approx(0.75369173), pytest.approx(0.95157665))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_generator_whose_unet_knows_the_noise_returns_the_clean_picture(
+    generator: Generator, prediction_type: str
+) -> None:
+    x_H = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
+    noise, abar = torch.randn(2, 48, 12, 12), SCHEDULER.alphas_cumprod[200]
+    z_H = generator.encode(x_H)
+    z_L = abar.sqrt() * z_H + (1 - abar).sqrt() * noise
+    velocity = abar.sqrt() * noise - (1 - abar).sqrt() * z_H
+
+    class Oracle(torch.nn.Module):
+        def forward(self, *_: object, **__: object) -> tuple[torch.Tensor]:
+            return (noise if prediction_type == "epsilon" else velocity,)
+
+    G = Generator(generator.vae, Oracle(), torch.zeros(1, 1, 1), SCHEDULER.alphas_cumprod, prediction_type)
+    assert torch.allclose(G.decode(G.denoise(z_L, 200)), x_H, atol=1e-5)
+
+
+def test_one_prompt_serves_a_batch(stable_diffusion_like_base: Path) -> None:
+    G = Generator.load(stable_diffusion_like_base)
+    z_L = torch.randn(3, 4, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(G.predict(z_L, 50), torch.cat([G.predict(z[None], 50) for z in z_L]), atol=1e-5)
+
+
+def test_training_can_sample_the_posterior(stable_diffusion_like_base: Path) -> None:
+    G = Generator.load(stable_diffusion_like_base)
+    x_L = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        posterior = G.vae.encode(x_L).latent_dist
+        torch.manual_seed(3)
+        sampled = G.encode(x_L, sample=True) / G.scaling_factor
+        torch.manual_seed(3)
+        noise = torch.randn_like(posterior.mean)
+        assert torch.allclose(sampled, posterior.mean + posterior.std * noise, atol=1e-6)
+        assert torch.equal(G.encode(x_L), posterior.mean * G.scaling_factor)
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(stable_diffusion_like_base: Path) -> None:
+    x_L = torch.rand(1, 3, 32, 32) * 2 - 1
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        G = Generator.load(stable_diffusion_like_base)
+        G.unet.requires_grad_(True)
+        if checkpointing:
+            G.enable_gradient_checkpointing()
+        sizes: list[int] = []
+
+        def pack(x: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(x.nbytes)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = G(x_L, 200).square().sum()
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append(G.unet.conv_in.weight.grad)
+    assert kept[1] < 0.6 * kept[0]
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+WORDS = ["<|startoftext|>", "<|endoftext|>", "a</w>", "a"]
+
+
+@pytest.fixture(scope="module")
+def base_with_text_encoder(
+    tmp_path_factory: pytest.TempPathFactory, stable_diffusion_like_base: Path
+) -> Path:
+    base = _copy(stable_diffusion_like_base, tmp_path_factory.mktemp("text") / "base")
+    shutil.rmtree(base / "prompt")
+    tokenizer = CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(WORDS)},
+        merges=[], model_max_length=6, pad_token="<|endoftext|>",
+    )  # fmt: skip
+    tokenizer.save_pretrained(base / "tokenizer")
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=6, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(base / "text_encoder")
+    return base
+
+
+def test_the_prompt_is_encoded_once_and_the_encoder_dropped(base_with_text_encoder: Path) -> None:
+    G = Generator.load(base_with_text_encoder)
+    encoder = CLIPTextModel.from_pretrained(base_with_text_encoder / "text_encoder")
+    with torch.no_grad():
+        expected = encoder(torch.tensor([[0, 1, 1, 1, 1, 1]]))[0]
+    assert torch.allclose(G.prompt_embeds, expected, atol=1e-6)
+    assert {name for name, _ in G.named_children()} == {"vae", "unet"}
+    other = Generator.load(base_with_text_encoder, prompt="a")
+    assert other.prompt_embeds.shape == expected.shape
+    assert not torch.allclose(other.prompt_embeds, expected, atol=1e-3)
+    with pytest.raises(TrainingError, match="tokens, but 6 fit"):
+        Generator.load(base_with_text_encoder, prompt="a a a a a a a a a")
+
+
+def test_a_users_own_embedding_comes_first(base_with_text_encoder: Path, tmp_path: Path) -> None:
+    own = torch.randn(1, 3, 16)
+    save_prompt(tmp_path, own)
+    G = Generator.load(base_with_text_encoder, prompt_file=tmp_path / PROMPT_FILE)
+    assert torch.equal(G.prompt_embeds, own)
+    with pytest.raises(BundleError, match="no prompt embedding can be read"):
+        Generator.load(base_with_text_encoder, prompt_file=tmp_path / "none.safetensors")
+
+
+def test_a_stored_prompt_cannot_become_another_one(tiny_base: Path) -> None:
+    with pytest.raises(BundleError, match="cannot encode 'a photo'"):
+        prompt_of(tiny_base, "a photo")
+
+
+def test_a_base_that_lacks_weights_is_refused_instead_of_filled_at_random(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    base = _copy(tiny_base, tmp_path / "base")
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if k != "conv_in.weight"}, weights)
+    with pytest.raises(BundleError, match=r"lacks 1 weights: conv_in\.weight"):
+        Generator.load(base)
+
+
+def test_an_xl_base_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    base = _copy(tiny_base, tmp_path / "base")
+    config = json.loads((base / "unet" / "config.json").read_text())
+    xl = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    }
+    UNet2DConditionModel.from_config({**config, **xl}).save_pretrained(base / "unet")
+    with pytest.raises(BundleError, match=r"needs more than a prompt \(text_time\)"):
+        Generator.load(base)
+
+
+def test_a_base_comes_from_the_hubs_cache_by_its_id(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "models--owner--base"
+    shutil.copytree(tiny_base, model / "snapshots" / "0" / "")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    G = Generator.load("owner/base")
+    assert G.base_id == "owner/base"
+    assert G.base_sha256 == Generator.load(tiny_base).base_sha256
+    with pytest.raises(BundleError, match="owner/none: no such folder, and not to be had from the Hugging"):
+        Generator.load("owner/none")
+
+
+def test_other_versions_of_the_weights_do_not_change_the_hash_of_a_base(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    base = _copy(tiny_base, tmp_path / "base")
+    before = base_sha256(base)
+    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin", "README.md"):
+        (base / "unet" / name).write_bytes(b"x")
+    assert base_sha256(base) == before
+    (base / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    assert base_sha256(base) != before
