@@ -205,3 +205,27 @@ def test_what_does_not_fit_is_refused(
     _unet(SD_LIKE | {"cross_attention_dim": 24}, 48).save_pretrained(tmp_path / "unet")
     with pytest.raises(TrainingError, match="16 channels where this UNet takes 24"):
         build_discriminator(DiscriminatorConfig("diffusion", str(tmp_path)), generator)
+
+
+def test_sizes_at_full_scale() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        assert round(sum(p.numel() for p in unet.parameters()) / 1e6) == 2567  # SDXL 1.0
+        D = DiffusionDiscriminator(unet, torch.empty(1, 77, 2048), SCHEDULER.alphas_cumprod.to("meta"), 8, 16)
+        logits = D.heads[0](D.features(torch.empty(1, 4, 64, 64), torch.empty(1, dtype=torch.long)))
+    assert logits.shape == (1, 1, 16, 16)
+    lora = [p.numel() for name, p in D.trainable().items() if "lora_" in name]
+    frozen = sum(p.numel() for p in D.backbone.parameters()) - sum(lora)
+    assert (round(frozen / 1e6), len(lora) // 2, round(sum(lora) / 1e6, 2)) == (1243, 292, 13.72)
+    assert sum(p.numel() for p in D.heads.parameters()) == 823_041
