@@ -6,7 +6,9 @@ covariance (structure), weighted by learned alpha and beta. Max pooling is repla
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +127,8 @@ def _stages() -> list[nn.ModuleList]:
 def load_vgg16(source: str) -> dict[str, Tensor]:
     """VGG16's convolutions by torchvision's names: from a file, from a hub id, or drawn for `random`."""
     if source == RANDOM:
-        return _random_vgg16()
+        with _the_same_draws():
+            return _random_vgg16()
     state = _read(_vgg16_file(source))
     names = [f"features.{n}.{key}" for stage in VGG16 for n in stage for key in ("weight", "bias")]
     absent = [name for name in names if name not in state]
@@ -135,6 +138,14 @@ def load_vgg16(source: str) -> dict[str, Tensor]:
             f"first {absent[0]}"
         )
     return {name: state[name] for name in names}
+
+
+@contextlib.contextmanager
+def _the_same_draws() -> Iterator[None]:
+    """In every process and after every resume: the loss must not change under a run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _random_vgg16() -> dict[str, Tensor]:
@@ -170,7 +181,9 @@ def _vgg16_file(source: str) -> Path:
 def load_alpha_beta(source: str) -> tuple[Tensor, Tensor]:
     """DISTS' alpha and beta, 1475 each, from a file, an installed DISTS-pytorch, or drawn as untrained."""
     if source == RANDOM:
-        return torch.empty(sum(CHANNELS)).normal_(0.1, 0.01), torch.empty(sum(CHANNELS)).normal_(0.1, 0.01)
+        with _the_same_draws():
+            drawn = torch.empty(2, sum(CHANNELS)).normal_(0.1, 0.01)
+        return drawn[0], drawn[1]
     path = Path(source).expanduser() if source else _installed_weights()
     state = _read(path)
     try:

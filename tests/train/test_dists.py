@@ -162,6 +162,17 @@ def test_vgg16_is_read_from_a_file(name: str, vgg16: dict[str, Tensor], tmp_path
     assert all(torch.equal(read[key], vgg16[key]) for key in vgg16)
 
 
+def test_random_weights_are_the_same_in_every_process() -> None:
+    torch.manual_seed(5)
+    first, alpha = load_vgg16("random"), load_alpha_beta("random")[0]
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+    second = load_vgg16("random")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(alpha, load_alpha_beta("random")[0])
+
+
 def test_files_that_are_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
