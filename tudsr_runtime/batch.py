@@ -17,6 +17,7 @@ from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, Tudsr
 from tudsr_runtime.folder import Source, check_collisions, check_writable, name_output
 from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
+from tudsr_runtime.picture import Picture
 from tudsr_runtime.plan import Plan
 from tudsr_runtime.terminal import ProgressBar, Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -178,25 +179,38 @@ class Batch:
         return True
 
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
-        plan, request = job.plan, self.request
+        plan = job.plan
         started = time.monotonic()
-        picture = read_picture(job.header, request.metadata)
+        picture = read_picture(job.header, self.request.metadata)
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
             self.terminal.note(f"note: {job.source}: {note}")
         self.terminal.note(f"{job.source}: {_outline(plan)}")
-        upscaled = partial(self.upscaler.upscale_rows, picture.levels, plan.scale, request.factors, bar.tile)
-        bands = _timed(_named(upscaled, job.source), seconds)
-        lost = write_picture(
-            picture, bands, plan.output_width, plan.output_height, job.target, request.encoding
-        )
+        lost = self._write(job, picture, bar, seconds)
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
             self.terminal.note(f"note: {job.target}: {note}")
         self.tally.ok += 1
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
+
+    def _write(
+        self, job: Job, picture: Picture, bar: ProgressBar, seconds: dict[str, float]
+    ) -> tuple[str, ...]:
+        """Upscale and write one picture, again from its beginning if smaller tiles mend a lack of memory."""
+        plan, request = job.plan, self.request
+        size = plan.output_width, plan.output_height
+        while True:
+            upscaled = partial(
+                self.upscaler.upscale_rows, picture.levels, plan.scale, request.factors, bar.tile
+            )
+            bands = _timed(_named(upscaled, job.source), seconds)
+            try:
+                return write_picture(picture, bands, *size, job.target, request.encoding)
+            except MemoryExhausted:
+                if not self.upscaler.give_way():
+                    raise
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -55,6 +55,12 @@ class Bundle:
         return tuple(sorted(common, key=lambda name: (name != self.manifest.precision, name)))
 
     @property
+    def tiles(self) -> tuple[int, ...]:
+        """The tile sizes in px in which every component has a graph, the greatest first."""
+        sets = [{v.tile for v in c.variants if v.batch == 1} for c in self.manifest.components.values()]
+        return tuple(sorted(set.intersection(*sets), reverse=True))
+
+    @property
     def bytes(self) -> int:
         """Size of all graphs and weights that the manifest lists."""
         return sum(file.bytes for file in self.manifest.files())

@@ -66,6 +66,7 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         color=options.color,
         precision=options.precision,
         strength=parse_strength(options.strength),
+        notify=lambda text: terminal.note(f"note: {text}"),
     ) as upscaler:
         terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.note(f"back end: {upscaler.choice}")

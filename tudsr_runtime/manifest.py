@@ -15,6 +15,7 @@ from typing import Any
 from tudsr_runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
+MIN_TILE = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 DTYPES = ("float32", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -161,7 +162,7 @@ class Manifest:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
         _require(1 <= len(self.stages) <= 2, f"there must be one or two stages, not {len(self.stages)}")
-        _require(64 <= self.tile <= 4096, f"tile must be 64 to 4096 px, not {self.tile}")
+        _require(MIN_TILE <= self.tile <= 4096, f"tile must be {MIN_TILE} to 4096 px, not {self.tile}")
         whole = self.tile % self.latent.pixels_per_cell == 0
         _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
         self._check_components()
@@ -210,30 +211,37 @@ class Manifest:
         _require("bundle.json" not in folded, "bundle.json cannot list itself")
 
     def _check_components(self) -> None:
-        edge = self.tile // self.latent.pixels_per_cell + 2 * self.latent.margin
-        image, latent = (3, self.tile, self.tile), (self.latent.channels, edge, edge)
         for name in self.components:
             _require(NAME.fullmatch(name) is not None, f"component {name[:120]!r} is not a plain name")
         used = set()
         for stage in self.stages:
-            self._check_role(stage.encoder, image, latent)
-            self._check_role(stage.unet, latent, latent)
-            self._check_role(stage.decoder, latent, image)
+            self._check_role(stage.encoder, "image", "latent")
+            self._check_role(stage.unet, "latent", "latent")
+            self._check_role(stage.decoder, "latent", "image")
             used |= {stage.encoder, stage.unet, stage.decoder}
         _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
 
-    def _check_role(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    def _check_role(self, name: str, source: str, target: str) -> None:
         _require(name in self.components, f"a stage names the component {name[:120]!r}, which is not there")
-        for variant in self.components[name].variants:
-            _require(
-                variant.tile == self.tile, f"{name}: tile is {variant.tile}, the bundle's is {self.tile}"
-            )
-            for spec, shape in ((variant.inputs[0], inputs), (variant.outputs[0], outputs)):
-                expected = (variant.batch, *shape)
+        variants = self.components[name].variants
+        sizes = {variant.tile for variant in variants}
+        _require(self.tile in sizes, f"{name}: tile is {max(sizes)}, the bundle's is {self.tile}")
+        for variant in variants:
+            shapes = self._shapes(name, variant.tile)
+            for spec, kind in ((variant.inputs[0], source), (variant.outputs[0], target)):
+                expected = (variant.batch, *shapes[kind])
                 _require(
                     spec.shape == expected,
                     f"{name}: {spec.name} has shape {list(spec.shape)}, expected {list(expected)}",
                 )
+
+    def _shapes(self, name: str, tile: int) -> dict[str, tuple[int, int, int]]:
+        """Shapes of image and latent for a tile of that size, which may be smaller than the bundle's."""
+        cell = self.latent.pixels_per_cell
+        fits = MIN_TILE <= tile <= self.tile and tile % cell == 0
+        _require(fits, f"{name}: tile {tile} is not {MIN_TILE} to {self.tile} px and a multiple of {cell}")
+        edge = tile // cell + 2 * self.latent.margin
+        return {"image": (3, tile, tile), "latent": (self.latent.channels, edge, edge)}
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

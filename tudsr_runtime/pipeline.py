@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from tudsr_runtime.engines import TileFunction
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_runtime.geometry import Axis, FloatArray, padding_index
+from tudsr_runtime.guard import find_fault
 from tudsr_runtime.overlap import run_ahead
 from tudsr_runtime.plan import StagePlan
 from tudsr_runtime.planes import Planes
@@ -43,12 +45,19 @@ def run_stages(
     runs: Sequence[TileFunction],
     progress: Progress | None = None,
     parallel: int = 1,
+    again: Sequence[TileFunction | None] | None = None,
+    sanity: bool = True,
 ) -> Rows:
     """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
-    clamped. `parallel` tiles run at a time.
+    clamped.
+
+    Args:
+        parallel: so many tiles run at a time.
+        again: per stage, what a tile is run through that came back wrong.
+        sanity: as in `find_fault`.
 
     Raises:
-        NotFiniteError: a tile came back with NaN or infinity.
+        NotFiniteError: a tile came back wrong, the second time too.
     """
     total = sum(plan.tiles for plan in plans)
     done = 0
@@ -63,9 +72,10 @@ def run_stages(
     rows: Rows = (picture[:, y : y + BLOCK_ROWS] for y in range(0, height, BLOCK_ROWS))
     pool = ThreadPoolExecutor(parallel, "tudsr-tile")
     try:
-        for plan, run in zip(plans, runs, strict=True):
+        for plan, run, second in zip(plans, runs, again or [None] * len(runs), strict=True):
             canvas = upsample_stream(rows, height, plan.factor)
-            rows = run_stage(canvas, plan, run, count, pool, parallel)
+            checked = partial(_run_tile, stage=plan.stage, run=run, again=second, sanity=sanity)
+            rows = run_stage(canvas, plan, checked, count, pool, parallel)
             height *= plan.factor
         yield from rows
     finally:
@@ -75,18 +85,14 @@ def run_stages(
 def run_stage(
     canvas: Rows,
     plan: StagePlan,
-    run: TileFunction,
+    run: Callable[[Tile], FloatArray],
     on_tile: Callable[[], None],
     pool: ThreadPoolExecutor,
     parallel: int = 1,
 ) -> Rows:
     """One stage over the rows of its canvas; yields the blended rows of the same canvas."""
-
-    def run_tile(tile: Tile) -> FloatArray:
-        return _run_tile(tile, plan.stage, run)
-
     # One more than run at a time, so that an engine that becomes free finds the next tile ready.
-    results = run_ahead(run_tile, _tiles(RowBuffer(canvas), plan), pool, parallel + 1)
+    results = run_ahead(run, _tiles(RowBuffer(canvas), plan), pool, parallel + 1)
     ramp = np.zeros((3, 0, plan.columns.length), np.float32)
     for i in range(len(plan.rows.starts)):
         band = _blend_row(results, plan, i, on_tile)
@@ -122,14 +128,19 @@ def _blend_row(
     return band
 
 
-def _run_tile(tile: Tile, stage: int, run: TileFunction) -> FloatArray:
+def _run_tile(
+    tile: Tile, stage: int, run: TileFunction, again: TileFunction | None, sanity: bool
+) -> FloatArray:
     """One tile through the stage, checked and clamped: (3, T, T)."""
     result = run(tile.pixels)[0]
-    if not np.isfinite(result).all():
+    fault = find_fault(tile.pixels[0], result, sanity)
+    if fault is not None and again is not None:
+        result = again(tile.pixels)[0]
+        fault = find_fault(tile.pixels[0], result, sanity)
+    if fault is not None:
         place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
-        raise NotFiniteError(
-            f"the model made NaN or infinity in {place}", hint="a bundle exported with --precision fp32"
-        )
+        hint = "another bundle" if again else "--precision fp32, with a bundle that has it"
+        raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
     clamped: FloatArray = np.clip(result, -1, 1)
     return clamped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
@@ -67,7 +68,7 @@ def plan_upscale(
     *,
     size: tuple[int, int] | None = None,
     stages: int = 2,
-    tile: int = TILE,
+    tile: int | Sequence[int] = TILE,
     overlap: int = OVERLAP,
 ) -> Plan:
     """Plan the upscaling of a width x height picture.
@@ -80,7 +81,9 @@ def plan_upscale(
         factors: None to choose by the scale, else "4x2" (both stages), "4x-" (stage 1) or "-x4" (stage 2).
         size: (width, height) of the result in px, in the place of `scale`; each side 1 to 32 times as long.
         stages: how many stages the bundle has, 1 or 2.
-        overlap: least overlap of tiles in px.
+        tile: the tile's edge in px, or several to choose from: each stage takes the smallest that holds its
+            whole canvas, else the greatest.
+        overlap: least overlap of tiles in px; of tiles smaller than the greatest, at most half.
 
     Raises:
         UsageError: scale, factors or overlap cannot be meant.
@@ -100,7 +103,7 @@ def plan_upscale(
         height,
         scale,
         *output,
-        _plan_stages(width, height, chosen, tile, overlap),
+        _plan_stages(width, height, chosen, (tile,) if isinstance(tile, int) else tile, overlap),
         _reason(scale, chosen, product, stages, asked=factors is not None),
     )
 
@@ -143,13 +146,16 @@ def _parse(factors: str, stages: int) -> tuple[tuple[int, int], ...]:
 
 
 def _plan_stages(
-    width: int, height: int, chosen: tuple[tuple[int, int], ...], tile: int, overlap: int
+    width: int, height: int, chosen: tuple[tuple[int, int], ...], tiles: Sequence[int], overlap: int
 ) -> tuple[StagePlan, ...]:
     planned = []
+    greatest = max(tiles)
     for stage, factor in chosen:
         width, height = width * factor, height * factor
+        tile = min((size for size in tiles if size >= max(width, height)), default=greatest)
+        least = overlap if tile == greatest else min(overlap, tile // 2)
         try:
-            columns, rows = plan_axis(width, tile, overlap), plan_axis(height, tile, overlap)
+            columns, rows = plan_axis(width, tile, least), plan_axis(height, tile, least)
         except ValueError as error:
             raise UsageError(str(error)) from None
         planned.append(StagePlan(stage, factor, columns, rows))

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.engines import AUTO, Choice, Engine, StageRunner, load_stage, select
+from tudsr_runtime.engines import AUTO, Choice, select
+from tudsr_runtime.engines.loaded import LoadedEngines, Notify
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.in_memory import like, to_picture
@@ -44,6 +45,8 @@ class Upscaler:
         color: a name in `tudsr_runtime.color.COLOR_METHODS`.
         strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
+        sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
+        notify: told in plain words when something is done otherwise than planned.
 
     Raises:
         BundleError: there is no sound bundle.
@@ -61,19 +64,21 @@ class Upscaler:
         color: str = DEFAULT_COLOR,
         precision: str = AUTO,
         strength: float | tuple[float, float] = 1.0,
+        sanity: bool = True,
+        notify: Notify = lambda _: None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
-        self._strength = _per_stage(strength)
+        per_stage = _per_stage(strength)
         self._color = color_method(color)
-        self._threads = threads
+        self._sanity = sanity
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.plan(1, 1)  # Rejects an overlap that cannot be before anything is loaded.
+        plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
         self.choice: Choice = select(backend, device, precision, self.bundle.precisions)
         """The back end, device and arithmetic that run, and why."""
-        self._lock = threading.Lock()
-        self._loaded: dict[str, Engine] = {}
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
+        self._exhausted: int | None = None
 
     def plan(
         self,
@@ -93,7 +98,7 @@ class Upscaler:
             factors,
             size=size,
             stages=len(manifest.stages),
-            tile=manifest.tile,
+            tile=self._engines.tiles,
             overlap=self._overlap,
         )
 
@@ -150,12 +155,16 @@ class Upscaler:
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
         picture = to_picture(image)
-        plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-        bands = self._bands(picture.levels, plan, progress)
-        try:
-            return like(image, picture, bands, (plan.output_width, plan.output_height))
-        except MemoryError as error:
-            raise _too_large(plan) from error
+        while True:
+            plan = self.plan(picture.width, picture.height, scale, factors, size=size)
+            bands = self._bands(picture.levels, plan, progress)
+            try:
+                return like(image, picture, bands, (plan.output_width, plan.output_height))
+            except MemoryError as error:
+                raise _too_large(plan) from error
+            except MemoryExhausted:
+                if not self.give_way():
+                    raise
 
     def upscale_rows(
         self,
@@ -176,11 +185,18 @@ class Upscaler:
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
         return self._bands(picture.levels, plan, progress)
 
+    def give_way(self) -> bool:
+        """After `upscale_rows` raised MemoryExhausted: whether it is worth trying again, with smaller tiles.
+
+        True if it was an engine that ran out of memory and the bundle has a smaller tile, which is used from
+        now on. `upscale` does this itself.
+        """
+        tile, self._exhausted = self._exhausted, None
+        return tile is not None and self._engines.give_way(tile)
+
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
-        with self._lock:
-            while self._loaded:
-                self._loaded.popitem()[1].close()
+        self._engines.close()
 
     def __enter__(self) -> Upscaler:
         return self
@@ -193,33 +209,33 @@ class Upscaler:
     def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
             x = PlanarView(image)
-            stages = [self._stage(stage.stage) for stage in plan.stages]
-            rows = self._color(_running(x, plan, stages, progress), x, plan.product)
+            rows = self._color(self._running(x, plan, progress), x, plan.product)
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
+        except MemoryExhausted as error:
+            self._exhausted = max(stage.columns.tile for stage in plan.stages)
+            with_tiles = f"{error}, with tiles of {self._exhausted} px"
+            raise MemoryExhausted(with_tiles, hint=error.hint) from error
 
-    def _stage(self, index: int) -> StageRunner:
-        stage = self.bundle.manifest.stages[index]
-        with self._lock:
-            strength = self._strength[index]
-            return load_stage(self.bundle, stage, self.choice, self._threads, self._loaded, strength)
+    def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
+        """The stages in a thread of their own, so that colour and encoding go on beside them."""
+        places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
+        stages = [self._engines.stage(*place) for place in places]
+        again = [self._engines.again(*place) for place in places]
 
+        def run(stop: threading.Event) -> Rows:
+            def on_tile(done: int, total: int) -> None:
+                if stop.is_set():
+                    raise Abandoned
+                if progress is not None:
+                    progress(done, total)
 
-def _running(x: PlanarView, plan: Plan, stages: list[StageRunner], progress: Progress | None) -> Rows:
-    """The stages in a thread of their own, so that colour and encoding go on beside them."""
+            parallel = max(stage.parallel for stage in stages)
+            runs = [stage.run for stage in stages]
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity)
 
-    def run(stop: threading.Event) -> Rows:
-        def on_tile(done: int, total: int) -> None:
-            if stop.is_set():
-                raise Abandoned
-            if progress is not None:
-                progress(done, total)
-
-        runs = [stage.run for stage in stages]
-        return run_stages(x, plan.stages, runs, on_tile, max(stage.parallel for stage in stages))
-
-    return in_background(run)
+        return in_background(run)
 
 
 def _per_stage(strength: float | tuple[float, float]) -> tuple[float, float]:

@@ -46,17 +46,28 @@ def identity_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFa
 
 
 def write_bundle(
-    folder: Path, unet: str = "identity", dtype: str = "float32", stages: int = 2, tile: int = 512
+    folder: Path,
+    unet: str = "identity",
+    dtype: str = "float32",
+    stages: int = 2,
+    tile: int = 512,
+    smaller: tuple[int, ...] = (),
 ) -> Path:
+    """`smaller`: further tile sizes that every component gets a graph for."""
     latent = Latent(channels=48, pixels_per_cell=4, scaling_factor=1.0)
-    image, cells = (1, 3, tile, tile), (1, 48, tile // 4, tile // 4)
-    encoder = write_component(folder, "vae_encoder", "space_to_depth", dtype, tile, image, cells)
-    decoder = write_component(folder, "vae_decoder", "depth_to_space", dtype, tile, cells, image)
-    components = {"vae_encoder": encoder, "vae_decoder": decoder}
+
+    def component(name: str, kind: str) -> Component:
+        variants = [write_variant(folder, name, kind, dtype, size) for size in (tile, *smaller)]
+        return Component(tuple(variants))
+
+    components = {
+        "vae_encoder": component("vae_encoder", "space_to_depth"),
+        "vae_decoder": component("vae_decoder", "depth_to_space"),
+    }
     pairs = [("stage1", 4, 200, 0.98), ("stage2", 2, 50, 0.99)][:stages]
     planned = []
     for name, factor, timestep, alpha in pairs:
-        components[f"unet_{name}"] = write_component(folder, f"unet_{name}", unet, dtype, tile, cells, cells)
+        components[f"unet_{name}"] = component(f"unet_{name}", unet)
         planned.append(Stage(name, factor, timestep, alpha, "vae_encoder", f"unet_{name}", "vae_decoder"))
     precision = {"float32": "fp32", "float16": "fp16"}[dtype]
     manifest = Manifest(
@@ -66,22 +77,17 @@ def write_bundle(
     return folder
 
 
-def write_component(
-    folder: Path,
-    name: str,
-    kind: str,
-    dtype: str,
-    tile: int,
-    inputs: tuple[int, ...],
-    outputs: tuple[int, ...],
-) -> Component:
-    path = folder / name / "model.onnx"
-    path.parent.mkdir(parents=True)
+def write_variant(folder: Path, name: str, kind: str, dtype: str, tile: int) -> Variant:
+    image, cells = (1, 3, tile, tile), (1, 48, tile // 4, tile // 4)
+    inputs = image if kind == "space_to_depth" else cells
+    outputs = image if kind == "depth_to_space" else cells
+    path = folder / name / f"model_{tile}.onnx" if (folder / name).exists() else folder / name / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
     source, target = TensorSpec("x", dtype, inputs), TensorSpec("y", dtype, outputs)
     path.write_bytes(graph(kind, source, target))
-    file = BundleFile(f"{name}/model.onnx", file_sha256(path), path.stat().st_size)
+    file = BundleFile(f"{name}/{path.name}", file_sha256(path), path.stat().st_size)
     precision = {"float32": "fp32", "float16": "fp16"}[dtype]
-    return Component((Variant(file.path, (file,), 1, tile, precision, 17, (source,), (target,)),))
+    return Variant(file.path, (file,), 1, tile, precision, 17, (source,), (target,))
 
 
 def graph(kind: str, source: TensorSpec, target: TensorSpec) -> bytes:

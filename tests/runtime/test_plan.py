@@ -159,3 +159,14 @@ def test_a_size_out_of_reach_is_refused(size: tuple[int, int]) -> None:
 )
 def test_tile_counts_are_the_least_without_seams(width: int, height: int, scale: float, tiles: int) -> None:
     assert plan_upscale(width, height, scale).tiles == tiles
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tiles"), [(16, 16, (64, 128)), (64, 64, (256, 512)), (128, 20, (512, 512))]
+)
+def test_each_stage_takes_the_smallest_tile_that_holds_its_canvas(
+    width: int, height: int, tiles: tuple[int, ...]
+) -> None:
+    plan = plan_upscale(width, height, 8, tile=(512, 256, 128, 64))
+    assert tuple(stage.columns.tile for stage in plan.stages) == tiles
+    assert tuple(stage.rows.tile for stage in plan.stages) == tiles

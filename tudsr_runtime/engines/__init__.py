@@ -246,10 +246,12 @@ def load_stage(
     threads: int | None = None,
     loaded: dict[str, Engine] | None = None,
     strength: float = 1.0,
+    tile: int | None = None,
 ) -> StageRunner:
     """Load what `stage` needs. Components already in `loaded` are shared, new ones are added to it.
 
-    `strength` is that of `StageRunner`. Raises as `Backend.load`.
+    `strength` is that of `StageRunner`; `tile` in px is the bundle's own unless given. Raises as
+    `Backend.load`.
     """
     loaded = {} if loaded is None else loaded
     backend = open_backend(choice.backend)
@@ -257,7 +259,7 @@ def load_stage(
     target = Target(choice.device, precision.name, threads, bundle.bytes <= SMALL_MODEL)
     for component in (stage.encoder, stage.unet, stage.decoder):
         if component not in loaded:
-            variant = bundle.variant(component, preferred=precision.name)
+            variant = bundle.variant(component, preferred=precision.name, tile=tile)
             loaded[component] = backend.load(bundle.path(variant), variant, target)
     engines = (loaded[stage.encoder], loaded[stage.unet], loaded[stage.decoder])
     return StageRunner(*engines, strength, backend.chain(engines))
