@@ -35,6 +35,8 @@ train_app = _group("Train the base model and the LoRA adapter of each stage.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
+bench_app = _group("Time this machine.")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:
@@ -180,6 +182,60 @@ def bundle_verify(bundle: Annotated[str, typer.Argument(metavar="nano|DIR")]) ->
     from tudsr_runtime.command import bundle_verify as run
 
     run(bundle)
+
+
+Bundle = Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")]
+Precision = Annotated[str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
+]
+Warmup = Annotated[int, typer.Option(min=0, help="Runs that are not counted.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Runs that are.")]
+Report = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write NAME.md and NAME.json there too.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON in the place of Markdown on stdout.")]
+
+
+@bench_app.command("latency")
+def bench_latency(
+    bundle: Bundle = "nano",
+    backend: Backend = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    size: Annotated[int, typer.Option(metavar="PX", min=1, help="Side of the input picture.")] = 256,
+    scale: Annotated[float, typer.Option(help="Enlarge by this, 1 to 32.")] = 8.0,
+    warmup: Warmup = 1,
+    repeats: Repeats = 5,
+    output: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time one enlargement, whole and in its parts, with engines loaded."""
+    from tudsr_runtime.bench.command import BenchOptions, latency
+
+    shared = BenchOptions(bundle, backend, device, precision, threads, warmup, repeats, output, as_json)
+    latency(shared, size, scale)
+
+
+@bench_app.command("table3")
+def bench_table3(
+    bundle: Bundle = "nano",
+    backend: Backend = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    warmup: Warmup = 1,
+    repeats: Repeats = 5,
+    output: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the four rows of the paper's Table 3, beside the published figures."""
+    from tudsr_runtime.bench.command import BenchOptions, table3
+
+    table3(BenchOptions(bundle, backend, device, precision, threads, warmup, repeats, output, as_json))
 
 
 Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]

@@ -14,14 +14,14 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.engines import AUTO, Choice, select
+from tudsr_runtime.engines import AUTO, Choice, StageRunner, select
 from tudsr_runtime.engines.loaded import LoadedEngines, Notify
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.in_memory import like, to_picture
 from tudsr_runtime.overlap import Abandoned, in_background
 from tudsr_runtime.pipeline import Progress, run_stages
-from tudsr_runtime.plan import DEFAULT_SCALE, Plan, plan_upscale
+from tudsr_runtime.plan import DEFAULT_SCALE, Plan, StagePlan, plan_upscale
 from tudsr_runtime.planes import Levels, PlanarView
 from tudsr_runtime.resample import Rows, resize_stream
 
@@ -185,6 +185,10 @@ class Upscaler:
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
         return self._bands(picture.levels, plan, progress)
 
+    def stage(self, plan: StagePlan) -> StageRunner:
+        """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
+        return self._engines.stage(plan.stage, plan.columns.tile)
+
     def give_way(self) -> bool:
         """After `upscale_rows` raised MemoryExhausted: whether it is worth trying again, with smaller tiles.
 
@@ -221,7 +225,7 @@ class Upscaler:
     def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
         places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
-        stages = [self._engines.stage(*place) for place in places]
+        stages = [self.stage(stage) for stage in plan.stages]
         again = [self._engines.again(*place) for place in places]
 
         def run(stop: threading.Event) -> Rows:

@@ -158,15 +158,15 @@ class StageRunner:
         strength: float = 1.0,
         chain: TileFunction | None = None,
     ) -> None:
-        self._engines = (encoder, unet, decoder)
+        self.engines = (encoder, unet, decoder)
         self._strength = np.float32(strength)
         self._chain = chain
-        self.parallel = min(engine.parallel for engine in self._engines)
+        self.parallel = min(engine.parallel for engine in self.engines)
         """How many tiles at a time are worth running."""
 
     def run(self, x: FloatArray) -> FloatArray:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
-        encoder, unet, decoder = self._engines
+        encoder, unet, decoder = self.engines
         if self._strength == 1:
             return self._chain(x) if self._chain else decoder.run(unet.run(encoder.run(x)))
         z_L = encoder.run(x)

@@ -1,0 +1,90 @@
+"""Durations of repeated work, and the machine that they were measured on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds of `n` runs after the warm-up: median, 90th percentile (the nearest run above) and shortest."""
+
+    p50: float
+    p90: float
+    min: float
+    n: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Durations:
+        """From the single runs, at least one."""
+        ordered = sorted(seconds)
+        middle, ninth = math.ceil(0.5 * len(ordered)) - 1, math.ceil(0.9 * len(ordered)) - 1
+        return cls(ordered[middle], ordered[ninth], ordered[0], len(ordered))
+
+    def times(self, factor: int) -> Durations:
+        """So many of them one after the other."""
+        return Durations(self.p50 * factor, self.p90 * factor, self.min * factor, self.n)
+
+
+def measure(work: Callable[[], object], warmup: int, repeats: int) -> Durations:
+    """Run `work` `warmup` times unmeasured and then `repeats` times by the clock."""
+    for _ in range(warmup):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return Durations.of(seconds)
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores, system, and the GPU with its driver if nvidia-smi finds one."""
+    machine = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    gpu = _nvidia_smi("name,driver_version,memory.total,power.limit")
+    return {**machine, "gpu": gpu} if gpu else machine
+
+
+def describe_memory() -> dict[str, str]:
+    """The greatest resident memory of this process so far, and the GPU memory in use, as far as known."""
+    memory = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        memory["peak resident"] = f"{peak / 1e6:.0f} MB"
+    gpu = _nvidia_smi("memory.used")
+    return {**memory, "GPU in use": gpu} if gpu else memory
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _nvidia_smi(query: str) -> str | None:
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return "; ".join(done.stdout.strip().splitlines()) or None

@@ -1,0 +1,83 @@
+"""The four rows of the paper's Table 3, beside the published column."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tudsr_runtime.bench.latency import run_engines, sample_picture
+from tudsr_runtime.bench.measure import Durations, measure
+from tudsr_runtime.bench.report import size_record
+from tudsr_runtime.plan import Plan
+from tudsr_runtime.upscaler import Upscaler
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of Table 3: seconds a picture of TUDSR-S on an NVIDIA H800."""
+
+    side: int
+    scale: int
+    seconds: float
+
+
+PUBLISHED = (
+    Published(128, 4, 0.0596),
+    Published(128, 8, 0.4201),
+    Published(256, 4, 0.4296),
+    Published(256, 8, 2.2848),
+)
+PUBLISHED_GPU = "NVIDIA H800"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as measured here: the engines alone, and from array to array."""
+
+    published: Published
+    plan: Plan
+    engines: Durations
+    whole: Durations
+
+
+def measure_rows(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Row]:
+    """The rows one by one. Raises as `Upscaler.upscale`."""
+    for published in PUBLISHED:
+        image = sample_picture(published.side, published.side)
+        plan = upscaler.plan(published.side, published.side, published.scale)
+        whole = measure(partial(upscaler.upscale, image, published.scale), warmup, repeats)
+        engines = measure(partial(run_engines, upscaler, plan), warmup, repeats)
+        yield Row(published, plan, engines, whole)
+
+
+def row_record(row: Row) -> dict[str, Any]:
+    """One row as plain JSON; seconds."""
+    return {
+        **size_record(row.plan),
+        "engines": dataclasses.asdict(row.engines),
+        "array_to_array": dataclasses.asdict(row.whole),
+        "published": row.published.seconds,
+        "published_on": PUBLISHED_GPU,
+    }
+
+
+def table_markdown(rows: list[Row], here: str) -> str:
+    """The table; `here` names what it ran on, so that nobody takes the two columns for one machine's."""
+    same = "H800" in here
+    told = "same kind of GPU" if same else f"different GPU: measured on {here}"
+    lines = [
+        "| output | input, scale | factors | tiles | engines p50 s | array to array p50 s | p90 s | min s "
+        f"| published s, {PUBLISHED_GPU} ({told}) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        plan, whole = row.plan, row.whole
+        lines.append(
+            f"| {plan.output_width} x {plan.output_height} | {plan.width} x {plan.height}, x{plan.scale:g} "
+            f"| {'x'.join(map(str, plan.factors))} | {plan.tiles} | {row.engines.p50:.4f} "
+            f"| {whole.p50:.4f} | {whole.p90:.4f} | {whole.min:.4f} | {row.published.seconds} |"
+        )
+    return "\n".join(lines)
