@@ -58,10 +58,21 @@ def _common(
 
 @app.command()
 def upscale(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or folders of them.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Pictures, folders of them, patterns, or - for stdin."),
+    ],
     scale: Annotated[
         float | None,
         typer.Option(help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"),
+    ] = None,
+    width: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Width of the result.")] = None,
+    height: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Height of the result.")] = None,
+    longest: Annotated[
+        int | None, typer.Option(metavar="PX", min=1, help="Longest side of the result.")
+    ] = None,
+    megapixels: Annotated[
+        float | None, typer.Option(metavar="MP", help="Size of the result, in 10^6 pixels.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -69,7 +80,7 @@ def upscale(
             "-o",
             "--output",
             metavar="FILE|DIR",
-            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, or a folder."
+            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
             "  [default: NAME_x8.EXT beside each input]",
         ),
     ] = None,
@@ -111,10 +122,18 @@ def upscale(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace outputs that exist; else one is an error, of several it is skipped."
-        ),
+        typer.Option("--overwrite", help="The same as --on-exists overwrite."),
     ] = False,
+    on_exists: Annotated[
+        Literal["error", "skip", "overwrite", "rename"],
+        typer.Option(help="What to do where an output exists; what the same command made is skipped."),
+    ] = "error",
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="EXT", help="png, jpg, webp, tif, bmp or avif.  [default: the input's]"
+        ),
+    ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF.")] = 95,
     compression: Annotated[
         int,
@@ -153,7 +172,12 @@ def upscale(
         color=color,
         strength=strength,
         recursive=recursive,
-        overwrite=overwrite,
+        on_exists="overwrite" if overwrite else on_exists,
+        format=output_format,
+        width=width,
+        height=height,
+        longest=longest,
+        megapixels=megapixels,
         metadata=metadata,
         quality=quality,
         compression=compression,

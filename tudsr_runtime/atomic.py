@@ -10,18 +10,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from tudsr_runtime.errors import OutputError
+from tudsr_runtime.errors import OutputError, UsageError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     """Yield a seekable binary file that becomes `path` when the block ends without an error.
 
     The bytes go to a temporary file in the same folder, are flushed to disk and renamed over `path`; on any
     error (Ctrl-C included) the temporary file is removed and `path` stays as it was. A link is followed.
+    Without `replace`, a `path` that has appeared by then is left alone, even if it came at the last moment.
 
     Raises:
         OutputError: the system refused (no such folder, no permission, disk full), or `path` is no file.
+        UsageError: `path` exists in the end and `replace` is false.
     """
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
@@ -30,11 +32,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {path}: it exists and is not a plain file")
         try:
-            with open(partial, "xb") as file:
+            with _create_locked(partial) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(target)
+            _publish(partial, target, replace)
             _sync_folder(target.parent)
         finally:
             with suppress(OSError):
@@ -66,12 +68,77 @@ def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def sweep(folder: Path) -> int:
+    """Remove what killed processes left unfinished in `folder`; the number of files.
+
+    A file that a living process still writes is locked by it and stays.
+    """
+    removed = 0
+    for path in folder.glob(".tudsr-*.tmp"):
+        with suppress(OSError):
+            if path.is_file() and _is_abandoned(path):
+                path.unlink()
+                removed += 1
+    return removed
+
+
 @contextmanager
 def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _create_locked(path: Path) -> BinaryIO:
+    """Create the file and lock it as long as it is open, so that `sweep` leaves it alone."""
+    while True:
+        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+        try:
+            _lock(file, wait=True)
+            # Between the two lines above, the sweep of another process may have taken it for abandoned.
+            if path.exists():
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_abandoned(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return _lock(file, wait=False)
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool:
+    """Lock the file until it is closed; false if another process has, or the file system knows no locks.
+
+    Windows lets nobody remove a file that is open, which is all that the lock is for.
+    """
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _publish(partial: Path, target: Path, replace: bool) -> None:
+    if replace:
+        partial.replace(target)
+        return
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise UsageError(f"{target} has appeared in the meantime", hint="the same command again") from None
+    except OSError:
+        # A file system without hard links.
+        if target.exists():
+            raise UsageError(f"{target} has appeared in the meantime") from None
+        partial.rename(target)
 
 
 def _sibling(target: Path) -> Path:

@@ -6,59 +6,25 @@ their folders to be writable. A picture that fails never stops the others.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.encode import Encoding, check_transparency, write_picture
+from tudsr_runtime.encode import check_transparency, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
-from tudsr_runtime.folder import Source, check_collisions, check_writable, name_output
+from tudsr_runtime.folder import Source, check_collisions, check_writable, free_name, identity
 from tudsr_runtime.geometry import FloatArray
-from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
+from tudsr_runtime.image_io import read_picture
+from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
-from tudsr_runtime.plan import Plan
 from tudsr_runtime.terminal import ProgressBar, Terminal
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
 """Outputs in a row that the system may refuse (disk full) before the rest is not tried any more."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What holds for every picture of a run.
-
-    `output` is the file or folder of -o, `to_folder` which of them; `single`: one file was named, its error
-    is the command's own.
-    """
-
-    scale: float | None
-    factors: str | None
-    output: Path | None
-    to_folder: bool
-    single: bool
-    overwrite: bool
-    metadata: Metadata
-    encoding: Encoding
-    max_output_megapixels: int
-    as_json: bool
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture that is to be done."""
-
-    header: Header
-    target: Path
-    plan: Plan
-    notes: tuple[str, ...] = ()
-
-    @property
-    def source(self) -> Path:
-        """The input file."""
-        return self.header.path
 
 
 @dataclass
@@ -91,20 +57,22 @@ class Batch:
         jobs = []
         for source in sources:
             try:
-                jobs.append(self._plan_one(source))
+                jobs.append(plan_job(self.request, self.upscaler, source))
             except TudsrError as error:
                 self.fail(source.path, error)
         check_collisions((job.source, job.target) for job in jobs)
-        jobs = [job for job in jobs if not self._skips(job)]
+        jobs = self._settle(jobs)
         if create_folders:
-            check_writable([job.target for job in jobs], create=self.request.to_folder)
+            swept = check_writable([job.target for job in jobs], create=self.request.to_folder)
+            if swept:
+                self.terminal.note(f"note: removed {swept} unfinished files of runs that were killed")
         return jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Print what would be done."""
         for job in jobs:
             self.tally.planned += 1
-            self._report(job, "planned", f"{job.source} -> {job.target}: {_outline(job.plan)}", job.notes)
+            self._report(job, "planned", f"{job.source} -> {job.target}: {outline(job.plan)}", job.notes)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input."""
@@ -122,7 +90,9 @@ class Batch:
             for number, job in enumerate(jobs, 1):
                 bar.begin(f"{number}/{len(jobs)} {job.source.name}")
                 try:
-                    self._run_one(job, bar)
+                    # Another run may have been faster.
+                    if not (self._exists(job) and self._skips(job)):
+                        self._run_one(job, bar)
                     refusals = 0
                 except TudsrError as error:
                     refusals = refusals + 1 if isinstance(error, OutputError) else 0
@@ -154,29 +124,47 @@ class Batch:
         if tally.failed:
             raise BatchError(f"{tally.failed} of {sum(vars(tally).values())} pictures failed")
 
-    def _plan_one(self, source: Source) -> Job:
-        request = self.request
-        header = read_header(source.path)
-        plan = self.upscaler.plan(header.width, header.height, request.scale, request.factors)
-        if request.output is not None and not request.to_folder:
-            target, note = request.output, None
-        else:
-            target, note = name_output(source, header, plan.scale, request.output)
-        check_output_size(
-            header, target, plan.output_width, plan.output_height, request.max_output_megapixels
-        )
-        return Job(header, target, plan, (note,) if note else ())
+    def _settle(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs whose output does not exist, may be replaced, or has got another name."""
+        settled: list[Job] = []
+        taken = {identity(job.target) for job in jobs}
+        for job in jobs:
+            try:
+                if not self._exists(job):
+                    settled.append(job)
+                elif not self._skips(job):
+                    settled.append(job.renamed(free_name(job.target, taken)))
+                    taken.add(identity(settled[-1].target))
+            except TudsrError as error:
+                self.fail(job.source, error)
+        return settled
+
+    def _exists(self, job: Job) -> bool:
+        return self.request.on_exists != "overwrite" and os.path.lexists(job.target)
 
     def _skips(self, job: Job) -> bool:
-        if self.request.overwrite or not job.target.exists():
+        """Whether a job whose output exists is done or skipped; if not, the output is to be renamed.
+
+        Raises:
+            UsageError: what is to become of the output was not said.
+        """
+        if not self.request.single and (done := job.done()) is not None:
+            self._skip(job, done, "was made so by an earlier run")
+            return True
+        if self.request.on_exists == "skip":
+            self._skip(job, job.target, "exists")
+            return True
+        if self.request.on_exists == "rename":
             return False
-        if self.request.single:
-            raise UsageError(f"{job.target} exists already", hint="--overwrite, or another -o")
+        raise UsageError(
+            f"{job.target} exists already", hint="--on-exists skip, overwrite or rename, or another -o"
+        )
+
+    def _skip(self, job: Job, output: Path, why: str) -> None:
         self.tally.skipped += 1
-        self.terminal.note(f"{job.source}: skipped, {job.target} exists (--overwrite does it again)")
+        self.terminal.note(f"{job.source}: skipped, {output} {why}")
         if self.request.as_json:
-            self.terminal.json({"input": str(job.source), "output": str(job.target), "status": "skipped"})
-        return True
+            self.terminal.json({"input": str(job.source), "output": str(output), "status": "skipped"})
 
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
         plan = job.plan
@@ -186,13 +174,14 @@ class Batch:
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
             self.terminal.note(f"note: {job.source}: {note}")
-        self.terminal.note(f"{job.source}: {_outline(plan)}")
+        self.terminal.note(f"{job.source}: {outline(plan)}")
         lost = self._write(job, picture, bar, seconds)
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
             self.terminal.note(f"note: {job.target}: {note}")
         self.tally.ok += 1
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
+        self._remember(job)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
 
     def _write(
@@ -201,16 +190,25 @@ class Batch:
         """Upscale and write one picture, again from its beginning if smaller tiles mend a lack of memory."""
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
+        replace = request.on_exists == "overwrite"
+        levels, scale, factors = picture.levels, plan.scale, request.factors
         while True:
-            upscaled = partial(
-                self.upscaler.upscale_rows, picture.levels, plan.scale, request.factors, bar.tile
-            )
+            upscaled = partial(self.upscaler.upscale_rows, levels, scale, factors, bar.tile, size=size)
             bands = _timed(_named(upscaled, job.source), seconds)
             try:
-                return write_picture(picture, bands, *size, job.target, request.encoding)
+                return write_picture(picture, bands, *size, job.target, request.encoding, replace)
             except MemoryExhausted:
                 if not self.upscaler.give_way():
                     raise
+
+    def _remember(self, job: Job) -> None:
+        """Keep a record for a run that goes on; a single picture leaves no trace but its result."""
+        if self.request.single:
+            return
+        try:
+            job.remember()
+        except (OSError, TudsrError) as error:
+            self.terminal.note(f"note: {job.target}: no record could be kept: {error}")
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -225,6 +223,9 @@ class Batch:
         notes: Sequence[str],
         seconds: dict[str, float] | None = None,
     ) -> None:
+        if self.request.to_stdout and status == "ok":
+            self.terminal.file(job.target)
+            return
         if not self.request.as_json:
             self.terminal.result(line)
             return
@@ -247,11 +248,6 @@ class Batch:
                 "notes": notes,
             }
         )
-
-
-def _outline(plan: Plan) -> str:
-    sizes = f"{plan.width} x {plan.height} -> {plan.output_width} x {plan.output_height} px"
-    return f"{sizes}, {plan.tiles} tiles, factors {plan.reason}"
 
 
 def _timed(bands: Iterator[FloatArray], seconds: dict[str, float]) -> Iterator[FloatArray]:

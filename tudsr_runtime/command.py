@@ -7,13 +7,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tudsr_runtime.batch import Batch, Request
+from tudsr_runtime.batch import Batch
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.encode import Encoding
+from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.folder import find_inputs, output_is_folder
+from tudsr_runtime.folder import expand, find_inputs, output_is_folder
 from tudsr_runtime.image_io import Metadata
+from tudsr_runtime.job import OnExists, Request
+from tudsr_runtime.piped import without_dashes
 from tudsr_runtime.plan import DEFAULT_SCALE
+from tudsr_runtime.size import target_size
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 
@@ -34,7 +37,12 @@ class UpscaleOptions:
     color: str
     strength: str
     recursive: bool
-    overwrite: bool
+    on_exists: OnExists
+    format: str | None
+    width: int | None
+    height: int | None
+    longest: int | None
+    megapixels: float | None
     metadata: Metadata
     quality: int
     compression: int
@@ -51,9 +59,18 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         TudsrError: of a single input, the error itself; of several, BatchError once all are tried. Errors
             that concern every picture (options, bundle, device, output folder) come before any is computed.
     """
+    suffix = _suffix(options)
+    named = expand(inputs)
+    with without_dashes(named, options.output, suffix or ".png") as (paths, output, to_stdout):
+        if to_stdout and options.as_json:
+            raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
+        _upscale(paths, dataclasses.replace(options, output=output), suffix, to_stdout)
+
+
+def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to_stdout: bool) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet)
-    request = _request(inputs, options)
+    request = _request(inputs, options, suffix, to_stdout)
     found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None)
     for note in found.notes:
         terminal.note(f"note: {note}")
@@ -125,17 +142,35 @@ def bundle_verify(bundle: str) -> None:
     Terminal().result(f"{opened.folder}: {len(files)} files, {size:.1f} MB, all as the manifest says")
 
 
-def _request(inputs: list[Path], options: UpscaleOptions) -> Request:
+def _suffix(options: UpscaleOptions) -> str | None:
+    """Of --format. Raises UsageError if tudsr does not write it, or -o names another."""
+    if options.format is None:
+        return None
+    suffix, output = f".{options.format.lower()}", options.output
+    kind = FORMAT_OF_SUFFIX.get(suffix)
+    if kind is None:
+        known = ", ".join(FORMAT_OF_SUFFIX).replace(".", "")
+        raise UsageError(f"cannot write {options.format!r}; tudsr writes {known}")
+    if output is not None and FORMAT_OF_SUFFIX.get(output.suffix.lower(), kind) != kind:
+        raise UsageError(f"-o {output} is not {options.format}", hint="leave one of them out")
+    return suffix
+
+
+def _request(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to_stdout: bool) -> Request:
+    size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
     scale = options.scale
-    if scale is None and options.factors is None:
+    if scale is None and size is None and options.factors is None:
         scale = DEFAULT_SCALE
     return Request(
         scale=scale,
         factors=options.factors,
+        size=size,
         output=options.output,
         to_folder=options.output is not None and output_is_folder(options.output, inputs),
         single=len(inputs) == 1 and not inputs[0].is_dir(),
-        overwrite=options.overwrite,
+        suffix=suffix,
+        to_stdout=to_stdout,
+        on_exists="overwrite" if to_stdout else options.on_exists,
         metadata=options.metadata,
         encoding=Encoding(options.quality, options.compression),
         max_output_megapixels=options.max_output_megapixels,

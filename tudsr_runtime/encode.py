@@ -135,6 +135,7 @@ def write_picture(
     height: int,
     target: Path,
     encoding: Encoding = Encoding(),
+    replace: bool = True,
 ) -> tuple[str, ...]:
     """Write the rows of an enlarged picture; the file appears whole or not at all.
 
@@ -144,18 +145,20 @@ def write_picture(
         width, height: of the result in px.
         target: its suffix says which format.
         encoding: how the format is to compress.
+        replace: whether a `target` that exists is replaced; else it is left alone.
 
     Returns:
         Notes on what the format cannot hold.
 
     Raises:
         OutputError: the system refused.
+        UsageError: `target` exists and is not to be replaced.
         MemoryExhausted: the encoded picture does not fit into memory.
     """
     kind, layout = output_format(target), fitting_layout(picture, width, height, target)
     blocks, notes = _fitting_blocks(picture, layout, kind)
     try:
-        with atomic_write(target) as file:
+        with atomic_write(target, replace) as file:
             writer = _open_writer(file, kind, layout, blocks, encoding)
             for rows in enlarged_rows(picture, bands, layout):
                 writer.write(rows)

@@ -1,26 +1,29 @@
 """From the arguments of `tudsr upscale` to pairs of input and output, settled before anything is computed.
 
 In a folder, files with the suffix of a picture are taken; hidden files are left out, links to folders not
-followed. A picture `NAME_x8.EXT` beside a picture `NAME.*` is an earlier result and is left out too. What is
-named itself is always taken.
+followed. A picture `NAME_x8.EXT`, `NAME_1920x1080.EXT` or `NAME_x8_1.EXT` beside a picture `NAME.*` is an
+earlier result and is left out too. What is named itself is always taken.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
+from tudsr_runtime.atomic import sweep
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, FORMATS, output_format
 from tudsr_runtime.errors import InputError, OutputError, UsageError
 from tudsr_runtime.image_io import Header
 
 PICTURE_SUFFIXES = frozenset(FORMAT_OF_SUFFIX)
 
-EARLIER_RESULT = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?")
+EARLIER_RESULT = re.compile(r"(?P<stem>.+)_(x\d+(\.\d+)?|\d+x\d+)(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class Found:
     sources: list[Source] = field(default_factory=list)
     unreadable: list[tuple[Path, InputError]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def expand(inputs: Sequence[Path]) -> list[Path]:
+    """Replace what is no file, but a pattern with `*`, `?`, `[...]` or `**`, by what it matches, sorted.
+
+    Shells do so themselves, except where there is none or the pattern is quoted.
+    """
+    expanded: list[Path] = []
+    for path in inputs:
+        found = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        expanded += [Path(name) for name in found] or [path]
+    return expanded
 
 
 def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | None = None) -> Found:
@@ -75,21 +90,32 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
     return not output.suffix
 
 
-def name_output(source: Source, header: Header, scale: float, folder: Path | None) -> tuple[Path, str | None]:
-    """NAME_x8.EXT for NAME.EXT at scale 8, beside the input or below `folder`, and a note if EXT changed.
+def name_output(
+    source: Source, header: Header, label: str, folder: Path | None, suffix: str | None = None
+) -> tuple[Path, str | None]:
+    """NAME_x8.EXT for NAME.EXT and label "x8", beside the input or below `folder`, and a note if EXT changed.
 
-    EXT becomes .png where the input's own cannot be written, or knows no transparency and the picture has it.
+    EXT becomes .png where the input's own cannot be written, or knows no transparency and
+    the picture has it; with `suffix`, it is that.
     """
+    if suffix is not None:
+        return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), None
     suffix, note = source.path.suffix, None
     if suffix.lower() not in FORMAT_OF_SUFFIX:
         suffix = ".png"
     elif header.has_alpha and not FORMATS[kind := output_format(source.path)].alpha:
         suffix, note = ".png", f"{kind} cannot hold transparency: writing PNG"
-    name = f"{source.path.stem}_x{scale:g}{suffix}"
-    if folder is None:
-        return source.path.with_name(name), note
-    below = source.path.parent.relative_to(source.folder) if source.folder else Path()
-    return folder / below / name, note
+    return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), note
+
+
+def free_name(target: Path, taken: Container[str]) -> Path:
+    """`target`, or NAME_1.EXT, NAME_2.EXT, ... if a file of that name exists or its identity is taken."""
+    numbered = (target.with_stem(f"{target.stem}_{number}") for number in count(1))
+    return next(
+        path
+        for path in chain([target], numbered)
+        if not os.path.lexists(path) and identity(path) not in taken
+    )
 
 
 def check_collisions(pairs: Iterable[tuple[Path, Path]]) -> None:
@@ -99,10 +125,10 @@ def check_collisions(pairs: Iterable[tuple[Path, Path]]) -> None:
         UsageError: both files are named.
     """
     pairs = list(pairs)
-    inputs = {_identity(source): source for source, _ in pairs}
+    inputs = {identity(source): source for source, _ in pairs}
     outputs: dict[str, Path] = {}
     for source, target in pairs:
-        place = _identity(target)
+        place = identity(target)
         if place in inputs:
             raise UsageError(f"the output of {source} would replace the input {inputs[place]}")
         if place in outputs:
@@ -113,19 +139,22 @@ def check_collisions(pairs: Iterable[tuple[Path, Path]]) -> None:
         outputs[place] = source
 
 
-def check_writable(targets: Iterable[Path], create: bool) -> None:
+def check_writable(targets: Iterable[Path], create: bool) -> int:
     """Try that the outputs can be written where they are to go; with `create`, make missing folders.
+
+    What killed runs left unfinished there is removed; returns the number of such files.
 
     Raises:
         OutputError: a folder is missing or cannot be written to, or a name is too long.
     """
-    targets = list(targets)
+    targets, swept = list(targets), 0
     for folder in dict.fromkeys(target.parent for target in targets):
         try:
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=os.path.realpath(folder)):
                 pass
+            swept += sweep(folder)
         except OSError as error:
             raise OutputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
     for target in targets:
@@ -137,10 +166,20 @@ def check_writable(targets: Iterable[Path], create: bool) -> None:
             raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
         if target.is_dir():
             raise OutputError(f"cannot write {target}: a folder has that name")
+    return swept
 
 
-def _identity(path: Path) -> str:
+def identity(path: Path) -> str:
+    """The same for every way to name a file."""
     return os.path.normcase(os.path.realpath(path))
+
+
+def _placed(source: Source, name: str, folder: Path | None) -> Path:
+    """Beside the input, or in the same place below `folder`."""
+    if folder is None:
+        return source.path.with_name(name)
+    below = source.path.parent.relative_to(source.folder) if source.folder else Path()
+    return folder / below / name
 
 
 def _search(folder: Path, recursive: bool, output: Path | None, found: Found) -> None:

@@ -1,4 +1,4 @@
-"""What the user sees: results on stdout, everything else on stderr, a progress bar only on a terminal."""
+"""What the user sees: results on stdout, everything else on stderr, a bar where that is a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """Control characters but the line feed."""
+
+LINE_SECONDS = 10
+"""Between two lines of progress."""
 
 BROKEN_PIPE_EXIT = 141
 """128 + SIGPIPE, what a shell reports for a program whose reader has gone."""
@@ -37,12 +42,12 @@ class Terminal:
     def result(self, line: str | Path) -> None:
         """One line of stdout. Ends the command quietly if nobody reads any more."""
         with self._bar_hidden():
-            try:
-                print(line, flush=True)  # noqa: T201
-            except BrokenPipeError:
-                # Otherwise the interpreter complains when it flushes stdout at its end.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise SystemExit(BROKEN_PIPE_EXIT) from None
+            self._to_stdout(lambda: print(line))  # noqa: T201
+
+    def file(self, path: Path) -> None:
+        """The bytes of a file on stdout. Ends the command quietly if nobody reads any more."""
+        with self._bar_hidden(), open(path, "rb") as file:
+            self._to_stdout(lambda: shutil.copyfileobj(file, sys.stdout.buffer))
 
     def json(self, record: Mapping[str, object]) -> None:
         """One line of JSON on stdout."""
@@ -59,9 +64,9 @@ class Terminal:
 
     @contextmanager
     def progress(self, tiles: int) -> Iterator[ProgressBar]:
-        """A bar over all `tiles` of the command, with the time left; nothing where there is no terminal."""
+        """Progress over all `tiles` of the command, with the time left: a bar on a terminal, else lines."""
         if self._quiet or not sys.stderr.isatty():
-            yield ProgressBar(None)
+            yield ProgressBar(tiles, None, self.note)
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -83,9 +88,18 @@ class Terminal:
         self._bar = bar
         try:
             with bar:
-                yield ProgressBar(bar)
+                yield ProgressBar(tiles, bar, self.note)
         finally:
             self._bar = None
+
+    def _to_stdout(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Otherwise the interpreter complains when it flushes stdout at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(BROKEN_PIPE_EXIT) from None
 
     def _stderr(self, text: str) -> None:
         with self._bar_hidden():
@@ -104,26 +118,46 @@ class Terminal:
 
 
 class ProgressBar:
-    """Counts tiles over several pictures."""
+    """Counts tiles over several pictures; on a bar, or in lines `LINE_SECONDS` apart where there is none."""
 
-    def __init__(self, bar: Progress | None) -> None:
+    def __init__(self, tiles: int, bar: Progress | None, note: Callable[[str], None]) -> None:
+        self._tiles = tiles
         self._bar = bar
+        self._note = note
         self._before = 0
+        self._label = ""
+        self._started = self._noted = time.monotonic()
 
     def begin(self, label: str) -> None:
-        """Show what is being worked on."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=label)
+        """Name what is being worked on."""
+        self._label = label
+        self._show(0, label)
 
-    def tile(self, done: int, _total: int) -> None:
-        """`done` tiles of the current picture are finished."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._before + done)
+    def tile(self, done: int, total: int) -> None:
+        """`done` tiles of `total` of the current picture are finished."""
+        self._show(done, f"{self._label}, tile {done} of {total}")
 
     def finish(self, tiles: int) -> None:
         """The current picture, of so many tiles, is finished or has failed."""
         self._before += tiles
-        self.tile(0, 0)
+        self._show(0, self._label)
+
+    def _show(self, done: int, text: str) -> None:
+        done += self._before
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text, completed=done)
+            return
+        now = time.monotonic()
+        if now - self._noted >= LINE_SECONDS and done:
+            left = (now - self._started) / done * (self._tiles - done)
+            self._note(f"{text}; {done} of {self._tiles} in all, about {_clock(left)} left")
+            self._noted = now
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def describe(error: TudsrError) -> str:

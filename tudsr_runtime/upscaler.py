@@ -79,6 +79,13 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
         self._exhausted: int | None = None
+        self.settings = {
+            "overlap": overlap,
+            "color": color,
+            "strength": per_stage,
+            "precision": self.choice.precision.name if self.choice.precision else None,
+        }
+        """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
         self,

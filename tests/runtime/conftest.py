@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cli
 from tudsr_runtime.bundle import (
     BundleFile,
     Component,
@@ -131,3 +136,46 @@ class FakeEngine:
 def fake_engine() -> type[FakeEngine]:
     """`fake_engine(function)`: an engine without an engine library, with `calls` and `closed`."""
     return FakeEngine
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Tudsr = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def small_bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "small", tile=256)
+
+
+@pytest.fixture
+def tudsr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_bundle: Path
+) -> Iterator[Tudsr]:
+    """Run a command line in this process; `upscale` gets the test bundle."""
+
+    def run(*arguments: object) -> Result:
+        own = arguments[0] == "upscale" and "--bundle" not in arguments
+        extra = ["--bundle", str(small_bundle)] if own else []
+        monkeypatch.setattr(sys, "argv", ["tudsr", *map(str, arguments), *extra])
+        capfd.readouterr()
+        try:
+            code = cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)

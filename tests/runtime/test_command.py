@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,54 +16,12 @@ import pytest
 from PIL import Image
 
 import cli
-from tudsr_runtime import batch, command
+from tests.runtime.conftest import Tudsr
+from tudsr_runtime import batch, command, record
 from tudsr_runtime.errors import NotFiniteError, OutputError, TudsrError
 from tudsr_runtime.upscaler import Upscaler
 
 ROOT = Path(cli.__file__).parent
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def records(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Tudsr = Callable[..., Result]
-
-
-@pytest.fixture(scope="session")
-def small_bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "small", tile=256)
-
-
-@pytest.fixture
-def tudsr(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_bundle: Path
-) -> Iterator[Tudsr]:
-    """Run a command line in this process; `upscale` gets the test bundle."""
-
-    def run(*arguments: object) -> Result:
-        own = arguments[0] == "upscale" and "--bundle" not in arguments
-        extra = ["--bundle", str(small_bundle)] if own else []
-        monkeypatch.setattr(sys, "argv", ["tudsr", *map(str, arguments), *extra])
-        capfd.readouterr()
-        try:
-            code = cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -86,7 +42,9 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All but the records of what is done."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != record.NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def fail_for(monkeypatch: pytest.MonkeyPatch, name: str, error: TudsrError) -> None:
@@ -167,7 +125,7 @@ def test_an_existing_output_is_not_replaced_unless_asked(tudsr: Tudsr, photo: Pa
     target.write_bytes(b"mine")
     result = tudsr("upscale", photo)
     assert (result.code, result.out) == (2, "")
-    assert "--overwrite" in result.err
+    assert "--on-exists" in result.err
     assert target.read_bytes() == b"mine"
     assert tudsr("upscale", photo, "--overwrite").code == 0
     assert size(target) == (104, 72)
@@ -187,9 +145,9 @@ def test_a_folder_with_a_bad_picture(tudsr: Tudsr, tmp_path: Path) -> None:
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(tudsr: Tudsr, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        draw(tmp_path / name)
-    tudsr("upscale", tmp_path / "a.png")
+    draw(tmp_path / "a.png")
+    tudsr("upscale", tmp_path)
+    draw(tmp_path / "b.png", 11)
     first = (tmp_path / "a_x8.png").stat().st_mtime_ns
     result = tudsr("upscale", tmp_path)
     assert result.code == 0
@@ -216,7 +174,7 @@ def test_a_full_disk_ends_the_run(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
         draw(tmp_path / f"{number}.png")
     tried: list[Path] = []
 
-    def refuse(_picture: object, _bands: object, _w: int, _h: int, target: Path, _: object) -> None:
+    def refuse(_1: object, _2: object, _w: int, _h: int, target: Path, *_: object, **_n: object) -> None:
         tried.append(target)
         raise OutputError(f"cannot write {target}: No space left on device")
 
@@ -291,7 +249,7 @@ def test_json_is_all_of_stdout(tudsr: Tudsr, tmp_path: Path) -> None:
     draw(tmp_path / "done.png")
     (tmp_path / "done_x8.png").touch()
     (tmp_path / "bad.png").touch()
-    result = tudsr("upscale", tmp_path, "--json")
+    result = tudsr("upscale", tmp_path, "--json", "--on-exists", "skip")
     by_status = {record.get("status", "summary"): record for record in result.records}
     assert set(by_status) == {"ok", "failed", "skipped", "summary"}
     ok = by_status["ok"]

@@ -90,19 +90,19 @@ def test_a_folder_without_pictures_is_an_error_that_tells_of_r(tmp_path: Path) -
 )
 def test_names(name: str, scale: float, expected: str) -> None:
     source = Source(Path("dir") / name)
-    assert name_output(source, header(source.path), scale, None) == (Path("dir") / expected, None)
+    assert name_output(source, header(source.path), f"x{scale:g}", None) == (Path("dir") / expected, None)
 
 
 def test_a_transparent_picture_named_jpg_becomes_png_and_says_so() -> None:
     source = Source(Path("logo.jpg"))
-    target, note = name_output(source, header(source.path, has_alpha=True), 8, None)
+    target, note = name_output(source, header(source.path, has_alpha=True), "x8", None)
     assert target == Path("logo_x8.png")
     assert note is not None
 
 
 def test_an_output_folder_keeps_the_structure(tmp_path: Path) -> None:
     source = Source(tmp_path / "in" / "a" / "b.png", folder=tmp_path / "in")
-    target, _ = name_output(source, header(source.path), 8, tmp_path / "out")
+    target, _ = name_output(source, header(source.path), "x8", tmp_path / "out")
     assert target == tmp_path / "out" / "a" / "b_x8.png"
 
 
