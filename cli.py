@@ -85,8 +85,15 @@ def upscale(
         ),
     ] = None,
     bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
+    engines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
+    ] = None,
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="Engine library: auto, openvino, onnxruntime.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt."
+        ),
     ] = "auto",
     device: Annotated[
         str,
@@ -164,6 +171,7 @@ def upscale(
         scale=scale,
         factors=factors,
         bundle=bundle,
+        engines=engines,
         backend=backend,
         device=device,
         precision=precision,

@@ -10,6 +10,7 @@ from pathlib import Path
 from tudsr_runtime.batch import Batch
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
+from tudsr_runtime.engines import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, output_is_folder
 from tudsr_runtime.image_io import Metadata
@@ -29,6 +30,7 @@ class UpscaleOptions:
     scale: float | None
     factors: str | None
     bundle: str
+    engines: Path | None
     backend: str
     device: str
     precision: str
@@ -84,6 +86,7 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         precision=options.precision,
         strength=parse_strength(options.strength),
         notify=lambda text: terminal.note(f"note: {text}"),
+        engines=options.engines,
     ) as upscaler:
         terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.note(f"back end: {upscaler.choice}")
@@ -94,8 +97,18 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         if options.dry_run:
             batch.show(jobs)
         else:
+            _build_missing(upscaler, terminal)
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
+
+
+def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
+    """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
+    choice = upscaler.choice
+    if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
+        from tudsr_runtime.build.command import build_for_device
+
+        build_for_device(upscaler.bundle, choice, terminal)
 
 
 def parse_strength(text: str) -> tuple[float, float]:

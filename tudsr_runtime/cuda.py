@@ -30,13 +30,14 @@ def open_cuda() -> Any:
         raise DeviceError(f"cuda-bindings cannot be imported ({reason})", hint=INSTALL) from None
 
 
-def find_gpu(what: str, hint: str, cuda: Any = None) -> Gpu:
-    """The first GPU. Raises DeviceError, which begins with `what`, if there is none."""
-    cuda = open_cuda() if cuda is None else cuda
+def find_gpu(what: str, hint: str, number: int = 0) -> Gpu:
+    """GPU `number`. Raises DeviceError, which begins with `what`, if there is none."""
+    cuda = open_cuda()
     status, count = cuda.cudaGetDeviceCount()
-    if int(status) or not count:
-        raise DeviceError(f"{what}: {describe(cuda, status) if int(status) else 'no CUDA device'}", hint=hint)
-    status, properties = cuda.cudaGetDeviceProperties(0)
+    if int(status) or number >= count:
+        reason = describe(cuda, status) if int(status) else f"there are {count} CUDA devices"
+        raise DeviceError(f"{what}: {reason}", hint=hint)
+    status, properties = cuda.cudaGetDeviceProperties(number)
     if int(status):
         raise DeviceError(f"{what}: {describe(cuda, status)}", hint=hint)
     name = properties.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,8 @@ class Upscaler:
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
+        engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
+            for those in the user's cache.
 
     Raises:
         BundleError: there is no sound bundle.
@@ -66,6 +69,7 @@ class Upscaler:
         strength: float | tuple[float, float] = 1.0,
         sanity: bool = True,
         notify: Notify = lambda _: None,
+        engines: Path | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
@@ -75,7 +79,12 @@ class Upscaler:
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
-        self.choice: Choice = select(backend, device, precision, self.bundle.precisions)
+        if engines is not None:
+            from tudsr_runtime.build.record import library_of_engines
+
+            backend = library_of_engines(engines, backend)
+        choice = select(backend, device, precision, self.bundle.precisions)
+        self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
         self._exhausted: int | None = None

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.build.graphs import write_graph
 from tudsr_runtime.build import TARGETS, Library, build_engine, open_library
 from tudsr_runtime.build.library import choose_target
 from tudsr_runtime.build.listen import Phases
@@ -22,36 +22,6 @@ from tudsr_runtime.errors import DeviceError, UsageError
 def rtx() -> Library:
     pytest.importorskip("tensorrt_rtx", reason='needs TensorRT for RTX: pip install "tudsr[rtx]"')
     return open_library("tensorrt-rtx")
-
-
-def write_graph(path: Path, *operators: str, dtype: str = "float16", domain: str = "") -> Path:
-    """A chain of operators on (1, 4, 8, 8); a `Conv` gets weights."""
-    onnx = pytest.importorskip("onnx", reason="writing the test's graph needs onnx")
-    helper, types = onnx.helper, {"float16": onnx.TensorProto.FLOAT16, "float32": onnx.TensorProto.FLOAT}
-    kernel = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(dtype)
-    weights = onnx.numpy_helper.from_array(kernel, "w")
-    nodes = []
-    for i, operator in enumerate(operators):
-        conv = operator == "Conv"
-        extra = {"pads": [1, 1, 1, 1]} if conv else {}
-        home = domain if operator[:2] == "My" else ""
-        nodes.append(
-            helper.make_node(
-                operator,
-                [f"t{i}", "w"] if conv else [f"t{i}"],
-                [f"t{i + 1}"],
-                name=f"the_{operator.lower()}",
-                domain=home,
-                **extra,
-            )
-        )
-    ends = [
-        helper.make_tensor_value_info(name, types[dtype], [1, 4, 8, 8]) for name in ("t0", f"t{len(nodes)}")
-    ]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
-    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    return path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

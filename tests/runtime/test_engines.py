@@ -208,7 +208,7 @@ def test_unknown_names_are_usage_errors() -> None:
 
 
 def test_every_preference_names_a_back_end_that_loads() -> None:
-    assert {name for name, _ in engines.PREFERENCE} == set(engines.BACKENDS)
+    assert {name for name, _ in (*engines.PREFERENCE, *engines.BY_NAME)} == set(engines.BACKENDS)
     assert {device for _, device in (*engines.PREFERENCE, *engines.ON_REQUEST)} == set(engines.DEVICES)
     for name in engines.BACKENDS:
         assert callable(open_backend(name).probe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from tudsr_runtime.build.layers import Layer, read_layers
 from tudsr_runtime.build.library import Library, choose_target, open_library
 from tudsr_runtime.build.listen import BuildLog, Progress, Watcher, make_logger, make_monitor
 from tudsr_runtime.bundle import TensorSpec
-from tudsr_runtime.errors import DeviceError, TudsrError
+from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
 DTYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}
@@ -82,6 +82,7 @@ def build_engine(
     Raises:
         DeviceError: the library or GPU is not there, or the graph cannot be built; the message names the
             node and TensorRT's reason.
+        BundleError: an input or output is not of fixed shape, or of another type than half and float.
         UsageError: no such library or target.
     """
     opened = open_library(library) if isinstance(library, str) else library
@@ -199,9 +200,21 @@ def _describe(error: Any) -> str:
 
 def _specs(get: Callable[[int], Any], count: int) -> tuple[TensorSpec, ...]:
     tensors = [get(i) for i in range(count)]
-    return tuple(
-        TensorSpec(one.name, DTYPES.get(one.dtype.name, one.dtype.name), tuple(one.shape)) for one in tensors
-    )
+    return tuple(tensor_spec(one.name, one.dtype.name, one.shape) for one in tensors)
+
+
+def tensor_spec(name: str, kind: str, shape: Iterable[int]) -> TensorSpec:
+    """An input or output as the manifest has it; `kind` is TensorRT's name of the type.
+
+    Raises:
+        BundleError: its type or shape is none that a bundle's graph has.
+    """
+    sides = tuple(shape)
+    if kind not in DTYPES or min(sides, default=1) < 1:
+        raise BundleError(
+            f"tensor {name!r} is {kind.lower()} {sides}; graphs take and give fixed half or float"
+        )
+    return TensorSpec(name, DTYPES[kind], sides)
 
 
 def _wait(work: Callable[[], T], watcher: Watcher) -> T:

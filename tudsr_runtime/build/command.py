@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tudsr_runtime.build.inspection import inspect, outline
 from tudsr_runtime.build.library import choose_target, open_library
-from tudsr_runtime.build.store import EngineFolder, Reporter, ensure_engines
+from tudsr_runtime.build.store import EngineFolder, Reporter, Wanted, ensure_engines
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines import Choice, split_device
 from tudsr_runtime.terminal import Terminal
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -83,11 +84,24 @@ def build_for(
     library = open_library(engine)
     target, reason = choose_target(library, target)
     terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {bundle.manifest.name}")
+    return _ensure(Wanted(bundle, library, target), output, terminal)
+
+
+def build_for_device(bundle: Bundle, choice: Choice, terminal: Terminal) -> EngineFolder:
+    """Build or find the engines that `tudsr upscale` is about to run. Raises as `build`."""
+    library = open_library(choice.backend)
+    _, number = split_device(choice.device)
+    target, _ = choose_target(library, None, number)
+    precision = choice.precision.name if choice.precision else None
+    return _ensure(Wanted(bundle, library, target, precision), None, terminal)
+
+
+def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal) -> EngineFolder:
     started = time.monotonic()
-    found = ensure_engines(bundle, library, target, output, Narrator(terminal))
+    found = ensure_engines(wanted, output, Narrator(terminal))
     if found.built:
         seconds = time.monotonic() - started
-        terminal.note(f"{len(found.record.plans)} engines built in {seconds:.1f} s")
+        terminal.note(f"{len(found.record.plans)} engines built in {seconds:.1f} s: {found.path}")
     else:
-        terminal.note("the engines are there already, and nothing has changed")
+        terminal.note(f"engines: {found.path}, built before, and nothing has changed")
     return found

@@ -75,8 +75,8 @@ def _check_version(library: Library) -> None:
         )
 
 
-def choose_target(library: Library, asked: str | None) -> tuple[str, str]:
-    """The target to build for and the reason. None asks for this machine's GPU.
+def choose_target(library: Library, asked: str | None, number: int = 0) -> tuple[str, str]:
+    """The target to build for and the reason. None asks for this machine's GPU of that number.
 
     Raises:
         UsageError: no such target.
@@ -87,7 +87,7 @@ def choose_target(library: Library, asked: str | None) -> tuple[str, str]:
         _check_target(asked)
         return asked, "as asked"
     hint = f"--target {'|'.join(TARGETS)}" if library.ahead_of_time else "build on the machine that will run"
-    gpu = find_gpu(f"{library.name} has no GPU to build for", hint=hint)
+    gpu = find_gpu(f"{library.name} has no GPU to build for", hint=hint, number=number)
     if library.ahead_of_time:
         _check_target(gpu.target)
     elif asked not in (None, gpu.target):

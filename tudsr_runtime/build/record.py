@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from tudsr_runtime.build.builder import EngineFacts
 from tudsr_runtime.build.library import Library
 from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.cache import cache_folder
+from tudsr_runtime.errors import DeviceError, UsageError
 from tudsr_runtime.manifest import NAME
 
 RECORD_NAME = "engine.json"
@@ -60,18 +62,18 @@ class EngineRecord:
         """The text of engine.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    def outdated(self, library: Library, target: str, bundle: Bundle) -> str | None:
-        """Why these engines cannot serve there, in words; None if they can."""
+    def misfit(self, library: Library, target: str, variants: Iterable[Variant]) -> str | None:
+        """Why these engines cannot serve there for these graphs, in words; None if they can."""
         here = {
             "library": (self.library, library.name),
-            "library version": (self.version, library.version),
+            "library's version": (self.version, library.version),
             "target": (self.target, target),
             "platform": (self.platform, library.platform),
         }
         for what, (built, wanted) in here.items():
             if built != wanted:
-                return f"the {what} is {wanted}, they were built for {built}"
-        for variant in engine_variants(bundle).values():
+                return f"they were built for the {what} {built}, this is {wanted}"
+        for variant in variants:
             plan = self.plans.get(variant.model)
             if plan is None:
                 return f"there is none for {variant.model}"
@@ -80,10 +82,28 @@ class EngineRecord:
         return None
 
 
-def engine_variants(bundle: Bundle) -> dict[str, Variant]:
-    """The graphs of a bundle that engines are built from, by component: of its tile, one at a time, in the
-    precision that the component lists first."""
-    return {name: bundle.variant(name) for name in bundle.manifest.components}
+def engine_variants(bundle: Bundle, precision: str | None = None) -> dict[str, Variant]:
+    """The graphs of a bundle that engines are built from, by component: of its tile, one at a time, in that
+    precision (None: the one that each component lists first).
+
+    Raises:
+        BundleError: the bundle has no graph of that precision.
+    """
+    return {name: bundle.variant(name, precision=precision) for name in bundle.manifest.components}
+
+
+def engine_cache() -> Path:
+    """The folder of the user's cache that holds all engines."""
+    return cache_folder() / "engines"
+
+
+def engine_folder(bundle: Bundle, library: Library, target: str, precision: str | None = None) -> Path:
+    """The folder of the user's cache where these engines of a bundle belong; it need not exist.
+
+    Engines of the bundle's own precision (None) and of others lie apart.
+    """
+    suffix = "" if precision in (None, bundle.manifest.precision) else f"-{precision}"
+    return engine_cache() / bundle.sha256 / f"{library.name}-{library.version}-{target}{suffix}"
 
 
 def read_record(folder: Path) -> EngineRecord:
@@ -103,6 +123,21 @@ def read_record(folder: Path) -> EngineRecord:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise DeviceError(f"{path} is damaged ({reason})", hint="build the engines again") from None
+
+
+def library_of_engines(folder: Path, asked: str) -> str:
+    """The library that made the engines in `folder`, which is the back end that runs them.
+
+    Raises:
+        UsageError: `asked`, if not "auto", is another back end.
+        DeviceError: there are no engines.
+    """
+    library = read_record(folder).library
+    if asked not in ("auto", library):
+        raise UsageError(
+            f"the engines in {folder} are of {library}, not of {asked}", hint=f"--backend {library}"
+        )
+    return library
 
 
 def read_plan(folder: Path, plan: Plan) -> bytes:

@@ -23,6 +23,8 @@ from tudsr_runtime.build.record import (
     SCHEMA_VERSION,
     EngineRecord,
     Plan,
+    engine_cache,
+    engine_folder,
     engine_variants,
     read_record,
 )
@@ -53,24 +55,30 @@ class EngineFolder:
     built: bool
 
 
-def cached_engines(bundle: Bundle, library: Library, target: str) -> Path:
-    """The folder of the user's cache where these engines belong."""
-    return engine_cache() / bundle.sha256 / f"{library.name}-{library.version}-{target}"
+@dataclass(frozen=True)
+class Wanted:
+    """Engines that are to be: of which bundle, in which precision (None: its own), by which library, for
+    which GPU."""
 
+    bundle: Bundle
+    library: Library
+    target: str
+    precision: str | None = None
 
-def engine_cache() -> Path:
-    """The folder of the user's cache that holds all engines."""
-    return cache_folder() / "engines"
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The graphs, by component. Raises BundleError if the bundle has none of that precision."""
+        return engine_variants(self.bundle, self.precision)
+
+    def misfit(self, record: EngineRecord) -> str | None:
+        """Why recorded engines are not these, in words; None if they are."""
+        return record.misfit(self.library, self.target, self.variants.values())
 
 
 def ensure_engines(
-    bundle: Bundle,
-    library: Library,
-    target: str,
-    folder: Path | None = None,
-    reporter: Reporter | None = None,
+    wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
 ) -> EngineFolder:
-    """The engines of `bundle`; those in `folder` (the cache's own by default) if they serve, else new ones.
+    """Those in `folder` (the cache's own by default) if they are the wanted ones, else new ones.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
@@ -78,22 +86,21 @@ def ensure_engines(
         OutputError: the folder cannot be written, or holds what is not ours.
     """
     reporter = reporter or Reporter()
-    path = cached_engines(bundle, library, target) if folder is None else folder
-    _make(path.absolute().parent)
-    lock = path.absolute().with_name(f".{path.absolute().name}.lock")
+    path = folder or engine_folder(wanted.bundle, wanted.library, wanted.target, wanted.precision)
+    path = path.absolute()
+    _make(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
     with exclusive(lock, lambda: reporter.note(f"another process builds {path}; waiting for it")):
-        found, reason = _serving(path, bundle, library, target)
+        found, reason = _serving(path, wanted)
         if found is not None:
             return EngineFolder(path, found, built=False)
-        reason = reason or _predecessor(path, bundle, library, target)
+        reason = reason or _predecessor(wanted)
         if reason:
             reporter.note(f"building the engines again: {reason}")
-        return EngineFolder(path, _build_all(path, bundle, library, target, reporter), built=True)
+        return EngineFolder(path, _build_all(path, wanted, reporter), built=True)
 
 
-def _serving(
-    path: Path, bundle: Bundle, library: Library, target: str
-) -> tuple[EngineRecord | None, str | None]:
+def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | None]:
     """The record of engines that serve, else why those that are there do not (None: there are none)."""
     if not path.exists():
         return None, None
@@ -102,11 +109,9 @@ def _serving(
         return None, None
     try:
         record = read_record(path)
-        reason = record.outdated(library, target, bundle)
-        damaged = None if reason else _damage(path, record)
-    except TudsrError as error:
+    except DeviceError as error:
         return None, str(error)
-    reason = reason or damaged
+    reason = wanted.misfit(record) or _damage(path, record)
     return (None, reason) if reason else (record, None)
 
 
@@ -136,12 +141,14 @@ def _refuse_foreign(path: Path) -> None:
             )
 
 
-def _predecessor(path: Path, bundle: Bundle, library: Library, target: str) -> str | None:
-    """Why engines that the cache has for this model do not serve; None if it has none of this library."""
+def _predecessor(wanted: Wanted) -> str | None:
+    """Why engines that the cache has for this model and GPU do not serve; None if it has none."""
+    library = wanted.library.name
     for record in recorded():
-        same = (record.bundle, record.library, record.target) == (bundle.manifest.name, library.name, target)
-        if same and not path.exists():
-            return record.outdated(library, target, bundle)
+        same = (record.bundle, record.library) == (wanted.bundle.manifest.name, library)
+        reason = wanted.misfit(record) if same and record.target == wanted.target else None
+        if reason is not None:
+            return reason
     return None
 
 
@@ -170,17 +177,17 @@ def expected_seconds(library: Library, graph_bytes: int) -> float | None:
     return seconds * graph_bytes / size
 
 
-def _build_all(path: Path, bundle: Bundle, library: Library, target: str, reporter: Reporter) -> EngineRecord:
-    variants = engine_variants(bundle)
-    timings = _Timings(library, target)
+def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
+    library, bundle = wanted.library, wanted.bundle
+    timings = _Timings(library, wanted.target)
     plans: dict[str, Plan] = {}
     with atomic_dir(path, overwrite=True) as partial:
-        for number, (name, variant) in enumerate(variants.items(), 1):
+        for number, (name, variant) in enumerate(wanted.variants.items(), 1):
             size = sum(file.bytes for file in variant.files)
-            reporter.component(number, len(variants), name, expected_seconds(library, size))
+            reporter.component(number, len(wanted.variants), name, expected_seconds(library, size))
             built = build_engine(
                 bundle.path(variant),
-                target,
+                wanted.target,
                 library,
                 timing_cache=timings.data,
                 progress=reporter.progress,
@@ -192,7 +199,7 @@ def _build_all(path: Path, bundle: Bundle, library: Library, target: str, report
             SCHEMA_VERSION,
             library.name,
             library.version,
-            target,
+            wanted.target,
             library.platform,
             bundle.manifest.name,
             bundle.sha256,
@@ -244,7 +251,7 @@ class _Timings:
     def save(self) -> None:
         """Keep it for the next build. A cache that cannot be written costs time, not the engines."""
         if self.data and self.data != self._read:
-            with suppress(OutputError, DeviceError):
+            with suppress(OutputError):
                 _make(self._path.parent)
                 with atomic_write(self._path) as file:
                     file.write(self.data)

@@ -26,6 +26,8 @@ TileFunction = Callable[[FloatArray], FloatArray]
 BACKENDS = {
     "openvino": "tudsr_runtime.engines.openvino",
     "onnxruntime": "tudsr_runtime.engines.onnxruntime",
+    "tensorrt": "tudsr_runtime.engines.tensorrt",
+    "tensorrt-rtx": "tudsr_runtime.engines.tensorrt_rtx",
 }
 """Name of each back end and the module that holds it."""
 PREFERENCE = (("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
@@ -38,6 +40,8 @@ ON_REQUEST = (
     ("onnxruntime", "migraphx"),
 )
 """What runs only where its device is named: nobody has tested these yet (docs/devices.md)."""
+BY_NAME = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"))
+"""What runs only where its back end is named: it needs engines that are built first (docs/tensorrt.md)."""
 DEVICES = ("cuda", "cpu", "gpu", "npu", "coreml", "directml", "migraphx")
 AUTO = "auto"
 SMALL_MODEL = 100_000_000
@@ -90,13 +94,15 @@ class Precision:
 class Target:
     """Where and how a graph is to run: device ("cuda", or "cuda:1" for the second), arithmetic, CPU threads.
 
-    `small`: the model is so small that several tiles at a time are worth their memory.
+    `small`: the model is so small that several tiles at a time are worth their memory. `engines`: the folder
+    of TensorRT's engines, None for the user's cache.
     """
 
     device: str
     precision: str
     threads: int | None = None
     small: bool = False
+    engines: Path | None = None
 
 
 class Backend(Protocol):
@@ -131,12 +137,16 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The back end and device that will run, and why; with the arithmetic once the bundle is known."""
+    """The back end and device that will run, and why; with the arithmetic once the bundle is known.
+
+    `engines` is that of `Target`.
+    """
 
     backend: str
     device: str
     reason: str
     precision: Precision | None = None
+    engines: Path | None = None
 
     def __str__(self) -> str:
         arithmetic = f", {self.precision.name} ({self.precision.reason})" if self.precision else ""
@@ -256,7 +266,7 @@ def load_stage(
     loaded = {} if loaded is None else loaded
     backend = open_backend(choice.backend)
     precision = choice.precision or backend.precision(choice.device, AUTO, bundle.precisions)
-    target = Target(choice.device, precision.name, threads, bundle.bytes <= SMALL_MODEL)
+    target = Target(choice.device, precision.name, threads, bundle.bytes <= SMALL_MODEL, choice.engines)
     for component in (stage.encoder, stage.unet, stage.decoder):
         if component not in loaded:
             variant = bundle.variant(component, preferred=precision.name, tile=tile)
@@ -278,7 +288,8 @@ def as_engine_error(error: Exception, doing: str) -> TudsrError:
 
 def _candidates(backend: str, kind: str) -> list[tuple[str, str]]:
     """The pairs of back end and device that fit, the best first."""
-    pairs = PREFERENCE if kind == AUTO else (*PREFERENCE, *ON_REQUEST)
+    named = () if backend == AUTO else BY_NAME
+    pairs = (*PREFERENCE, *named, *(() if kind == AUTO else ON_REQUEST))
     return [(name, place) for name, place in pairs if backend in (AUTO, name) and kind in (AUTO, place)]
 
 
@@ -296,6 +307,7 @@ def _reason(backend: str, device: str, refused: list[Unavailable]) -> str:
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "BY_NAME",
     "DEVICES",
     "ON_REQUEST",
     "PREFERENCE",

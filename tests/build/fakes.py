@@ -1,0 +1,611 @@
+"""Stand-ins for TensorRT, TensorRT for RTX and the CUDA runtime, on machines without a GPU.
+
+They compute with ONNX Runtime in host memory and are as lazy as the real ones may be: work on a stream is
+done only when somebody waits for it, so that a missing event shows as a wrong result. Everything that is
+asked of them is recorded; `test_contract.py` binds the record to the real libraries' names and signatures.
+"""
+
+# ruff: noqa: ARG002, ARG005 - the parameters are those of the real libraries
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+TYPES = {1: "FLOAT", 10: "HALF"}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
+ACTIVATION_BYTES = 4096
+
+
+class Usage:
+    """What was asked: names as "IBuilderConfig.clear_flag", and calls with their arguments."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+
+class Recorded:
+    """Records every public attribute that is read, written or called, under the name of its class."""
+
+    def __init__(self, usage: Usage) -> None:
+        object.__setattr__(self, "_usage", usage)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("_"):
+            return value
+        dotted = f"{type(self).__name__}.{name}"
+        usage = self._usage
+        usage.names.add(dotted)
+        if not callable(value):
+            return value
+
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            usage.calls.append((dotted, args, kwargs))
+            return value(*args, **kwargs)
+
+        return recording
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            self._usage.names.add(f"{type(self).__name__}.{name}")
+        object.__setattr__(self, name, value)
+
+
+class Member(int):
+    """A member of an enumeration: an integer with a name."""
+
+    name: str
+
+    def __new__(cls, number: int, name: str) -> Member:
+        made = super().__new__(cls, number)
+        made.name = name
+        return made
+
+
+class Enumeration:
+    """An enumeration that has whatever member is asked for, unless its members are given."""
+
+    def __init__(self, usage: Usage, name: str, members: tuple[str, ...] = ()) -> None:
+        self._usage, self._name = usage, name
+        self.__members__ = {one: Member(1 << i, one) for i, one in enumerate(members)}
+
+    def __getattr__(self, name: str) -> Member:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._usage.names.add(f"{self._name}.{name}")
+        return self.__members__.get(name, Member(0, name))
+
+
+class FakeTensorRT:
+    """A module like `tensorrt` (11 by default) or, with `rtx`, `tensorrt_rtx`."""
+
+    def __init__(self, cuda: FakeCuda, rtx: bool = False, version: str = "11.4.0.106") -> None:
+        self.__version__ = version
+        self._usage, self._cuda, self._rtx = Usage(), cuda, rtx
+        self.refuses: set[str] = set()
+        """Steps that fail: "address", "execute", "capture", "context", "deserialize", "build", "cache"."""
+        self.seen_timings: list[bytes] = []
+        self.ILogger = type("ILogger", (), {})
+        self.IProgressMonitor = type("IProgressMonitor", (), {})
+        if rtx:
+            self.ComputeCapability = self._enumeration("ComputeCapability")
+            reasons = ("VERSION_MISMATCH", "UNSUPPORTED_CC")
+            self.EngineInvalidityDiagnostics = self._enumeration("EngineInvalidityDiagnostics", reasons)
+            self.EngineValidity = self._enumeration("EngineValidity", ("VALID", "INVALID"))
+        for name in (
+            "BuilderFlag",
+            "ProfilingVerbosity",
+            "NetworkDefinitionCreationFlag",
+            "ExecutionContextAllocationStrategy",
+        ):
+            setattr(self, name, self._enumeration(name))
+
+    def _enumeration(self, name: str, members: tuple[str, ...] = ()) -> Enumeration:
+        return Enumeration(self._usage, name, members)
+
+    def Builder(self, logger: Any) -> Any:
+        self._usage.calls.append(("Builder.__init__", (logger,), {}))
+        return Builder(self, logger)
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:
+        self._usage.calls.append(("OnnxParser.__init__", (network, logger), {}))
+        return OnnxParser(self, network, logger)
+
+    def Runtime(self, logger: Any) -> Any:
+        self._usage.calls.append(("Runtime.__init__", (logger,), {}))
+        return Runtime(self, logger)
+
+
+class Builder(Recorded):
+    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._logger = trt, logger
+
+    def create_network(self, flags: int = 0) -> Any:
+        return INetworkDefinition(self._trt, flags)
+
+    def create_builder_config(self) -> Any:
+        return IBuilderConfig(self._trt)
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        monitor = config._monitor
+        monitor.phase_start("Building engine", None, 2)
+        going = monitor.step_complete("Building engine", 0)
+        monitor.phase_finish("Building engine")
+        if "build" in self._trt.refuses or not going:
+            self._logger.log(
+                SimpleNamespace(name="ERROR"), "Could not find any implementation for node the_node"
+            )
+            return None
+        self._logger.log(SimpleNamespace(name="INFO"), f"Total Activation Memory: {ACTIVATION_BYTES} bytes")
+        if config._timings is not None:
+            self._trt.seen_timings.append(config._timings._data)
+            config._timings._data += b"t"
+        return b"PLAN" + network._model.SerializeToString()
+
+
+class INetworkDefinition(Recorded):
+    def __init__(self, trt: FakeTensorRT, flags: int) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._flags, self._model = trt, flags, None
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self._model.graph.input)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._model.graph.output)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._model.graph.node)
+
+    def get_input(self, index: int) -> Any:
+        return ITensor(self._trt, self._model.graph.input[index])
+
+    def get_output(self, index: int) -> Any:
+        return ITensor(self._trt, self._model.graph.output[index])
+
+    def get_layer(self, index: int) -> Any:
+        return ILayer(self._trt, self._model.graph.node[index].op_type)
+
+
+class ITensor(Recorded):
+    def __init__(self, trt: FakeTensorRT, value: Any) -> None:
+        super().__init__(trt._usage)
+        kind = value.type.tensor_type
+        self.__dict__["name"] = value.name
+        self.__dict__["dtype"] = Member(0, TYPES[kind.elem_type])
+        self.__dict__["shape"] = tuple(one.dim_value for one in kind.shape.dim)
+
+
+class ILayer(Recorded):
+    def __init__(self, trt: FakeTensorRT, operator: str) -> None:
+        super().__init__(trt._usage)
+        self._trt = trt
+        self.__dict__["type"] = Member(0, operator.upper())
+
+    def get_input(self, index: int) -> Any:
+        return self._end("FLOAT")
+
+    def get_output(self, index: int) -> Any:
+        return self._end("HALF")
+
+    def _end(self, kind: str) -> Any:
+        tensor = ITensor.__new__(ITensor)
+        Recorded.__init__(tensor, self._trt._usage)
+        tensor.__dict__["dtype"] = Member(0, kind)
+        return tensor
+
+
+class OnnxParser(Recorded):
+    def __init__(self, trt: FakeTensorRT, network: Any, logger: Any) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._network, self._errors = trt, network, []
+
+    def parse_from_file(self, model: str) -> bool:
+        import onnx
+
+        self._network._model = onnx.load(model)
+        foreign = [node for node in self._network._model.graph.node if node.op_type.startswith("My")]
+        self._errors = [ParserError(self._trt, node) for node in foreign]
+        return not foreign
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> Any:
+        return self._errors[index]
+
+
+class ParserError(Recorded):
+    def __init__(self, trt: FakeTensorRT, node: Any) -> None:
+        super().__init__(trt._usage)
+        self._node = node
+
+    def node(self) -> int:
+        return 0
+
+    def node_name(self) -> str:
+        return self._node.name
+
+    def node_operator(self) -> str:
+        return self._node.op_type
+
+    def desc(self) -> str:
+        return "No importer registered\nfor op"
+
+
+class IBuilderConfig(Recorded):
+    def __init__(self, trt: FakeTensorRT) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._monitor, self._timings, self._cleared = trt, None, None, set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "progress_monitor":
+            self._monitor = value
+
+    def clear_flag(self, flag: Any) -> None:
+        self._cleared.add(flag.name)
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        return True
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        return ITimingCache(self._trt, serialized_timing_cache)
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if ignore_mismatch or cache._data.startswith(b"other GPU"):
+            return False
+        self._timings = cache
+        return True
+
+
+class ITimingCache(Recorded):
+    def __init__(self, trt: FakeTensorRT, data: bytes) -> None:
+        super().__init__(trt._usage)
+        self._data = data
+
+    def serialize(self) -> bytes:
+        return self._data
+
+
+class Runtime(Recorded):
+    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._logger = trt, logger
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        good = "validity" not in self._trt.refuses
+        return (self._trt.EngineValidity.VALID, 0) if good else (self._trt.EngineValidity.INVALID, 3)
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        assert self.__dict__["engine_host_code_allowed"] is False
+        if "deserialize" in self._trt.refuses or not serialized_engine.startswith(b"PLAN"):
+            self._logger.log(SimpleNamespace(name="ERROR"), "Serialization assertion failed")
+            return None
+        return ICudaEngine(self._trt, self._logger, serialized_engine[4:])
+
+
+class ICudaEngine(Recorded):
+    def __init__(self, trt: FakeTensorRT, logger: Any, graph: bytes) -> None:
+        super().__init__(trt._usage)
+        import onnx
+        import onnxruntime
+
+        self._trt, self._logger = trt, logger
+        self._graph = onnx.load_from_string(graph).graph
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._ends = {one.name: one for one in (*self._graph.input, *self._graph.output)}
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return ACTIVATION_BYTES
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._ends)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._ends)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return Member(0, "INPUT" if name == self._graph.input[0].name else "OUTPUT")
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return Member(0, TYPES[self._ends[name].type.tensor_type.elem_type])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(one.dim_value for one in self._ends[name].type.tensor_type.shape.dim)
+
+    def create_runtime_config(self) -> Any:
+        return IRuntimeConfig(self._trt)
+
+    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> Any:
+        assert (runtime_config is not None) == self._trt._rtx
+        chosen = runtime_config._strategy if runtime_config is not None else strategy
+        assert chosen.name == "USER_MANAGED"
+        return None if "context" in self._trt.refuses else IExecutionContext(self)
+
+
+class IRuntimeConfig(Recorded):
+    def __init__(self, trt: FakeTensorRT) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._strategy, self._cache = trt, None, None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return IRuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self._cache = cache
+        cache._data = cache._data or b"compiled"
+        return True
+
+
+class IRuntimeCache(Recorded):
+    def __init__(self, trt: FakeTensorRT) -> None:
+        super().__init__(trt._usage)
+        self._trt, self._data = trt, b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if "cache" in self._trt.refuses:
+            return False
+        self._data = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return self._data
+
+
+class IExecutionContext(Recorded):
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine._usage)
+        self._engine, self._trt, self._addresses, self._arena, self._runs = engine, engine._trt, {}, (0, 0), 0
+        if self._trt._rtx:
+            self.__dict__["is_stream_capturable"] = lambda stream: "capturable" not in self._trt.refuses
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        assert size >= ACTIVATION_BYTES
+        self._arena = (memory, size)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert not self._runs, "a captured graph would keep the old address"
+        self._addresses[name] = memory
+        return "address" not in self._trt.refuses
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert type(stream_handle) is int
+        cuda, engine = self._trt._cuda, self._engine
+        capturing = cuda._streams[stream_handle].capture is not None
+        if "execute" in self._trt.refuses or (capturing and "capture" in self._trt.refuses):
+            engine._logger.log(SimpleNamespace(name="ERROR"), "Cask convolution execution")
+            return False
+        assert self._arena[0] in cuda._device
+        assert not capturing or self._runs == 1, "run once before the capture, then never uncaptured"
+        self._runs += 1
+        graph, addresses = engine._graph, dict(self._addresses)
+        source, target = graph.input[0].name, graph.output[0].name
+
+        def compute() -> None:
+            feed = cuda._device[addresses[source]].view(NUMPY[engine.get_tensor_dtype(source).name])
+            y = engine._session.run([target], {source: feed.reshape(engine.get_tensor_shape(source))})[0]
+            cuda._device[addresses[target]][:] = np.ascontiguousarray(y).view(np.uint8).reshape(-1)
+
+        cuda._put(stream_handle, compute)
+        return True
+
+
+class _Stream:
+    def __init__(self) -> None:
+        self.pending: list[Callable[[], None]] = []
+        self.capture: list[Callable[[], None]] | None = None
+
+
+class Status(int):
+    """A status of the CUDA runtime; 0 is success."""
+
+    name: str
+
+    def __new__(cls, number: int, name: str = "cudaSuccess") -> Status:
+        made = super().__new__(cls, number)
+        made.name = name
+        return made
+
+
+OK = Status(0)
+
+
+class FakeCuda:
+    """A module like `cuda.bindings.runtime`. Handles are integers; memory is numpy's."""
+
+    cudaEventDisableTiming = 2
+    cudaEventBlockingSync = 1
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
+
+    def __init__(self, target: tuple[int, int] = (8, 9), count: int = 1, memory: int = 1 << 40) -> None:
+        self._usage = Usage()
+        self._target, self._count, self._left = target, count, memory
+        self._device: dict[int, Any] = {}
+        self._pinned: dict[int, Any] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._events: dict[int, tuple[int, int]] = {}
+        self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._executables: dict[int, list[Callable[[], None]]] = {}
+        self._keep: dict[int, Any] = {}
+        self._handles = iter(range(1000, 1 << 30))
+        self.launches = 0
+        self.most_pending = 0
+        self._lock = threading.RLock()
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if not name.startswith("cuda"):
+            return value
+        usage = self._usage
+        usage.names.add(name)
+        if not callable(value):
+            return value
+
+        def recording(*args: Any) -> Any:
+            usage.calls.append((name, args, {}))
+            with object.__getattribute__(self, "_lock"):
+                return value(*args)
+
+        return recording
+
+    def live(self) -> int:
+        """How many things are allocated and not freed."""
+        owned = (self._device, self._pinned, self._streams, self._events, self._graphs, self._executables)
+        return sum(map(len, owned))
+
+    def cudaGetDeviceCount(self) -> Any:
+        return (OK, self._count) if self._count else (Status(100, "cudaErrorNoDevice"), 0)
+
+    def cudaGetErrorString(self, error: Any) -> Any:
+        return OK, b"what it means"
+
+    def cudaGetLastError(self) -> Any:
+        return (OK,)
+
+    def cudaGetDeviceProperties(self, device: int) -> Any:
+        major, minor = self._target
+        return OK, SimpleNamespace(name=b"Fake GPU\0\0", major=major, minor=minor, totalGlobalMem=24 << 30)
+
+    def cudaSetDevice(self, device: int) -> Any:
+        return (OK,) if device < self._count else (Status(101, "cudaErrorInvalidDevice"),)
+
+    def cudaMalloc(self, size: int) -> Any:
+        if size > self._left:
+            return Status(2, "cudaErrorMemoryAllocation"), None
+        self._left -= size
+        return OK, self._allocate(self._device, size)
+
+    def cudaFree(self, pointer: int) -> Any:
+        self._left += self._device.pop(pointer).nbytes
+        return (OK,)
+
+    def cudaMallocHost(self, size: int) -> Any:
+        return OK, self._allocate(self._pinned, size)
+
+    def cudaFreeHost(self, pointer: int) -> Any:
+        del self._pinned[pointer]
+        return (OK,)
+
+    def _allocate(self, where: dict[int, Any], size: int) -> int:
+        raw = np.full(size + 256, 0xFF, np.uint8)  # NaN, whatever the type.
+        begin = -raw.ctypes.data % 256
+        piece = raw[begin : begin + size]
+        where[piece.ctypes.data] = piece
+        self._keep[piece.ctypes.data] = raw
+        return int(piece.ctypes.data)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+        handle = next(self._handles)
+        self._streams[handle] = _Stream()
+        return OK, handle
+
+    def cudaStreamDestroy(self, stream: int) -> Any:
+        assert not self._streams.pop(stream).pending
+        return (OK,)
+
+    def cudaStreamSynchronize(self, stream: int) -> Any:
+        self._run(stream)
+        return (OK,)
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: str, stream: int) -> Any:
+        to, of = (self._device, self._pinned) if kind == "up" else (self._pinned, self._device)
+        assert to[dst].nbytes == of[src].nbytes == count
+        self._put(stream, lambda: ctypes.memmove(dst, src, count))
+        return (OK,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> Any:
+        handle = next(self._handles)
+        self._events[handle] = (0, 0)
+        return OK, handle
+
+    def cudaEventDestroy(self, event: int) -> Any:
+        del self._events[event]
+        return (OK,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> Any:
+        self._events[event] = (stream, len(self._streams[stream].pending))
+        marker = self._events[event]
+        self._put(stream, lambda: self._passed(event, marker))
+        return (OK,)
+
+    def _passed(self, event: int, marker: tuple[int, int]) -> None:
+        if self._events.get(event) == marker:
+            self._events[event] = (0, 0)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> Any:
+        self._put(stream, lambda: self._reach(event))
+        return (OK,)
+
+    def cudaEventSynchronize(self, event: int) -> Any:
+        self._reach(event)
+        return (OK,)
+
+    def _reach(self, event: int) -> None:
+        """Do no more than what the event waits for."""
+        while event in self._events and self._events[event][0]:
+            pending = self._streams[self._events[event][0]].pending
+            pending.pop(0)()
+
+    def _run(self, stream: int) -> None:
+        pending = self._streams[stream].pending
+        while pending:
+            pending.pop(0)()
+
+    def _put(self, stream: int, work: Callable[[], None]) -> None:
+        known = self._streams[stream]
+        (known.pending if known.capture is None else known.capture).append(work)
+        self.most_pending = max(self.most_pending, len(known.pending))
+
+    def cudaStreamBeginCapture(self, stream: int, mode: str) -> Any:
+        assert not self._streams[stream].pending
+        self._streams[stream].capture = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream: int) -> Any:
+        handle = next(self._handles)
+        captured, self._streams[stream].capture = self._streams[stream].capture, None
+        if not captured:
+            return Status(901, "cudaErrorStreamCaptureInvalidated"), None
+        self._graphs[handle] = captured
+        return OK, handle
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> Any:
+        handle = next(self._handles)
+        self._executables[handle] = list(self._graphs[graph])
+        return OK, handle
+
+    def cudaGraphDestroy(self, graph: int) -> Any:
+        del self._graphs[graph]
+        return (OK,)
+
+    def cudaGraphExecDestroy(self, graphExec: int) -> Any:
+        del self._executables[graphExec]
+        return (OK,)
+
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> Any:
+        self.launches += 1
+        for work in self._executables[graphExec]:
+            self._put(stream, work)
+        return (OK,)
