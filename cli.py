@@ -354,6 +354,13 @@ def build(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Folder of the engines.  [default: in the cache]"),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the graphs: fp16 or fp32, if the bundle has both.  [default: its own]",
+        ),
+    ] = None,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
     ] = False,
@@ -366,7 +373,7 @@ def build(
     """
     from tudsr_runtime.build.command import build as run
 
-    run(bundle, engine, target, output, inspect, as_json, quiet)
+    run(bundle, engine, target, output, precision, inspect, as_json, quiet)
 
 
 def main() -> int:

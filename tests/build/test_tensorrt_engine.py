@@ -69,6 +69,17 @@ def test_a_stage_runs_as_one_graph(machine: Machine, bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("engines")
+def test_engines_that_are_dropped_free_what_they_held(machine: Machine, bundle: Bundle) -> None:
+    loaded: dict[str, Engine] = {}
+    stage = load_stage(bundle, bundle.manifest.stages[0], choice(machine), loaded=loaded)
+    stage.run(tile())
+    loaded.clear()
+    assert np.abs(stage.run(tile()) - (tile() + 0.25)).max() <= 2e-3
+    del stage
+    assert machine.cuda.live() == 0
+
+
+@pytest.mark.usefixtures("engines")
 def test_only_the_ends_of_a_stage_travel_to_and_from_the_host(machine: Machine, bundle: Bundle) -> None:
     loaded: dict[str, Engine] = {}
     stage = load_stage(bundle, bundle.manifest.stages[0], choice(machine), loaded=loaded)
@@ -134,10 +145,10 @@ def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tm
 
 
 def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Machine, bundle: Bundle) -> None:
-    with pytest.raises(DeviceError, match=r"holds no engines") as caught:
+    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89$") as caught:
         load(machine, bundle)
     assert caught.value.exit_code == 6
-    assert caught.value.hint == "tudsr build"
+    assert caught.value.hint == f"tudsr build {bundle.folder} --engine {machine.name} --precision fp16"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def build(
     engine: str,
     target: str | None,
     output: Path | None,
+    precision: str | None,
     show_layers: bool,
     as_json: bool = False,
     quiet: bool = False,
@@ -60,12 +61,16 @@ def build(
 
     Raises:
         UsageError: no such library or target.
-        BundleError: there is no sound bundle.
+        BundleError: there is no sound bundle, or it has no graphs of that precision.
         DeviceError: the library or GPU is not there, or a graph cannot be built.
         OutputError: the folder cannot be written.
     """
     terminal = Terminal(quiet)
-    found = build_for(open_bundle(bundle), engine, target, output, terminal)
+    opened = open_bundle(bundle)
+    library = open_library(engine)
+    target, reason = choose_target(library, target)
+    terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {opened.manifest.name}")
+    found = _ensure(Wanted(opened, library, target, precision), output, terminal)
     if as_json:
         terminal.json({"folder": str(found.path), "built": found.built, **dataclasses.asdict(found.record)})
         return
@@ -75,16 +80,6 @@ def build(
         for line in outline(found.record):
             terminal.note(line)
         terminal.result(found.path)
-
-
-def build_for(
-    bundle: Bundle, engine: str, target: str | None, output: Path | None, terminal: Terminal
-) -> EngineFolder:
-    """Build or find the engines of an opened bundle and say so. Raises as `build`."""
-    library = open_library(engine)
-    target, reason = choose_target(library, target)
-    terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {bundle.manifest.name}")
-    return _ensure(Wanted(bundle, library, target), output, terminal)
 
 
 def build_for_device(bundle: Bundle, choice: Choice, terminal: Terminal) -> EngineFolder:

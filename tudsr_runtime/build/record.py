@@ -30,7 +30,8 @@ MAX_RECORD_BYTES = 1 << 20
 class Plan:
     """One engine of a folder: the serialised engine `file`, its listing of `layers`, and the graph's files.
 
-    `graph` holds the ONNX file and its external weights with their hashes, as the bundle's manifest does.
+    `component` is a name of `engine_variants`. `graph` holds the ONNX file and its external weights with their
+    hashes, as the bundle's manifest does.
     """
 
     component: str
@@ -83,13 +84,21 @@ class EngineRecord:
 
 
 def engine_variants(bundle: Bundle, precision: str | None = None) -> dict[str, Variant]:
-    """The graphs of a bundle that engines are built from, by component: of its tile, one at a time, in that
-    precision (None: the one that each component lists first).
+    """The graphs of a bundle that engines are built from: one picture at a time, in that precision (None: the
+    bundle's own), for each of its tile sizes.
+
+    They go by component, with the tile's size behind it where it is not the bundle's own: "unet_stage1-256".
 
     Raises:
         BundleError: the bundle has no graph of that precision.
     """
-    return {name: bundle.variant(name, precision=precision) for name in bundle.manifest.components}
+    precision = precision or bundle.manifest.precision
+    own = bundle.manifest.tile
+    return {
+        name if tile == own else f"{name}-{tile}": bundle.variant(name, precision=precision, tile=tile)
+        for tile in bundle.tiles
+        for name in bundle.manifest.components
+    }
 
 
 def engine_cache() -> Path:

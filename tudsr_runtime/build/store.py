@@ -67,7 +67,7 @@ class Wanted:
 
     @property
     def variants(self) -> dict[str, Variant]:
-        """The graphs, by component. Raises BundleError if the bundle has none of that precision."""
+        """The graphs (see `engine_variants`). Raises BundleError if the bundle has none of that precision."""
         return engine_variants(self.bundle, self.precision)
 
     def misfit(self, record: EngineRecord) -> str | None:

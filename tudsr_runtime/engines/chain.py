@@ -168,6 +168,7 @@ class Chain:
         self._holdings = device.holdings()
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
+        self.closed = False
         with device.lock:
             device.use()
             try:
@@ -200,6 +201,9 @@ class Chain:
     def close(self) -> None:
         """Free everything but the engines. No `run` may be under way or follow."""
         with self._device.lock:
+            if self.closed:
+                return
+            self.closed = True
             self._device.use()
             self._device.settle()
             self._slots.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from tudsr_runtime.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines import Engine, Precision, Target, TileFunction, Unavailable, split_device
 from tudsr_runtime.engines import graph_precision as choose_precision
 from tudsr_runtime.engines.chain import SLOTS, Chain, Device, Loaded
-from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 from tudsr_runtime.geometry import FloatArray
 
 
@@ -35,7 +36,7 @@ class TensorRT:
     def __init__(self, name: str) -> None:
         self._name = name
         self._open: dict[int, _Runtime] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def probe(self, device: str) -> Unavailable | None:
         """None if the library is installed and there is a GPU that it runs on."""
@@ -145,12 +146,17 @@ class _Runtime:
         if folder is None:
             bundle = open_bundle(graph.parents[variant.model.count("/")], verify=False)
             folder = engine_folder(bundle, self.library, self.gpu.target, target.precision)
+        build = f"tudsr build {graph.parents[variant.model.count('/')]} --engine {self.library.name}"
+        if not folder.is_dir():
+            raise DeviceError(
+                f"there are no engines in {folder}", hint=f"{build} --precision {variant.precision}"
+            )
         record = read_record(folder)
         reason = record.misfit(self.library, self.gpu.target, (variant,))
         if reason:
             raise DeviceError(
                 f"the engines in {folder} cannot run here: {reason}",
-                hint=f"tudsr build BUNDLE --engine {self.library.name}",
+                hint=f"{build} --precision {variant.precision}",
             )
         plan = record.plans[variant.model]
         return plan, read_plan(folder, plan)
@@ -197,7 +203,7 @@ class TensorRTEngine:
         """This engine and those behind it as one chain, which is made once."""
         key = tuple(id(engine) for engine in engines)
         with self._lock:
-            if key not in self._chains:
+            if key not in self._chains or self._chains[key].closed:
                 chain = Chain(self.runtime.device, [engine.loaded for engine in engines])
                 for engine in engines:
                     engine._chains[key] = chain
@@ -213,6 +219,11 @@ class TensorRTEngine:
             self.loaded.engine = None
             self.loaded.context = lambda: None
             self.runtime.release()
+
+    def __del__(self) -> None:
+        """Engines may be dropped instead of closed, once nothing runs them any more."""
+        with suppress(TudsrError):
+            self.close()
 
 
 def _check_interface(name: str, engine: Any, variant: Variant, plan: Plan) -> None:
