@@ -30,8 +30,8 @@ MAX_RECORD_BYTES = 1 << 20
 class Plan:
     """One engine of a folder: the serialised engine `file`, its listing of `layers`, and the graph's files.
 
-    `component` is a name of `engine_variants`. `graph` holds the ONNX file and its external weights with their
-    hashes, as the bundle's manifest does.
+    `component` is a name of `engine_variants`. `graph` holds the ONNX file and its external weights with
+    their hashes, as the manifest does.
     """
 
     component: str
