@@ -19,6 +19,7 @@ from tudsr_runtime.errors import TrainingError
 from tudsr_train import degradation, real_esrgan
 from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
 from tudsr_train.degradation import Degradation
+from tudsr_train.paired import PairedFiles, pair_files
 from tudsr_train.pictures import (
     DataError,
     EpochOrder,
@@ -31,6 +32,7 @@ from tudsr_train.pictures import (
     survey,
 )
 from tudsr_train.real_esrgan import SEESR_MILD, RealESRGAN
+from tudsr_train.streaming import Lanes, expand_shards, hugging_face_lanes, shard_lanes
 
 Recipe = Degradation | RealESRGAN
 PRESETS: dict[str, Recipe] = {"realesrgan": RealESRGAN(), "seesr_mild": SEESR_MILD, "nano": Degradation()}
@@ -122,14 +124,37 @@ def open_source(data: Data, task: Task, seed: int, run: Path, say: Say) -> Sourc
         return SyntheticPictures(data.synthetic, seed)
     if data.source in ("folder", "list"):
         files = list_files(data.path)
-        quarantine = Quarantine(run / QUARANTINE_FILE, len(files), data.corrupt_allowed)
-        found = survey(files, task.crop, data.small_allowed, quarantine)
-        say(
-            f"data: {len(found.usable)} pictures; left out {found.small} smaller than {task.crop} px "
-            f"and {found.unreadable} unreadable"
-        )
-        return PictureFiles([files[i] for i in found.usable], seed, quarantine)
-    raise TrainingError(f"data.source {data.source!r} is not there yet")
+        usable, quarantine = _usable(files, data, task, run, say)
+        return PictureFiles([files[i] for i in usable], seed, quarantine)
+    if data.source == "paired":
+        pairs = pair_files(data.path, data.lq_path)
+        usable, quarantine = _usable([high for high, _ in pairs], data, task, run, say)
+        return PairedFiles([pairs[i] for i in usable], seed, quarantine)
+    return _open_stream(data, task, seed, run, say)
+
+
+def _usable(files: list[Path], data: Data, task: Task, run: Path, say: Say) -> tuple[list[int], Quarantine]:
+    """Indices of the files that are large enough and pictures at all; what is left out is said."""
+    quarantine = Quarantine(run / QUARANTINE_FILE, len(files), data.corrupt_allowed)
+    found = survey(files, task.crop, data.small_allowed, quarantine)
+    say(
+        f"data: {len(found.usable)} pictures; left out {found.small} smaller than {task.crop} px "
+        f"and {found.unreadable} unreadable"
+    )
+    return found.usable, quarantine
+
+
+def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+    if data.source == "webdataset":
+        shards = expand_shards(data.path)
+        lanes = min(data.lanes, len(shards))
+        open_lane, what = shard_lanes(shards, seed, lanes), f"{len(shards)} shards"
+    else:
+        open_lane, lanes = hugging_face_lanes(data.path[0], data.split, data.column, data.lanes)
+        what = data.path[0]
+    say(f"data: {what}, streamed in {lanes} lanes; pictures smaller than {task.crop} px are left out")
+    quarantine = Quarantine(run / QUARANTINE_FILE, 0, data.corrupt_allowed)
+    return Lanes(open_lane, lanes, task.crop, data.small_allowed, quarantine)
 
 
 class SyntheticPictures:
