@@ -282,29 +282,66 @@ Resume = Annotated[
 ]
 
 
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
+]
+
+
 @train_app.command("base")
-def train_base(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+def train_base(
+    config: Config,
+    overrides: Overrides = [],  # noqa: B006
+    out: Out = None,
+    resume: Resume = "auto",
+    print_config: PrintConfig = False,
+    check: Check = False,
+) -> None:
     """Train a base model from nothing."""
-    _train("base", config, overrides, out, resume)
+    _train("base", config, overrides, out, resume, print_config, check)
 
 
 @train_app.command("stage1")
-def train_stage1(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+def train_stage1(
+    config: Config,
+    overrides: Overrides = [],  # noqa: B006
+    out: Out = None,
+    resume: Resume = "auto",
+    print_config: PrintConfig = False,
+    check: Check = False,
+) -> None:
     """Train the LoRA of stage 1 (Algorithm 1)."""
-    _train("stage1", config, overrides, out, resume)
+    _train("stage1", config, overrides, out, resume, print_config, check)
 
 
 @train_app.command("stage2")
-def train_stage2(config: Config, overrides: Overrides = [], out: Out = None, resume: Resume = "auto") -> None:  # noqa: B006
+def train_stage2(
+    config: Config,
+    overrides: Overrides = [],  # noqa: B006
+    out: Out = None,
+    resume: Resume = "auto",
+    print_config: PrintConfig = False,
+    check: Check = False,
+) -> None:
     """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    _train("stage2", config, overrides, out, resume)
+    _train("stage2", config, overrides, out, resume, print_config, check)
 
 
-def _train(stage: str, config: Path, overrides: list[str], out: Path | None, resume: str) -> None:
+def _train(
+    stage: str,
+    config: Path,
+    overrides: list[str],
+    out: Path | None,
+    resume: str,
+    print_config: bool,
+    check: bool,
+) -> None:
     with _needs("train"):
-        from tudsr_train.command import run
+        from tudsr_train.command import TrainOptions, run
 
-        run(stage, config, overrides, out, resume)
+        run(stage, config, TrainOptions(overrides, out, resume, print_config, check))
 
 
 @app.command()

@@ -7,6 +7,7 @@ enlarged by N, which is what the second stage will see.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,9 @@ from tudsr_runtime.atomic import atomic_dir
 from tudsr_train.config import BaseConfig
 from tudsr_train.data import Pairs, Task, synthetic_pool
 from tudsr_train.generator import Generator
-from tudsr_train.loop import Loop, Loss
-from tudsr_train.losses import generator_loss
+from tudsr_train.loop import Loss
 from tudsr_train.nano import create_base
-from tudsr_train.precision import autocast, prepare
+from tudsr_train.session import Session
 
 
 class BasePairs(Pairs):
@@ -48,23 +48,36 @@ class BasePairs(Pairs):
 
 def train_base(config: BaseConfig, out: Path, resume: str) -> None:
     """Train the base and write it to `out`, in the diffusers layout; the run's state is in `out`.run."""
-    run = out.with_name(out.name + ".run")
-    run.mkdir(parents=True, exist_ok=True)
-    with atomic_dir(run / "start", overwrite=True) as start:
-        create_base(start, config.model, config.seed)
-    G = Generator.load(run / "start")
-    G.unet.requires_grad_(True).train()
-    prepare(G, config.optimization)
-    loop = Loop(run, dict(G.unet.named_parameters()), config.optimization)
-    loop.resume(resume)
-    pairs = BasePairs(config, loop.batches * config.optimization.batch_size)
+    base = Base(config, out)
+    base.session.go(base.loop, base.pairs, base.algorithm, resume)
+    if base.session.accelerator.is_main_process:
+        with atomic_dir(out, overwrite=True) as folder:
+            create_base(folder, config.model, config.seed)
+            base.gan.generator.unet.save_pretrained(folder / "unet")
+    base.session.accelerator.wait_for_everyone()
 
-    def restore(number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
-        with autocast(config.optimization):
-            x_hat = G(x_L, pairs.timestep(number))
-        yield generator_loss(x_hat, x_H, config.loss)
 
-    loop.run(pairs, restore)
-    with atomic_dir(out, overwrite=True) as folder:
-        create_base(folder, config.model, config.seed)
-        G.unet.save_pretrained(folder / "unet")
+def check_base(config: BaseConfig, out: Path) -> list[str]:
+    """What `Session.check` finds: data, weights, losses and memory of one batch. Writes nothing."""
+    base = Base(config, out)
+    return base.session.check(base.loop, base.pairs, base.algorithm)
+
+
+class Base:
+    """Everything that a run needs, from its configuration."""
+
+    def __init__(self, config: BaseConfig, out: Path) -> None:
+        self.config, self.session = config, Session(config, out)
+        with tempfile.TemporaryDirectory() as start:
+            create_base(Path(start), config.model, config.seed)
+            G = Generator.load(start)
+        G.unet.requires_grad_(True).train()
+        self.gan = self.session.adversaries(G)
+        self.loop = self.session.loop(self.gan, dict(G.unet.named_parameters()), {})
+        with self.session.accelerator.main_process_first():
+            self.pairs = BasePairs(config, self.loop.batches * config.optimization.batch_size)
+
+    def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
+        """Yield L_G of one batch, at the timestep of its number."""
+        x_hat = self.gan.G(x_L, self.pairs.timestep(number))
+        yield self.gan.L_G(x_hat, x_H, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,3 +22,9 @@ def chunking(y: Tensor, R: int) -> Iterator[Tensor]:
     for top in range(0, height, R):
         for left in range(0, width, R):
             yield y[..., top : top + R, left : left + R]
+
+
+def joining(chunks: list[Tensor], N: int) -> Tensor:
+    """Undo `chunking`: N^2 chunks (B, C, R, R), row by row, to (B, C, N R, N R)."""
+    rows = [torch.cat(chunks[row * N : (row + 1) * N], dim=-1) for row in range(N)]
+    return torch.cat(rows, dim=-2)

@@ -2,43 +2,78 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tudsr_runtime.errors import TrainingError, UsageError
+from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
 
 STAGES = ("base", "stage1", "stage2")
 
 
-def run(stage: str, config: Path, overrides: list[str], out: Path | None, resume: str) -> None:
-    """Train one stage.
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `tudsr train`, besides the configuration."""
 
-    Args:
-        stage: base, stage1 or stage2.
-        config: YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config` (`tudsr_train.config`).
-        overrides: `key.sub=value`, applied to the file.
-        out: result folder; None takes the configuration's own `out`.
-        resume: auto, never, or the folder of a checkpoint.
+    overrides: list[str] = field(default_factory=list)
+    """`key.sub=value`, applied to the file."""
+    out: Path | None = None
+    """Result folder; None takes the configuration's own `out`."""
+    resume: str = "auto"
+    """auto, never, or the folder of a checkpoint."""
+    print_config: bool = False
+    """Print the resolved configuration and stop."""
+    check: bool = False
+    """Read data and weights, go through one pair, print what was found, and stop."""
+
+
+def run(stage: str, config: Path, options: TrainOptions) -> None:
+    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`.
 
     Raises:
         UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
-        adapter.
+        adapter. DeviceError: no such device. MemoryExhausted: not enough of the GPU's memory.
     """
-    from tudsr_train.base import train_base
-    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, load_config
-    from tudsr_train.stage1 import train_stage1
-    from tudsr_train.stage2 import train_stage2
-
-    if stage == "base":
-        base_config = load_config(BaseConfig, config, overrides)
-        train_base(base_config, _out(out, base_config.out), resume)
-    elif stage == "stage1":
-        stage1_config = load_config(Stage1Config, config, overrides)
-        train_stage1(stage1_config, _out(out, stage1_config.out), resume)
-    elif stage == "stage2":
-        stage2_config = load_config(Stage2Config, config, overrides)
-        train_stage2(stage2_config, _out(out, stage2_config.out), resume)
-    else:
+    if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r}; {', '.join(STAGES)} are known")
+    with _memory_explained():
+        _run(stage, config, options)
+
+
+def _run(stage: str, path: Path, options: TrainOptions) -> None:
+    from tudsr_train import base, stage1, stage2
+    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config
+    from tudsr_train.config_file import load_config, to_yaml
+
+    kind, train, check = {
+        "base": (BaseConfig, base.train_base, base.check_base),
+        "stage1": (Stage1Config, stage1.train_stage1, stage1.check_stage1),
+        "stage2": (Stage2Config, stage2.train_stage2, stage2.check_stage2),
+    }[stage]
+    config = load_config(kind, path, options.overrides)
+    if options.print_config:
+        sys.stdout.write(to_yaml(config))
+        return
+    out = _out(options.out, config.out)
+    if options.check:
+        sys.stdout.write("".join(f"{line}\n" for line in check(config, out)))
+        return
+    train(config, out, options.resume)
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryExhausted(
+            f"the GPU's memory does not suffice: {str(error).splitlines()[0]}",
+            hint="--set optimization.gradient_checkpointing=true, or optimizer: adamw8bit, or a smaller R",
+        ) from error
 
 
 def _out(given: Path | None, configured: str) -> Path:

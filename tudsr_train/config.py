@@ -1,86 +1,122 @@
-"""Settings of a training run: YAML files, typed, checked, with overrides; an unknown key is an error."""
+"""Settings of a training run. Every default says where it comes from: the paper, its lineage, or us.
+
+OMGSR is the author's earlier code, OSEDiff and PiSA-SR are what that grew from (docs/paper-map.md).
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGET_LISTS
 from tudsr_train.data import Softness, Synthetic
 from tudsr_train.degradation import Degradation
+from tudsr_train.discriminator import DiscriminatorConfig
+from tudsr_train.dists import DistsConfig
 from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
 from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.sources import PRESETS, Data, Recipe
-
-T = TypeVar("T")
+from tudsr_train.sources import Data, Recipe
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW and its schedule (paper section 4.1 where it says so)."""
+    """AdamW, its schedule, and how the run goes about it. One such for each network that is trained."""
 
     steps: int = 5100
-    """Optimizer steps."""
+    """Optimizer steps. Paper 4.1: 5,100 in stage 1, 3,500 in stage 2."""
     batch_size: int = 1
-    """Images per micro-step."""
+    """Images per micro-step and process. Paper 4.1."""
     accumulation: int = 4
-    """Micro-steps per optimizer step; in stage 2 a chunk counts as one."""
+    """Micro-steps per optimizer step; in stage 2 see `accumulate`. Paper 4.1."""
     lr: float = 5e-5
+    """Learning rate of G. Paper 4.1."""
+    lr_discriminator: float = 0.0
+    """Learning rate of D; 0 takes `lr`, as the paper has one for both (4.1)."""
     schedule: str = "constant"
-    """constant, or cosine (down to 1 % of lr)."""
+    """constant, linear, cosine or polynomial; the last three fall to 1 % of lr. Constant as in the author's
+    earlier code (OMGSR); the paper names none."""
     warmup: int = 0
-    """Optimizer steps of linear warm-up."""
+    """Optimizer steps of linear warm-up. None in OMGSR."""
+    optimizer: str = "adamw"
+    """adamw (paper 4.1), or adamw8bit (bitsandbytes; a quarter of the optimizer's memory)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's. PyTorch's own, and OMGSR's; the paper names none."""
+    eps: float = 1e-8
+    """AdamW's. PyTorch's own, and OMGSR's; the paper names none."""
     weight_decay: float = 1e-4
+    """AdamW's. OMGSR; the paper names none."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm, those of G and of D each for themselves. OMGSR."""
     precision: str = "bf16"
-    """bf16 (autocast, float32 weights) or fp32."""
+    """bf16 (autocast over float32 weights; OMGSR) or fp32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward: less memory, a third more time. Off in OMGSR."""
     compile: bool = False
-    """torch.compile the UNet: a minute to start, then faster."""
+    """torch.compile the UNet: a minute to start, then faster. Ours."""
+    device: str = "auto"
+    """auto (CUDA, else what torch finds, else the CPU), cuda, mps or cpu. Ours."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads; 0 leaves torch's choice. Ours."""
     workers: int = 1
-    """Processes that prepare pairs."""
+    """Processes that prepare pairs, per training process. Ours; OMGSR has 8."""
     save_every: int = 500
+    """Optimizer steps between checkpoints. Ours."""
+    keep: int = 2
+    """Checkpoints that stay; older ones are removed. Ours."""
     log_every: int = 50
+    """Optimizer steps between lines of the log. Ours."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where figures go besides log.jsonl: any of accelerate's trackers, such as wandb. Ours."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"optimization: {name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Pictures that are restored now and then, to be looked at: LQ, the stages' results, HQ in one grid."""
+
+    every: int = 500
+    """Optimizer steps between grids; 0 for none. Ours; OMGSR has 100."""
+    images: int = 2
+    """Rows of the grid. Drawn as the training pairs are, but from another seed. Ours."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (training is of nothing else)."""
+    """Low-rank adapter of a stage: all that is trained of G."""
 
     rank: int = 32
-    """Of the UNet's, with alpha = rank. Paper 4.1."""
+    """Rank, and alpha, of the UNet's. Paper 4.1; alpha = rank in OMGSR."""
     targets: str = "standard"
-    """Layers of the UNet: standard (OMGSR's list) or long (OSEDiff's); the paper names none."""
+    """standard: convolutions and attention (OMGSR); long: projections and feed-forward as well (OSEDiff,
+    PiSA-SR). The paper names none."""
     vae_encoder_rank: int = 0
-    """Of a LoRA on the VAE encoder; 0 for none, as in the paper. OMGSR has 16, OSEDiff 4."""
+    """Rank of a second one on the VAE's encoder; 0 for none, as the paper's text reads. 16 in OMGSR."""
 
     def __post_init__(self) -> None:
         if self.targets not in TARGET_LISTS:
-            raise TrainingError(f"lora.targets is {self.targets!r}; {' and '.join(TARGET_LISTS)} are known")
+            raise TrainingError(f"lora: targets is {self.targets!r}; {', '.join(TARGET_LISTS)} are known")
 
     @property
     def target_modules(self) -> tuple[str, ...]:
+        """Ends of the names of the UNet's layers that get a LoRA."""
         return TARGET_LISTS[self.targets]
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """`tudsr train base`: every UNet weight, from nothing, through Eq. (2)."""
+    """`tudsr train base`: every UNet weight, from nothing, through Eq. (2). Not in the paper."""
 
     out: str = ""
+    """Folder of the result; its state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
+    """Of the first weights and of every draw. Ours."""
     R: int = 192
-    """Side of a training picture, pixels."""
+    """Side of a training picture, pixels. Ours."""
     model: NanoBase = field(default_factory=NanoBase)
     data: Synthetic = field(default_factory=Synthetic)
     softness: Softness = field(default_factory=Softness)
@@ -90,13 +126,17 @@ class BaseConfig:
             blur_sigma=(0.3, 1.4), sharpen_prob=0.0, noise_sigma=(0.0, 0.004), jpeg_prob=0.0
         )
     )
-    """What the restorer at t_2 sees: blur, but next to no noise, as behind a first stage."""
+    """What the restorer at t_2 sees: blur, but next to no noise, as behind a first stage. Ours."""
     t1: int = 200
+    """Timestep of stage 1. Paper 4.1."""
     t2: int = 50
+    """Timestep of stage 2. Paper 4.1."""
     t2_prob: float = 0.3
-    """Share of steps at t_2."""
+    """Share of batches at t_2. Ours."""
     M: tuple[int, ...] = (2, 4)
+    """Upsampling factors at t_1. Ours."""
     N: int = 2
+    """Upsampling factor at t_2. Paper 4.1."""
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=Optimization)
 
@@ -106,18 +146,35 @@ class Stage1Config:
     """`tudsr train stage1`: Algorithm 1."""
 
     base: str = ""
+    """Folder or hub id of the base, in the diffusers layout. Paper 4.1: SD2.1-base."""
     out: str = ""
+    """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
+    """Of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
+    """Side of a training picture, pixels. Paper 3.7."""
     M: tuple[int, ...] = (4,)
-    """Upsampling factors that training pairs are drawn from."""
+    """Upsampling factors that training pairs are drawn from. 4 in the lineage (OSEDiff, OMGSR)."""
     t1: int = 200
+    """Fixed timestep. Paper 4.1."""
+    prompt: str = ""
+    """Text that the base's text encoder encodes once. Empty in OMGSR; the paper has a c and does not say."""
+    prompt_embeds: str = ""
+    """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
+    posterior: str = "sample"
+    """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
     degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)
+    dists: DistsConfig = field(default_factory=DistsConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    validation: Validation = field(default_factory=Validation)
     optimization: Optimization = field(default_factory=Optimization)
+
+    def __post_init__(self) -> None:
+        _check_posterior(self.posterior)
 
 
 @dataclass(frozen=True)
@@ -125,105 +182,47 @@ class Stage2Config:
     """`tudsr train stage2`: Algorithm 2."""
 
     base: str = ""
+    """Folder or hub id of the base, the one that stage 1 was trained on."""
     stage1: str = ""
     """Folder of the stage-1 adapter, frozen here."""
     out: str = ""
+    """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
+    """Of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
+    """Side of a chunk, and of x_L, pixels. Paper 3.8."""
     M: tuple[int, ...] = (4,)
+    """Upsampling factors of the first stage that training pairs are drawn from. 4 in the lineage."""
     N: int = 2
+    """Upsampling factor of this stage; a picture has N^2 chunks. Paper 4.1."""
+    t1: int = 200
+    """Timestep of the first stage, for an adapter that has no record of its own. Paper 4.1."""
     t2: int = 50
+    """Fixed timestep. Paper 4.1."""
+    accumulate: str = "chunks"
+    """What `optimization.accumulation` counts: chunks (a chunk takes the image's place as micro-batch),
+    images (all N^2 chunks of each), or none (an optimizer step after every chunk). The paper's
+    "gradient updates per chunk" allows all three; with chunks both stages step alike."""
+    prompt: str = ""
+    """Text that the base's text encoder encodes once. Empty in OMGSR; the paper has a c and does not say."""
+    prompt_embeds: str = ""
+    """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
+    posterior: str = "sample"
+    """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
     degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)
+    dists: DistsConfig = field(default_factory=DistsConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    validation: Validation = field(default_factory=Validation)
     optimization: Optimization = field(default_factory=lambda: Optimization(steps=3500))
 
-
-def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
-    """Read a YAML file into `kind`, then apply `key.sub=value` overrides.
-
-    Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a
-    wrong type.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such config file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise TrainingError(f"--set {override}: expected key=value")
-        _assign(tree, key.strip().split("."), yaml.safe_load(value))
-    return _build(kind, tree, str(path))
+    def __post_init__(self) -> None:
+        _check_posterior(self.posterior)
 
 
-def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
-
-
-def _build(kind: type[T], tree: Any, where: str) -> T:
-    return kind(**_values(kind, tree, where))
-
-
-def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        raise TrainingError(f"{where}: expected keys and values, found {tree!r}")
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            raise TrainingError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    return {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
-
-
-def _recipe(tree: Any, where: str) -> Recipe:
-    """A degradation: the name of a preset, or `preset: NAME` and the values that differ from it."""
-    tree = {"preset": tree} if isinstance(tree, str) else tree
-    name = tree.get("preset", "realesrgan") if isinstance(tree, dict) else ""
-    if name not in PRESETS:
-        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
-    preset = PRESETS[name]
-    return dataclasses.replace(preset, **_values(type(preset), tree, where))
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint == Recipe:
-        return _recipe(value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        return _convert_tuple(typing.get_args(hint), value, where)
-    if isinstance(hint, types.UnionType):
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TrainingError(f"{where} must be of type {hint.__name__}, not {value!r}")
-    return value
-
-
-def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if args == (str, ...) and isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
-        raise TrainingError(f"{where} must be a list, not {value!r}")
-    if args[-1] is Ellipsis:
-        args = (args[0],) * len(value)
-    if len(args) != len(value):
-        raise TrainingError(f"{where} must have {len(args)} values, not {len(value)}")
-    return tuple(
-        _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
-    )
+def _check_posterior(posterior: str) -> None:
+    if posterior not in ("sample", "mode"):
+        raise TrainingError(f"posterior is {posterior!r}; sample and mode are known")

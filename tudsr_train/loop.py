@@ -8,111 +8,221 @@ for the next.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
+import itertools
 import math
-import shutil
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import TrainingError
+from tudsr_train import checkpoint
+from tudsr_train.checkpoint import Checkpoint
 from tudsr_train.config import Optimization
-from tudsr_train.data import Pairs
+from tudsr_train.journal import Journal, say
+from tudsr_train.processes import average_gradients, largest_over_processes, same_everywhere
+from tudsr_train.schedule import lr_factor, make_optimizer
 
-Loss = tuple[Tensor, dict[str, float]]
+BAD_STEPS = 20
+"""So many optimizer steps in a row without finite losses and gradients end the run."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to go backward from, for the one network that learns from it."""
+
+    network: str
+    """generator or discriminator."""
+    value: Tensor
+    terms: dict[str, float]
+    """What it is made of, for the log."""
+
+
 Algorithm = Callable[[int, Tensor, Tensor], Iterator[Loss]]
-"""(number of the micro-step, x_L, x_H) to losses, each with its terms for the log."""
+"""(number of the batch, x_L, x_H) to losses. Every network gets its loss once per micro-step."""
 
-CHECKPOINTS_KEPT = 2
-BAD_STEPS_ALLOWED = 20  # in a row, before the run is given up
+
+class Network:
+    """What one optimizer moves: the LoRA of G, all of a base's UNet, or the heads of D."""
+
+    def __init__(self, name: str, parameters: dict[str, nn.Parameter], lr: float, o: Optimization) -> None:
+        self.name, self.parameters, self.lr, self.optimization = name, parameters, lr, o
+        self.optimizer = make_optimizer(parameters.values(), lr, o)
+        self.backwards = 0
+        """Since the last optimizer step."""
+        self.finite = True
+        """Whether all losses since then were."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold of the network itself."""
+        return dict(self.parameters)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take it over; TrainingError where it is of another network."""
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.parameters.items()}:
+            raise TrainingError(
+                f"the checkpoint's {self.name} is of another shape than the configured one",
+                hint="resume with the configuration that the run was started with",
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    def backward(self, loss: Tensor, accumulation: int) -> None:
+        """Add the gradient of loss / accumulation to what has been collected."""
+        self.finite = self.finite and bool(loss.isfinite())
+        (loss / accumulation).backward()
+        self.backwards += 1
+
+    def update(self, accelerator: Accelerator, step: int) -> tuple[bool, float]:
+        """Average, clip, step and clear; (whether there was a step, norm of the gradient before clipping).
+
+        There is none where a loss or the gradient is not finite.
+        """
+        average_gradients(accelerator, self.parameters.values())
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.optimization.max_grad_norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * lr_factor(step, self.optimization)
+        unfinite = largest_over_processes(accelerator, int(not (self.finite and math.isfinite(norm))))
+        if not unfinite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.backwards, self.finite = 0, True
+        return not unfinite, norm
 
 
 @dataclass
 class Loop:
-    """Trains `parameters` by AdamW on what an algorithm yields; state lives in `folder`."""
+    """Trains networks on what an algorithm yields; the run's state lives in `folder`."""
 
     folder: Path
-    parameters: dict[str, nn.Parameter]
+    networks: list[Network]
+    """In the order in which an algorithm yields their losses."""
     optimization: Optimization
+    accelerator: Accelerator
+    seed: int = 0
     losses_per_pair: int = 1
-    """How many losses the algorithm yields per batch: N^2 in stage 2."""
+    """How many losses each network gets per batch: N^2 in stage 2."""
+    accumulation: int = 0
+    """Losses per optimizer step; 0 takes the optimization's."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    validate: Callable[[int], tuple[NDArray[np.uint8], dict[str, float]]] | None = None
+    """From the step to a picture (H, W, 3) and figures for the log; called in the first process only."""
+    validate_every: int = 0
     step: int = 0
+    next_batch: int = 0
+    skipped: int = 0
+    _seen: int = field(default=0, init=False)
+    """Step at the end of the last batch."""
+    _bad: int = field(default=0, init=False)
+    """Steps left out in a row."""
+    _all_updated: bool = field(default=True, init=False)
     _interrupted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        o = self.optimization
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=o.lr, weight_decay=o.weight_decay
-        )
-        if o.accumulation % self.losses_per_pair and self.losses_per_pair % o.accumulation:
+        self.accumulation = self.accumulation or self.optimization.accumulation
+        if self.accumulation % self.losses_per_pair and self.losses_per_pair % self.accumulation:
             raise TrainingError(
-                f"accumulation is {o.accumulation}, but every batch yields {self.losses_per_pair} losses: "
+                f"accumulation is {self.accumulation}, but every batch yields {self.losses_per_pair} losses: "
                 "one must divide the other"
             )
+        for network in self.networks:
+            state = {name: value.detach().clone() for name, value in network.state().items()}
+            same_everywhere(self.accelerator, state.values())
+            network.load_state(state)
 
     @property
     def batches(self) -> int:
-        """Batches that the whole run consumes."""
-        return math.ceil(self.optimization.steps * self.optimization.accumulation / self.losses_per_pair)
+        """Batches that all processes together consume until the last step, from number 0 on."""
+        left = (self.optimization.steps - self.step) * self.accumulation
+        return self.next_batch + math.ceil(left / self.losses_per_pair) * self.accelerator.num_processes
 
-    def run(self, pairs: Pairs, algorithm: Algorithm) -> None:
+    def run(self, pairs: Dataset[tuple[Tensor, Tensor]], algorithm: Algorithm) -> None:
         """Train from the current step to the last one."""
-        o = self.optimization
-        first = self.step * o.accumulation // self.losses_per_pair
-        numbers = range(first * o.batch_size, self.batches * o.batch_size)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._graceful_stop(), Journal(self.folder, self.accelerator, self.optimization) as journal:
+            journal.start(self.step, self.settings)
+            for number, (x_L, x_H) in self._batches(pairs):
+                seed_draws(self.seed, number)
+                for loss in algorithm(number, x_L, x_H):
+                    self._learn(loss, journal)
+                    if self.step == self.optimization.steps:
+                        break
+                self.next_batch += self.accelerator.num_processes
+                journal.count_images(len(x_L))
+                if not any(network.backwards for network in self.networks):
+                    self._between_steps(journal)
+
+    def _batches(self, pairs: Dataset[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """(number, batch) of this process: every so many-th of all batches, on its device."""
+        o, every = self.optimization, self.accelerator.num_processes
+        numbers = range(self.next_batch + self.accelerator.process_index, self.batches, every)
         loader = DataLoader(
-            Subset(pairs, numbers),
-            batch_size=o.batch_size,
+            pairs,
+            batch_sampler=[range(n * o.batch_size, (n + 1) * o.batch_size) for n in numbers],  # type: ignore[arg-type]
             num_workers=o.workers,
             worker_init_fn=_leave_interrupts_to_the_parent,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
-        log, micro, bad, started = _Log(self.folder / "log.jsonl"), 0, 0, time.monotonic()
-        first_step = self.step
-        with self._graceful_stop():
-            for number, (x_L, x_H) in enumerate(loader, first):
-                for loss, terms in algorithm(number, x_L, x_H):
-                    (loss / o.accumulation).backward()
-                    log.add(terms)
-                    micro += 1
-                    if micro % o.accumulation:
-                        continue
-                    bad = 0 if self._update() else bad + 1
-                    if bad > BAD_STEPS_ALLOWED:
-                        raise TrainingError(
-                            f"{bad} steps in a row had no finite gradient; stopped at {self.step}"
-                        )
-                    self.step += 1
-                    if self.step % o.log_every == 0:
-                        rate = (self.step - first_step) / (time.monotonic() - started)
-                        log.write(self.step, o.steps, self.optimizer.param_groups[0]["lr"], rate)
-                    last = self.step == o.steps or bool(self._interrupted)
-                    if self.step % o.save_every == 0 or last:
-                        self.save()
-                    if self._interrupted:
-                        _say(f"stopped at step {self.step}; the same command goes on from there")
-                        raise SystemExit(128 + self._interrupted)
+        for number, (x_L, x_H) in zip(numbers, loader, strict=True):
+            device = self.accelerator.device
+            yield number, (x_L.to(device, non_blocking=True), x_H.to(device, non_blocking=True))
 
-    def _update(self) -> bool:
-        """Clip, step and clear; False (and no step) where the gradient is not finite."""
-        o = self.optimization
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), o.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = o.lr * lr_factor(self.step, o)
-        finite = bool(norm.isfinite())
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return finite
+    def _learn(self, loss: Loss, journal: Journal) -> None:
+        """One backward; at the end of an accumulation the update, and with the last network's the step."""
+        network = next(one for one in self.networks if one.name == loss.network)
+        network.backward(loss.value, self.accumulation)
+        journal.add(loss.terms)
+        if network.backwards < self.accumulation:
+            return
+        updated, norm = network.update(self.accelerator, self.step)
+        journal.add_update(network.name, norm, network.optimizer.param_groups[0]["lr"])
+        self._all_updated = self._all_updated and updated
+        if network is self.networks[-1]:
+            self._finish_step(journal)
+
+    def _finish_step(self, journal: Journal) -> None:
+        self.step += 1
+        if self._all_updated:
+            self._bad = 0
+        else:
+            self._bad, self.skipped = self._bad + 1, self.skipped + 1
+            say(self.accelerator, f"step {self.step} left out: its losses or gradients are not finite")
+        self._all_updated = True
+        if self._bad == BAD_STEPS:
+            raise TrainingError(
+                f"{BAD_STEPS} steps in a row had no finite losses and gradients; stopped at step {self.step}",
+                hint="resume from the last checkpoint with a lower learning rate, or look at the data",
+            )
+        if self.step % self.optimization.log_every == 0:
+            journal.write(self.step, self.skipped)
+
+    def _between_steps(self, journal: Journal) -> None:
+        """What may happen only where nothing is accumulated and no picture is half seen."""
+        o, last = self.optimization, self.step == self.optimization.steps
+        if self.validate and (_passed(self._seen, self.step, self.validate_every) or last):
+            self._validate(journal)
+        self._interrupted = largest_over_processes(self.accelerator, self._interrupted)
+        if _passed(self._seen, self.step, o.save_every) or last or self._interrupted:
+            self.save()
+        self._seen = self.step
+        if self._interrupted and not last:
+            say(self.accelerator, f"stopped at step {self.step}; the same command goes on from there")
+            raise SystemExit(128 + self._interrupted)
+
+    def _validate(self, journal: Journal) -> None:
+        if self.validate and self.accelerator.is_main_process:
+            journal.validation(self.step, *self.validate(self.step))
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:
@@ -130,82 +240,88 @@ class Loop:
                 signal.signal(number, handler)
 
     def save(self) -> None:
-        """Write checkpoint `step-NNNNNN` whole or not at all, then drop the oldest ones."""
-        final = self.folder / f"step-{self.step:06d}"
-        with atomic_dir(final, overwrite=True) as folder:
-            state = {
-                "step": self.step,
-                "parameters": {name: p.detach() for name, p in self.parameters.items()},
-                "optimizer": self.optimizer.state_dict(),
-            }
-            torch.save(state, folder / "state.pt")
-        for old in _checkpoints(self.folder)[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+        """Write checkpoint `step-NNNNNN`, in the first process; see `tudsr_train.checkpoint`."""
+        if self.accelerator.is_main_process:
+            state = Checkpoint(
+                self.step,
+                self.next_batch,
+                {network.name: network.state() for network in self.networks},
+                {network.name: network.optimizer.state_dict() for network in self.networks},
+                self.settings,
+                self.parents,
+                self.skipped,
+            )
+            checkpoint.save(self.folder, state, self.optimization.keep)
+        self.accelerator.wait_for_everyone()
 
     def resume(self, which: str) -> None:
-        """Continue from a checkpoint: `auto` (the newest, if any), `never`, or a checkpoint's folder."""
+        """Continue from a checkpoint: `auto` (the newest, if any), `never`, or a checkpoint's folder.
+
+        Raises TrainingError where it is not there, damaged, or of another model or parents; settings that
+        have changed are allowed, and shown.
+        """
+        tell = functools.partial(say, self.accelerator)
         if which == "never":
+            return self._set_aside(tell)
+        found = checkpoint.newest(self.folder, tell) if which == "auto" else checkpoint.load(Path(which))
+        if found is None:
+            tell("no checkpoint yet: starting from step 0")
             return
-        found = _checkpoints(self.folder) if which == "auto" else [Path(which)]
-        if not found:
-            _say("no checkpoint yet: starting from step 0")
-            return
-        try:
-            state = torch.load(found[-1] / "state.pt", weights_only=True)
-        except FileNotFoundError as error:
-            raise TrainingError(f"{found[-1]}: no checkpoint here (state.pt is missing)") from error
-        if state["parameters"].keys() != self.parameters.keys():
-            raise TrainingError(f"{found[-1]}: the checkpoint is of another model")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
-        _say(f"resumed from {found[-1]} at step {self.step}")
+        self._refuse_other_parents(found)
+        if found.networks.keys() != {network.name for network in self.networks}:
+            raise TrainingError(
+                f"the checkpoint trains {' and '.join(found.networks)}, "
+                f"the configuration {' and '.join(network.name for network in self.networks)}"
+            )
+        for network in self.networks:
+            network.load_state(found.networks[network.name])
+            network.optimizer.load_state_dict(found.optimizers[network.name])
+        self.step = self._seen = found.step
+        self.next_batch, self.skipped = found.next_batch, found.skipped
+        tell(f"resumed at step {self.step}, batch {self.next_batch}")
+        for line in changes(found.settings, self.settings):
+            tell(f"changed since: {line}")
+
+    def _set_aside(self, tell: Callable[[str], None]) -> None:
+        """Rename an earlier run's folder, so that starting anew loses nothing of it."""
+        if self.accelerator.is_main_process and checkpoint.folders(self.folder):
+            taken = (self.folder.with_name(f"{self.folder.name}.{n}") for n in itertools.count(1))
+            aside = next(path for path in taken if not path.exists())
+            self.folder.rename(aside)
+            tell(f"the earlier run is now in {aside}")
+        self.accelerator.wait_for_everyone()
+
+    def _refuse_other_parents(self, found: Checkpoint) -> None:
+        for name, sha256 in found.parents.items():
+            if self.parents.get(name, sha256) != sha256:
+                raise TrainingError(
+                    f"the checkpoint was trained on {name} {sha256[:12]}, not on {self.parents[name][:12]}",
+                    hint="give the one it was trained on, or start anew with --resume never",
+                )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
+    """What differs between two trees of settings, a line each."""
+    found = []
+    for key in {**before, **now}:
+        old, new, path = before.get(key), now.get(key), where + key
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, path + ".")
+        elif old != new:
+            found.append(f"{path}: {old} -> {new}")
+    return found
+
+
+def seed_draws(seed: int, number: int) -> None:
+    """Seed torch for one batch, so that its draws (posterior, DiffAugment) depend on its number alone: not
+    on the number of processes, and not on whether the run was interrupted."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]))
+
+
+def _passed(before: int, now: int, every: int) -> bool:
+    return every > 0 and before // every != now // every
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:
     # Ctrl-C reaches every process of the terminal; without its workers the parent could not finish its step
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def lr_factor(step: int, optimization: Optimization) -> float:
-    """Share of the learning rate at a step: linear warm-up, then constant or a cosine down to 1 %."""
-    if step < optimization.warmup:
-        return (step + 1) / optimization.warmup
-    if optimization.schedule == "constant":
-        return 1.0
-    if optimization.schedule == "cosine":
-        progress = (step - optimization.warmup) / max(1, optimization.steps - optimization.warmup)
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    raise TrainingError(f"schedule {optimization.schedule!r} is not known; constant and cosine are")
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
-
-
-class _Log:
-    """Running means of the loss terms, as JSON lines in a file and a line on stderr."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.sums, self.count = path, dict[str, float](), 0
-
-    def add(self, terms: dict[str, float]) -> None:
-        self.count += 1
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def write(self, step: int, steps: int, lr: float, rate: float) -> None:
-        means = {name: total / self.count for name, total in self.sums.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "lr": lr, "steps_per_s": rate, **means}) + "\n")
-        shown = "  ".join(f"{name} {value:.5f}" for name, value in means.items())
-        minutes = (steps - step) / rate / 60
-        _say(f"step {step}/{steps}  {shown}  lr {lr:.2e}  {rate:.2f} steps/s  {minutes:.0f} min left")
-        self.sums, self.count = {}, 0
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

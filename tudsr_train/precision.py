@@ -11,20 +11,35 @@ from tudsr_train.config import Optimization
 from tudsr_train.generator import Generator
 
 
-def autocast(optimization: Optimization) -> AbstractContextManager[None]:
+def autocast(optimization: Optimization, device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 where the configuration says so; losses stay outside, in float32."""
-    if optimization.precision not in ("bf16", "fp32"):
-        raise TrainingError(
-            f"precision {optimization.precision!r} is not supported; bf16 and fp32 are "
-            "(fp16 would lose the gradients that accumulation adds up)"
-        )
-    return torch.autocast("cpu", torch.bfloat16, enabled=optimization.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=optimization.precision == "bf16")
 
 
-def prepare(generator: Generator, optimization: Optimization) -> None:
-    """Lay the UNet out channels-last, set the threads, and compile it if asked to."""
+def prepare(generator: Generator, optimization: Optimization, device: torch.device) -> None:
+    """Move G to its device, its UNet channels-last; checkpoint and compile it if asked to; set the threads.
+
+    Raises TrainingError for a precision that cannot be trained in.
+    """
+    _refuse_other_precisions(optimization.precision)
     if optimization.threads:
         torch.set_num_threads(optimization.threads)
+    generator.to(device)
     generator.unet.to(memory_format=torch.channels_last)
+    if optimization.gradient_checkpointing:
+        for part in (generator.unet, generator.vae):
+            if hasattr(part, "enable_gradient_checkpointing"):
+                part.enable_gradient_checkpointing()
     if optimization.compile:
         generator.unet.compile(dynamic=False)
+
+
+def _refuse_other_precisions(precision: str) -> None:
+    if precision == "fp16":
+        raise TrainingError(
+            "precision fp16 is refused: it needs a loss scaler, and with two optimizers and accumulated "
+            "gradients the scaler unscales the discriminator's twice, so that they all but vanish",
+            hint="precision: bf16 (the same memory, no scaler), or fp32 on a GPU without bfloat16",
+        )
+    if precision not in ("bf16", "fp32"):
+        raise TrainingError(f"precision {precision!r} is not supported; bf16 and fp32 are")

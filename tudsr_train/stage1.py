@@ -5,48 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from tudsr_runtime.atomic import atomic_dir
-from tudsr_train.adapters import AdapterRecord, adapter_parameters, add_adapter, prompt_sha256, save_adapter
+from tudsr_train.adversaries import Adversaries
 from tudsr_train.config import Stage1Config
 from tudsr_train.data import Task
-from tudsr_train.generator import Generator
-from tudsr_train.loop import Loop, Loss
-from tudsr_train.losses import generator_loss
-from tudsr_train.precision import autocast, prepare
-from tudsr_train.sources import training_pairs
+from tudsr_train.loop import Loss
+from tudsr_train.session import Session
 
 
-def algorithm_1(G: Generator, x_L: Tensor, x_H: Tensor, config: Stage1Config) -> Iterator[Loss]:
-    """Yield the one loss of a stage-1 step. Implements Algorithm 1 for theta_1, without a discriminator.
+def algorithm_1(gan: Adversaries, x_L: Tensor, x_H: Tensor, t_1: int) -> Iterator[Loss]:
+    """Yield L_G, then L_D of one pair. Implements Algorithm 1 for (theta_1, phi_1).
 
-    x_L and x_H are (B, 3, R, R) in [-1, 1].
+    Each `yield` is a Backward: whoever iterates runs it, and updates the network that the loss names, before
+    asking for the next loss. Without a discriminator there is L_G alone.
+
+    Args:
+        x_L, x_H: (B, 3, R, R) in [-1, 1].
     """
-    with autocast(config.optimization):
-        x_hat = G(x_L, config.t1)
-    yield generator_loss(x_hat, x_H, config.loss)
+    x_hat = gan.G(x_L, t_1)
+    with gan.D_frozen():
+        logits_gen = gan.D(x_hat)
+        yield gan.L_G(x_hat, x_H, logits_gen)  # theta_1 <- Backward(L_G)
+    if gan.discriminator:
+        logits_fake = gan.D(x_hat.detach())
+        logits_real = gan.D(gan.real(x_H))
+        yield gan.L_D(logits_fake, logits_real)  # phi_1 <- Backward(L_D)
 
 
 def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     """Train the stage-1 adapter and write it to `out`; the run's state lives in `out` + ".run"."""
-    torch.manual_seed(config.seed)
-    G = Generator.load(config.base)
-    add_adapter(G, "stage1", config.lora.rank, config.lora.target_modules)
-    prepare(G, config.optimization)
-    loop = Loop(out.with_name(out.name + ".run"), adapter_parameters(G, "stage1"), config.optimization)
-    loop.resume(resume)
-    pairs = training_pairs(
-        config.data,
-        Task(config.R, config.M, config.R),
-        config.softness,
-        config.degradation,
-        config.seed,
-        loop.batches * config.optimization.batch_size,
-        loop.folder,
-    )
-    loop.run(pairs, lambda _, x_L, x_H: algorithm_1(G, x_L, x_H, config))
-    record = AdapterRecord(1, config.t1, max(config.M), G.base_sha256, prompt_sha256(G.prompt_embeds))
-    with atomic_dir(out, overwrite=True) as folder:
-        save_adapter(G, "stage1", folder, record)
+    stage = Stage1(config, out)
+    stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
+    stage.session.write_adapter(stage.gan.generator, 1, config.t1, max(config.M))
+
+
+def check_stage1(config: Stage1Config, out: Path) -> list[str]:
+    """What `Session.check` finds: data, weights, losses and memory of one pair. Writes nothing."""
+    stage = Stage1(config, out)
+    return stage.session.check(stage.loop, stage.pairs, stage.algorithm)
+
+
+class Stage1:
+    """Everything that a run of stage 1 needs, from its configuration."""
+
+    def __init__(self, config: Stage1Config, out: Path) -> None:
+        self.config, self.session = config, Session(config, out)
+        G = self.session.generator(config)
+        theta_1 = self.session.add_adapter(G, "stage1", config.lora)
+        self.gan = self.session.adversaries(G)
+        self.loop = self.session.loop(self.gan, theta_1, {"base": G.base_sha256})
+        task = Task(config.R, config.M, config.R)
+        self.pairs = self.session.pairs(config, task, self.loop)
+        self.loop.validate = self.session.grid(config, task, self._columns)
+        self.loop.validate_every = config.validation.every
+
+    def algorithm(self, _number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
+        """`algorithm_1` as the loop calls it."""
+        return algorithm_1(self.gan, x_L, x_H, self.config.t1)
+
+    def _columns(self, x_L: Tensor) -> dict[str, Tensor]:
+        return {"stage 1": self.gan.G(x_L, self.config.t1).x}

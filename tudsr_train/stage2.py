@@ -8,67 +8,99 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tudsr_runtime.atomic import atomic_dir
-from tudsr_train.adapters import (
-    AdapterRecord,
-    adapter_parameters,
-    add_adapter,
-    load_adapter,
-    prompt_sha256,
-    save_adapter,
-)
-from tudsr_train.chunking import chunking, upsampling
+from tudsr_runtime.errors import TrainingError
+from tudsr_train.adapters import load_adapter
+from tudsr_train.adversaries import Adversaries
+from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import Stage2Config
 from tudsr_train.data import Task
-from tudsr_train.generator import Generator
-from tudsr_train.loop import Loop, Loss
-from tudsr_train.losses import generator_loss
-from tudsr_train.precision import autocast, prepare
-from tudsr_train.sources import training_pairs
+from tudsr_train.loop import Loss
+from tudsr_train.session import Session, sha256_of_adapter
 
 
-def algorithm_2(G: Generator, x_L: Tensor, y_H: Tensor, t1: int, config: Stage2Config) -> Iterator[Loss]:
-    """Yield one loss per chunk. Implements Algorithm 2 for theta_2, without a discriminator.
+def algorithm_2(
+    gan: Adversaries, x_L: Tensor, y_H: Tensor, t_1: int, t_2: int, R: int, N: int
+) -> Iterator[Loss]:
+    """Yield L_G, then L_D of every chunk in turn. Implements Algorithm 2 for (theta_2, phi_2).
 
-    Whoever iterates runs the backward of a chunk before the next one is computed, so that the graph of one
-    chunk at most is alive: peak memory is stage 1's, not N^2 times it.
+    Each `yield` is a Backward, as in `algorithm_1`. It frees the chunk's graph before the next chunk is
+    computed: peak memory is stage 1's, not N^2 times it.
 
     Args:
         x_L: (B, 3, R, R) in [-1, 1].
         y_H: (B, 3, N R, N R) in [-1, 1].
     """
-    G.unet.set_adapter("stage1")
-    with torch.no_grad(), autocast(config.optimization):
-        m = G(x_L, t1)
-    y_L = upsampling(m.to(y_H.dtype), config.N)
-    G.unet.set_adapter("stage2")
-    for y_L_i, y_H_i in zip(chunking(y_L, config.R), chunking(y_H, config.R), strict=True):
-        with autocast(config.optimization):
-            y_hat_i = G(y_L_i, config.t2)
-        yield generator_loss(y_hat_i, y_H_i, config.loss)
+    m = first_stage(gan, x_L, t_1)
+    y_L = upsampling(m, N)
+    for y_L_i, y_H_i in zip(chunking(y_L, R), chunking(y_H, R), strict=True):
+        y_hat_i = gan.G(y_L_i, t_2)
+        with gan.D_frozen():
+            logits_gen = gan.D(y_hat_i)
+            yield gan.L_G(y_hat_i, y_H_i, logits_gen)  # theta_2 <- Backward(L_G)
+        if gan.discriminator:
+            logits_fake = gan.D(y_hat_i.detach())
+            logits_real = gan.D(gan.real(y_H_i))
+            yield gan.L_D(logits_fake, logits_real)  # phi_2 <- Backward(L_D)
+
+
+def first_stage(gan: Adversaries, x_L: Tensor, t_1: int) -> Tensor:
+    """m = G*_theta_1(x_L, t_1, c), by the frozen adapter of stage 1; that of stage 2 is active afterwards."""
+    gan.generator.use("stage1")
+    with torch.no_grad():
+        m = gan.G(x_L, t_1).x
+    gan.generator.use("stage2")
+    return m
+
+
+def backwards_per_step(config: Stage2Config) -> int:
+    """How many chunks make an optimizer step, by `accumulate`."""
+    kinds = {
+        "chunks": config.optimization.accumulation,
+        "images": config.optimization.accumulation * config.N**2,
+        "none": 1,
+    }
+    if config.accumulate not in kinds:
+        raise TrainingError(f"accumulate is {config.accumulate!r}; {', '.join(kinds)} are known")
+    return kinds[config.accumulate]
 
 
 def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
-    """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`."""
-    torch.manual_seed(config.seed)
-    G = Generator.load(config.base)
-    stage1 = load_adapter(G, config.stage1, "stage1")
-    add_adapter(G, "stage2", config.lora.rank, config.lora.target_modules)
-    prepare(G, config.optimization)
-    theta_2 = adapter_parameters(G, "stage2")
-    loop = Loop(out.with_name(out.name + ".run"), theta_2, config.optimization, losses_per_pair=config.N**2)
-    loop.resume(resume)
-    pairs = training_pairs(
-        config.data,
-        Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R),
-        config.softness,
-        config.degradation,
-        config.seed,
-        loop.batches * config.optimization.batch_size,
-        loop.folder,
-    )
-    t1 = stage1.timestep if stage1 else 200
-    loop.run(pairs, lambda _, x_L, y_H: algorithm_2(G, x_L, y_H, t1, config))
-    record = AdapterRecord(2, config.t2, config.N, G.base_sha256, prompt_sha256(G.prompt_embeds))
-    with atomic_dir(out, overwrite=True) as folder:
-        save_adapter(G, "stage2", folder, record)
+    """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`; else as `train_stage1`."""
+    stage = Stage2(config, out)
+    stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
+    stage.session.write_adapter(stage.gan.generator, 2, config.t2, config.N)
+
+
+def check_stage2(config: Stage2Config, out: Path) -> list[str]:
+    """What `Session.check` finds: data, weights, losses and memory of one chunk. Writes nothing."""
+    stage = Stage2(config, out)
+    return stage.session.check(stage.loop, stage.pairs, stage.algorithm)
+
+
+class Stage2:
+    """Everything that a run of stage 2 needs, from its configuration."""
+
+    def __init__(self, config: Stage2Config, out: Path) -> None:
+        self.config, self.session = config, Session(config, out)
+        G = self.session.generator(config)
+        stage1 = load_adapter(G, config.stage1, "stage1")
+        self.t_1 = stage1.timestep if stage1 else config.t1
+        theta_2 = self.session.add_adapter(G, "stage2", config.lora)
+        self.gan = self.session.adversaries(G)
+        parents = {"base": G.base_sha256, "stage1": sha256_of_adapter(config.stage1)}
+        self.loop = self.session.loop(self.gan, theta_2, parents, config.N**2, backwards_per_step(config))
+        task = Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R)
+        self.pairs = self.session.pairs(config, task, self.loop)
+        self.loop.validate = self.session.grid(config, task, self._columns)
+        self.loop.validate_every = config.validation.every
+
+    def algorithm(self, _number: int, x_L: Tensor, y_H: Tensor) -> Iterator[Loss]:
+        """`algorithm_2` as the loop calls it."""
+        c = self.config
+        return algorithm_2(self.gan, x_L, y_H, self.t_1, c.t2, c.R, c.N)
+
+    def _columns(self, x_L: Tensor) -> dict[str, Tensor]:
+        m = first_stage(self.gan, x_L, self.t_1)
+        chunks = chunking(upsampling(m, self.config.N), self.config.R)
+        y_hat = [self.gan.G(y_L_i, self.config.t2).x for y_L_i in chunks]
+        return {"stage 1": m, "stage 2": joining(y_hat, self.config.N)}

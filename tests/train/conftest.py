@@ -11,8 +11,10 @@ pytest.importorskip("torch", reason="the trainer's tests need the [train] extra"
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
+from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
 from tudsr_train.generator import Generator, save_prompt
 from tudsr_train.nano import NanoBase, create_base
+from tudsr_train.sources import Data
 
 TINY = NanoBase(
     patch_size=4,
@@ -33,6 +35,22 @@ def tiny_model() -> NanoBase:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "tiny"
     create_base(folder, TINY, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return Data(count=2, size=128, seed=1, cache=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tiny_stage1(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage-1 adapter as it is drawn: it changes nothing."""
+    folder = tmp_path_factory.mktemp("adapters") / "stage1"
+    folder.mkdir()
+    G = Generator.load(tiny_base)
+    add_adapter(G, "stage1", 4, TARGETS)
+    save_adapter(G, "stage1", folder, record_of(G, "stage1", 1, 200, 2))
     return folder
 
 

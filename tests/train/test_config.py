@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, load_config
+from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config, Validation
+from tudsr_train.config_file import docstrings, load_config, to_yaml
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -36,6 +39,7 @@ def test_the_defaults_of_both_stages_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("optimization: {steps: 0}", "steps must be at least 1, not 0"),
         ("optimisation: {}", "did you mean 'optimization'"),
         ("optimization: {learning_rate: 1}", "unknown key 'learning_rate'"),
         ("R: big", "R must be of type int, not 'big'"),
@@ -58,9 +62,41 @@ def test_a_missing_file_and_a_bare_override_are_named(tmp_path: Path) -> None:
         load_config(BaseConfig, _file(tmp_path, ""), ["steps"])
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+KINDS: dict[str, type] = {"base": BaseConfig, "stage1": Stage1Config, "stage2": Stage2Config}
+
+
 @pytest.mark.parametrize(
-    ("kind", "name"), [(BaseConfig, "base"), (Stage1Config, "stage1"), (Stage2Config, "stage2")]
+    "path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
-def test_the_shipped_configurations_are_valid(kind: type, name: str) -> None:
-    shipped = Path(__file__).parents[2] / "configs" / "nano" / f"{name}.yaml"
-    assert load_config(kind, shipped, []).out.startswith("models/nano/")
+def test_a_shipped_configuration_is_valid_and_comes_back_from_its_resolved_form(
+    path: Path, tmp_path: Path
+) -> None:
+    config = load_config(KINDS[path.stem], path, [])
+    assert config.out
+    resolved = _file(tmp_path, to_yaml(config))
+    assert load_config(KINDS[path.stem], resolved, []) == config
+
+
+def test_tudsr_s_is_trained_as_the_paper_says() -> None:
+    stage1 = load_config(Stage1Config, CONFIGS / "tudsr-s" / "stage1.yaml", [])
+    stage2 = load_config(Stage2Config, CONFIGS / "tudsr-s" / "stage2.yaml", [])
+    assert (stage1.t1, stage1.optimization.steps) == (200, 5100)
+    assert (stage2.t2, stage2.optimization.steps, stage2.N) == (50, 3500, 2)
+    for config in (stage1, stage2):
+        o, weights = config.optimization, config.loss
+        assert (config.R, config.lora.rank, config.discriminator.kind) == (512, 32, "dinov3")
+        assert (o.optimizer, o.lr, o.batch_size, o.accumulation) == ("adamw", 5e-5, 1, 4)
+        assert (weights.ea_dists, weights.gan, weights.mae) == (5, 0.5, 0.5)
+        assert (weights.mse, weights.edges) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [Optimization, Lora, Validation, BaseConfig, Stage1Config, Stage2Config])
+def test_every_default_says_where_it_comes_from(kind: type) -> None:
+    told = docstrings(kind)
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING:
+            continue  # a group of settings, which has its own
+        assert field.name in told
+        if field.default != "":
+            assert re.search(r"Ours|Paper|paper|OMGSR|lineage", told[field.name]), field.name

@@ -2,194 +2,267 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tudsr_runtime.errors import TrainingError
-from tudsr_train.adapters import add_adapter, load_adapter
+from tests.train.recipes import DISCRIMINATOR, LOSS, optimization, stage1_config, stage2_config
+from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.adapters import adapter_parameters, add_adapter, load_adapter
+from tudsr_train.adversarial import TUDSR
+from tudsr_train.adversaries import Adversaries
 from tudsr_train.base import train_base
-from tudsr_train.chunking import chunking, upsampling
-from tudsr_train.command import run
-from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config
-from tudsr_train.data import Synthetic
+from tudsr_train.chunking import chunking, joining, upsampling
+from tudsr_train.config import BaseConfig, Lora
+from tudsr_train.discriminator import build_discriminator
+from tudsr_train.dists import DistsConfig
 from tudsr_train.generator import Generator
-from tudsr_train.loop import Loop, lr_factor
+from tudsr_train.loop import Loss
+from tudsr_train.losses import Losses, LossWeights
 from tudsr_train.nano import NanoBase
-from tudsr_train.stage1 import train_stage1
-from tudsr_train.stage2 import algorithm_2, train_stage2
-
-
-def _optimization(**changes: object) -> Optimization:
-    defaults = {
-        "precision": "fp32",
-        "workers": 0,
-        "accumulation": 1,
-        "log_every": 1,
-        "save_every": 100,
-        "lr": 1e-3,
-    }
-    return Optimization(**(defaults | changes))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
-    return Synthetic(count=4, size=64, seed=1, cache=str(tmp_path_factory.mktemp("cache")))
-
-
-def _stage1(base: Path, data: Synthetic, **changes: object) -> Stage1Config:
-    return Stage1Config(
-        base=str(base), R=32, M=(2,), lora=Lora(rank=4), data=data, optimization=_optimization(**changes)
-    )
+from tudsr_train.sources import Data
+from tudsr_train.stage1 import algorithm_1, train_stage1
+from tudsr_train.stage2 import algorithm_2, backwards_per_step, train_stage2
 
 
 def _weights(folder: Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
+def _gan(generator: Generator, adversarial: bool = True) -> Adversaries:
+    if not adversarial:
+        losses = Losses.build(LossWeights(ea_dists=1.0, mae=5.0), DistsConfig("random", "random"))
+        return Adversaries(generator, None, losses, TUDSR, optimization(), "mode")
+    D = build_discriminator(DISCRIMINATOR, generator)
+    return Adversaries(generator, D, Losses(LOSS), TUDSR, optimization(), "mode")
+
+
+def _two_adapters(generator: Generator) -> None:
+    for name in ("stage1", "stage2"):
+        add_adapter(generator, name, 4, Lora().target_modules)
+
+
+def _pair(side: int, N: int = 1, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(5)
+    return tuple(torch.rand(1, 3, n * side, n * side, dtype=dtype) * 2 - 1 for n in (1, N))  # type: ignore[return-value]
+
+
+def _backward_each(losses: Iterator[Loss]) -> Iterator[Loss]:
+    for loss in losses:
+        loss.value.backward()
+        yield loss
+
+
 def test_the_whole_recipe_runs_and_everything_frozen_stays(
-    data: Synthetic, tiny_model: NanoBase, tmp_path: Path
+    pool: Data, tiny_model: NanoBase, tmp_path: Path
 ) -> None:
-    train_base(
-        BaseConfig(model=tiny_model, data=data, R=32, optimization=_optimization(steps=3)),
-        tmp_path / "base",
-        "never",
-    )
-    base = Generator.load(tmp_path / "base")
-    assert any(p.abs().max() > 0 for p in base.unet.conv_out.parameters())
+    base = tmp_path / "base"
+    config = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=3))
+    train_base(config, base, "never")
+    before = Generator.load(base)
+    assert any(p.abs().max() > 0 for p in before.unet.conv_out.parameters())
 
-    train_stage1(_stage1(tmp_path / "base", data, steps=3), tmp_path / "stage1", "never")
-    before = _weights(tmp_path / "stage1")
-    config = Stage2Config(
-        base=str(tmp_path / "base"), stage1=str(tmp_path / "stage1"), R=32, M=(1,), lora=Lora(rank=4),
-        data=data, optimization=_optimization(steps=2, accumulation=4),
-    )  # fmt: skip
-    train_stage2(config, tmp_path / "stage2", "never")
+    train_stage1(stage1_config(base, pool, steps=3), tmp_path / "stage1", "never")
+    stage1 = _weights(tmp_path / "stage1")
+    config2 = stage2_config(base, tmp_path / "stage1", pool, steps=2, accumulation=4)
+    train_stage2(config2, tmp_path / "stage2", "never")
 
-    assert _weights(tmp_path / "stage1") == before
-    G = Generator.load(tmp_path / "base")
-    assert G.base_sha256 == base.base_sha256
+    assert _weights(tmp_path / "stage1") == stage1
+    G = Generator.load(base)
+    assert G.base_sha256 == before.base_sha256
     first, second = (load_adapter(G, tmp_path / name, name) for name in ("stage1", "stage2"))
     assert first is not None
     assert second is not None
     assert (first.stage, first.timestep, first.factor) == (1, 200, 2)
     assert (second.stage, second.timestep, second.factor) == (2, 50, 2)
 
-
-def test_stage_2_trains_theta_2_alone(generator: Generator) -> None:
-    for name in ("stage1", "stage2"):
-        add_adapter(generator, name, 4, Lora().target_modules)
-    before = {key: p.detach().clone() for key, p in generator.unet.named_parameters()}
-    config = Stage2Config(R=16, optimization=_optimization())
-    x_L, y_H = torch.rand(1, 3, 16, 16) * 2 - 1, torch.rand(1, 3, 32, 32) * 2 - 1
-    losses = list(_backward_each(algorithm_2(generator, x_L, y_H, 200, config)))
-    assert len(losses) == 4
-    with_gradient = {key for key, p in generator.unet.named_parameters() if p.grad is not None}
-    assert with_gradient
-    assert all(".stage2." in key for key in with_gradient)
-    assert all(torch.equal(before[key], p) for key, p in generator.unet.named_parameters())
+    lines = [json.loads(line) for line in (tmp_path / "stage2.run" / "log.jsonl").read_text().splitlines()]
+    assert {"L_G", "L_gen", "mae", "L_D", "L_real", "L_fake", "logit_real", "logit_fake"} <= {*lines[0]}
+    assert {"gradient_norm/generator", "gradient_norm/discriminator", "lr/generator"} <= {*lines[0]}
+    assert {"images_per_s", "peak_memory_gib", "skipped"} <= {*lines[0]}
+    assert {"validation/PSNR stage 1", "validation/PSNR stage 2"} <= {*lines[-1]}
+    assert (tmp_path / "stage2.run" / "validation" / "step-000002.png").is_file()
+    assert (tmp_path / "stage2.run" / "config.yaml").is_file()
 
 
-def _backward_each(losses: Iterator[tuple[torch.Tensor, dict[str, float]]]) -> Iterator[float]:
-    for loss, _ in losses:
-        loss.backward()
-        yield loss.item()
+def test_in_the_step_of_g_d_gets_no_gradient_and_in_that_of_d_g_gets_none(generator: Generator) -> None:
+    add_adapter(generator, "stage1", 4, Lora().target_modules)
+    gan = _gan(generator)
+    assert gan.discriminator is not None
+    theta, phi = adapter_parameters(generator, "stage1"), gan.discriminator.trainable()
+    losses = algorithm_1(gan, *_pair(64), 200)
+
+    of_G = next(losses)
+    assert of_G.network == "generator"
+    of_G.value.backward()
+    assert all(p.grad is None for p in gan.discriminator.parameters())
+    assert all(p.grad is not None for p in theta.values())
+    after_G = {name: p.grad.clone() for name, p in theta.items() if p.grad is not None}
+
+    of_D = next(losses)
+    assert of_D.network == "discriminator"
+    of_D.value.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in phi.values())
+    assert all(torch.equal(p.grad, after_G[name]) for name, p in theta.items() if p.grad is not None)
+    assert next(losses, None) is None
+
+    phi_gradients = {name: p.grad.clone() for name, p in phi.items() if p.grad is not None}
+    next(algorithm_1(gan, *_pair(64), 200)).value.backward()
+    assert all(torch.equal(p.grad, phi_gradients[name]) for name, p in phi.items() if p.grad is not None)
+
+
+def test_stage_2_trains_theta_2_and_phi_2_alone(generator: Generator) -> None:
+    _two_adapters(generator)
+    gan = _gan(generator)
+    before = {key: p.detach().clone() for key, p in generator.named_parameters()}
+    losses = list(_backward_each(algorithm_2(gan, *_pair(64, 2), 200, 50, 64, 2)))
+    assert [loss.network for loss in losses] == ["generator", "discriminator"] * 4
+    with_gradient = {key for key, p in generator.named_parameters() if p.grad is not None}
+    assert with_gradient == {f"unet.{key}" for key in adapter_parameters(generator, "stage2")}
+    assert all(torch.equal(before[key], p) for key, p in generator.named_parameters())
+    assert gan.discriminator is not None
+    assert all(p.grad is None for p in gan.discriminator.backbone.parameters())
 
 
 def test_the_gradient_of_the_chunk_loop_is_that_of_the_batch_of_chunks(generator: Generator) -> None:
-    generator.double()
-    for name in ("stage1", "stage2"):
-        add_adapter(generator, name, 4, Lora().target_modules)
-    generator.double()
-    config = Stage2Config(R=16, optimization=_optimization())
-    x_L = torch.rand(1, 3, 16, 16, dtype=torch.float64) * 2 - 1
-    y_H = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1
-    parameters = [p for key, p in generator.unet.named_parameters() if ".stage2." in key]
-    list(_backward_each(algorithm_2(generator, x_L, y_H, 200, config)))
-    looped = [p.grad.clone() / 4 for p in parameters if p.grad is not None]
+    _two_adapters(generator)
+    # DiffAugment would draw once per chunk, or once for them all; spectral norms move on at every forward
+    D = build_discriminator(replace(DISCRIMINATOR, diff_augment=""), generator).double().eval()
+    gan = Adversaries(generator.double(), D, Losses(LOSS), TUDSR, optimization(), "mode")
+    x_L, y_H = _pair(64, 2, torch.float64)
+    theta_2, phi_2 = adapter_parameters(generator, "stage2"), D.trainable()
+    list(_backward_each(algorithm_2(gan, x_L, y_H, 200, 50, 64, 2)))
+    looped = [p.grad.clone() / 4 for p in [*theta_2.values(), *phi_2.values()]]
 
-    generator.unet.zero_grad()
-    generator.unet.set_adapter("stage1")
-    y_L = upsampling(generator(x_L, 200).detach(), 2)
-    generator.unet.set_adapter("stage2")
-    y_hat = generator(torch.cat(list(chunking(y_L, 16))), 50)
-    (y_hat - torch.cat(list(chunking(y_H, 16)))).abs().mean().backward()
-    batched = [p.grad for p in parameters if p.grad is not None]
-    assert len(looped) == len(batched)
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(looped, batched, strict=True))
+    generator.zero_grad()
+    D.zero_grad()
+    generator.use("stage1")
+    y_L = upsampling(gan.G(x_L, 200).x.detach(), 2)
+    generator.use("stage2")
+    y_hat = gan.G(torch.cat(list(chunking(y_L, 64))), 50)
+    y_chunks = torch.cat(list(chunking(y_H, 64)))
+    with gan.D_frozen():
+        gan.L_G(y_hat, y_chunks, gan.D(y_hat)).value.backward()
+    gan.L_D(gan.D(y_hat.detach()), gan.D(gan.real(y_chunks))).value.backward()
+    batched = [p.grad for p in [*theta_2.values(), *phi_2.values()]]
+    difference = max((a - b).abs().max().item() for a, b in zip(looped, batched, strict=True))
+    assert difference < 1e-12
 
 
-def test_chunks_come_row_by_row_and_tile_the_picture() -> None:
+def test_chunks_come_row_by_row_tile_the_picture_and_join_again() -> None:
     y = torch.arange(36.0).view(1, 1, 6, 6)
-    corners = [int(chunk[0, 0, 0, 0]) for chunk in chunking(y, 2)]
-    assert corners == [0, 2, 4, 12, 14, 16, 24, 26, 28]
+    chunks = list(chunking(y, 2))
+    assert [int(chunk[0, 0, 0, 0]) for chunk in chunks] == [0, 2, 4, 12, 14, 16, 24, 26, 28]
+    assert torch.equal(joining(chunks, 3), y)
     with pytest.raises(ValueError, match="does not divide"):
         list(chunking(y, 4))
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    data: Synthetic, tiny_base: Path, tmp_path: Path
+    stage: int, pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
 ) -> None:
-    train_stage1(_stage1(tiny_base, data, steps=6, save_every=3), tmp_path / "whole", "never")
-    train_stage1(_stage1(tiny_base, data, steps=6, save_every=3), tmp_path / "halves", "never")
-    run_folder = tmp_path / "halves.run"
-    for checkpoint in sorted(run_folder.glob("step-*"))[1:]:
-        (checkpoint / "state.pt").unlink()
-        checkpoint.rmdir()
-    assert [p.name for p in run_folder.glob("step-*")] == ["step-000003"]
-    train_stage1(_stage1(tiny_base, data, steps=6, save_every=3), tmp_path / "halves", "auto")
+    def train(name: str, steps: int) -> None:
+        if stage == 1:
+            train_stage1(stage1_config(tiny_base, pool, steps=steps, save_every=2), tmp_path / name, "auto")
+        else:
+            config = stage2_config(tiny_base, tiny_stage1, pool, steps=steps, save_every=2, accumulation=4)
+            train_stage2(config, tmp_path / name, "auto")
+
+    train("whole", 4)
+    train("halves", 2)
+    train("halves", 4)
     assert _weights(tmp_path / "halves") == _weights(tmp_path / "whole")
+    for file in ("generator.safetensors", "discriminator.safetensors"):
+        halves, whole = (tmp_path / f"{name}.run" / "step-000004" / file for name in ("halves", "whole"))
+        assert halves.read_bytes() == whole.read_bytes()
 
 
-def test_training_lowers_the_loss_on_what_it_sees(generator: Generator, tmp_path: Path) -> None:
-    x_L = torch.rand(1, 3, 32, 32) * 2 - 1
-    x_H = x_L / 2
-    generator.unet.requires_grad_(True)
-    loop = Loop(tmp_path, dict(generator.unet.named_parameters()), _optimization(steps=40, save_every=40))
-    losses: list[float] = []
-
-    def algorithm(
-        _: int, a: torch.Tensor, b: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
-        loss = (generator(a, 200) - b).abs().mean()
-        losses.append(loss.item())
-        yield loss, {"mae": loss.item()}
-
-    loop.run([(x_L[0], x_H[0])] * 40, algorithm)  # type: ignore[arg-type]
-    assert losses[-1] < 0.75 * losses[0]
+@pytest.mark.parametrize(("accumulate", "expected"), [("chunks", 4), ("images", 16), ("none", 1)])
+def test_the_readings_of_accumulation_in_stage_2(accumulate: str, expected: int) -> None:
+    config = stage2_config(Path("b"), Path("s"), Data(), accumulation=4)
+    assert backwards_per_step(replace(config, accumulate=accumulate)) == expected
+    with pytest.raises(TrainingError, match="chunks, images, none"):
+        backwards_per_step(replace(config, accumulate="pictures"))
 
 
-def test_a_gradient_that_is_not_finite_is_never_stepped(tmp_path: Path) -> None:
-    weight = torch.nn.Parameter(torch.ones(1))
-    loop = Loop(tmp_path, {"weight": weight}, _optimization(steps=100))
+def test_a_step_after_every_chunk_resumes_exactly_too(
+    pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    def train(name: str, steps: int) -> None:
+        config = stage2_config(tiny_base, tiny_stage1, pool, steps=steps, save_every=3)
+        train_stage2(replace(config, accumulate="none"), tmp_path / name, "auto")
 
-    def algorithm(*_: object) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
-        yield (weight * float("nan")).sum(), {}
-
-    with pytest.raises(TrainingError, match="21 steps in a row"):
-        loop.run([(torch.zeros(1), torch.zeros(1))] * 100, algorithm)  # type: ignore[arg-type]
-    assert weight.item() == 1
-
-
-def test_the_schedules() -> None:
-    cosine = _optimization(schedule="cosine", steps=110, warmup=10)
-    assert lr_factor(0, cosine) == pytest.approx(0.1)
-    assert lr_factor(10, cosine) == 1
-    assert lr_factor(60, cosine) == pytest.approx(0.505)
-    assert lr_factor(110, cosine) == pytest.approx(0.01)
-    assert lr_factor(1000, _optimization()) == 1
-    with pytest.raises(TrainingError, match="constant and cosine"):
-        lr_factor(0, _optimization(schedule="linear"))
+    train("whole", 8)
+    run = tmp_path / "whole.run"
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-000004", "step-000008"]
+    train("again", 8)
+    assert _weights(tmp_path / "again") == _weights(tmp_path / "whole")
+    shutil.rmtree(run / "step-000008")
+    train("whole", 8)
+    assert _weights(tmp_path / "again") == _weights(tmp_path / "whole")
 
 
-def test_what_cannot_be_meant_is_refused(data: Synthetic, tiny_base: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_and_posterior_leave_the_result_alone(
+    pool: Data, tiny_base: Path, tmp_path: Path
+) -> None:
+    # nano's autoencoder is deterministic: a sample of its posterior is its mode
+    plain = stage1_config(tiny_base, pool, steps=2)
+    other = replace(stage1_config(tiny_base, pool, steps=2, gradient_checkpointing=True), posterior="mode")
+    train_stage1(plain, tmp_path / "plain", "never")
+    train_stage1(other, tmp_path / "other", "never")
+    assert _weights(tmp_path / "plain") == _weights(tmp_path / "other")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_single_pair_is_overfitted(stage: int, generator: Generator) -> None:
+    _two_adapters(generator)
+    generator.use(f"stage{stage}")
+    gan = _gan(generator, adversarial=False)
+    x_L, x_H = _smooth_pair(stage)
+    theta = list(adapter_parameters(generator, f"stage{stage}").values())
+    optimizer = torch.optim.AdamW(theta, lr=5e-3)
+    terms = []
+    for _ in range(24 if stage == 1 else 10):
+        losses = algorithm_1(gan, x_L, x_H, 200) if stage == 1 else algorithm_2(gan, x_L, x_H, 200, 50, 16, 2)
+        terms.append([loss.terms for loss in _backward_each(losses)])
+        optimizer.step()
+        optimizer.zero_grad()
+    for name in ("mae", "ea_dists"):
+        first, last = (sum(chunk[name] for chunk in step) for step in (terms[0], terms[-1]))
+        assert last < first * 2 / 3, name
+
+
+def _smooth_pair(stage: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture of waves, and what is left of it at half the contrast and a quarter of the resolution."""
+    side = 16 * stage
+    grid = torch.arange(side) / side
+    wave = torch.sin(12 * grid)[:, None] * torch.cos(9 * grid)[None]
+    x_H = torch.stack([wave, wave.T, wave * wave])[None] * 0.8
+    x_L = torch.nn.functional.interpolate(x_H / 2, size=(4 * stage, 4 * stage), mode="area")
+    return torch.nn.functional.interpolate(x_L, size=(16, 16), mode="bilinear"), x_H
+
+
+def test_what_cannot_be_meant_is_refused(
+    pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    config = stage1_config(tiny_base, pool, steps=1)
     with pytest.raises(TrainingError, match="no checkpoint here"):
-        train_stage1(_stage1(tiny_base, data, steps=1), tmp_path / "a", str(tmp_path / "nowhere"))
-    with pytest.raises(TrainingError, match="fp16"):
-        train_stage1(_stage1(tiny_base, data, steps=1, precision="fp16"), tmp_path / "b", "never")
-    config = tmp_path / "c.yaml"
-    config.write_text("{}")
-    with pytest.raises(TrainingError, match="no result folder"):
-        run("stage1", config, [], None, "never")
+        train_stage1(config, tmp_path / "a", str(tmp_path / "nowhere"))
+    with pytest.raises(TrainingError, match=r"fp16 is refused.*discriminator's twice"):
+        train_stage1(stage1_config(tiny_base, pool, steps=1, precision="fp16"), tmp_path / "a", "never")
+    with pytest.raises(TrainingError, match=r"kind is none, but loss.gan is 0.5"):
+        train_stage1(
+            replace(config, discriminator=replace(DISCRIMINATOR, kind="none")), tmp_path / "a", "never"
+        )
+    with pytest.raises(TrainingError, match="one must divide the other"):
+        train_stage2(stage2_config(tiny_base, tiny_stage1, pool, accumulation=3), tmp_path / "a", "never")
+    with pytest.raises(TrainingError, match="cannot replace the one that is stored"):
+        train_stage1(replace(config, prompt="a photograph"), tmp_path / "a", "never")
+    with pytest.raises(BundleError, match="no diffusers base here"):
+        train_stage1(replace(config, base="nowhere"), tmp_path / "a", "never")

@@ -1,0 +1,210 @@
+"""What training holds in memory: Stable Diffusion 2.1-base's architecture, both stages, R 512, batch 1.
+
+    python benchmarks/train_memory.py [--precision bf16] [--json FILE]      counts, in seconds, on any machine
+    python benchmarks/train_memory.py --real [--json FILE]                  runs, with random weights; 12 GiB
+
+The first counts the bytes that autograd keeps for the backward (`torch.autograd.graph.saved_tensors_hooks`,
+each storage once, parameters not) while Algorithms 1 and 2 run on tensors that have shapes and no data. It
+says how stage 2 compares with stage 1, and what it would hold if all chunks were summed before one backward.
+The second runs one micro-step of stage 1 and one chunk of stage 2 for real, with gradient checkpointing, and
+reports seconds and the process's peak of resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from tudsr_train.adapters import adapter_parameters, add_adapter
+from tudsr_train.adversarial import TUDSR
+from tudsr_train.adversaries import Adversaries
+from tudsr_train.config import Lora, Optimization
+from tudsr_train.discriminator import DiscriminatorConfig, build_discriminator
+from tudsr_train.dists import DistsConfig
+from tudsr_train.generator import Generator
+from tudsr_train.journal import GIB, peak_memory
+from tudsr_train.losses import Losses, LossWeights
+from tudsr_train.precision import prepare
+from tudsr_train.stage1 import algorithm_1
+from tudsr_train.stage2 import algorithm_2
+
+R, N, T_1, T_2 = 512, 2, 200, 50
+CPU = torch.device("cpu")
+
+
+def sd21_base() -> Generator:
+    """The architecture of Stable Diffusion 2.1-base, with random weights."""
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=768,
+    )
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return Generator(vae.eval(), unet.eval(), torch.randn(1, 77, 1024), schedule.alphas_cumprod.clone())
+
+
+def adversaries(optimization: Optimization) -> Adversaries:
+    """G with both adapters, DINOv3-ViT-B's first nine blocks with their heads, EA-DISTS; all random."""
+    G = sd21_base()
+    for name in ("stage1", "stage2"):
+        add_adapter(G, name, Lora().rank, Lora().target_modules)
+    if torch.get_default_device() == CPU:
+        prepare(G, optimization, CPU)
+    # DiffAugment's draws are data that shapes alone do not have
+    D = build_discriminator(
+        DiscriminatorConfig("dinov3", "random", layers=(3, 6, 9), width=768, diff_augment=""), G
+    )
+    losses = Losses.build(LossWeights(ea_dists=5.0, gan=0.5, mae=0.5), DistsConfig("random", "random"))
+    return Adversaries(G, D, losses, TUDSR, optimization, "mode")
+
+
+def on_the_cpu_without_data(module: torch.nn.Module | None) -> None:
+    """Swap meta tensors for fake ones that believe to be on the CPU, where autocast has its rules."""
+    for part in module.modules() if module else ():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = torch.nn.Parameter(torch.empty(p.shape), p.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+@contextmanager
+def losses_without_data() -> Iterator[None]:
+    """`.item()` of a tensor without data is 0, for the log's sake."""
+    item = torch.Tensor.item
+    torch.Tensor.item = lambda self: 0.0 if isinstance(self, FakeTensor) else item(self)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.item = item  # type: ignore[method-assign]
+
+
+class Saved:
+    """Counts the storages that autograd is keeping."""
+
+    def __init__(self, parameters: Iterator[torch.Tensor]) -> None:
+        self._ignored = {p.untyped_storage()._cdata for p in parameters}
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._ignored:
+            self._kept[storage._cdata] = tensor
+        return tensor
+
+    def take(self) -> int:
+        """Bytes since the last call."""
+        total = sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
+        self._kept.clear()
+        return total
+
+
+def counted(gan: Adversaries, stage: int) -> list[int]:
+    """Bytes that each backward of one picture frees, in order: G, D, and so on for every chunk."""
+    gan.generator.use(f"stage{stage}")
+    x_L, x_H = torch.rand(1, 3, R, R) * 2 - 1, torch.rand(1, 3, R * stage, R * stage) * 2 - 1
+    assert gan.discriminator is not None
+    saved, found = Saved(iter([*gan.generator.parameters(), *gan.discriminator.parameters()])), []
+    losses = algorithm_1(gan, x_L, x_H, T_1) if stage == 1 else algorithm_2(gan, x_L, x_H, T_1, T_2, R, N)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        for loss in losses:
+            found.append(saved.take())
+            loss.value.backward()
+    return found
+
+
+def count(optimization: Optimization) -> dict[str, Any]:
+    """The saved-tensor report of both stages."""
+    with torch.device("meta"):
+        gan = adversaries(optimization)
+    with FakeTensorMode(), losses_without_data():
+        for part in (gan.generator, gan.discriminator, gan.losses):
+            on_the_cpu_without_data(part)
+        unet, phi = gan.generator.unet, gan.discriminator
+        theta = adapter_parameters(gan.generator, "stage1")
+        base = sum(p.numel() for name, p in unet.named_parameters() if "lora_" not in name)
+        one, two = counted(gan, 1), counted(gan, 2)
+    assert phi is not None
+    return {
+        "unet_millions": round(base / 1e6, 3),
+        "lora_modules": len(theta) // 2,
+        "lora_millions": round(sum(p.numel() for p in theta.values()) / 1e6, 3),
+        "heads_millions": round(sum(p.numel() for p in phi.trainable().values()) / 1e6, 3),
+        "stage1_backwards_gib": [round(value / GIB, 3) for value in one],
+        "stage2_backwards_gib": [round(value / GIB, 3) for value in two],
+        "stage2_over_stage1": round(max(two) / max(one), 4),
+        "one_backward_for_all_chunks_over_stage1": round(sum(two[::2]) / max(one), 4),
+    }
+
+
+def real(optimization: Optimization) -> dict[str, Any]:
+    """One optimizer step of stage 1, and one of stage 2 after its first chunk, with random weights."""
+    torch.manual_seed(0)
+    gan = adversaries(optimization)
+    report: dict[str, Any] = {}
+    assert gan.discriminator is not None
+    for stage in (1, 2):
+        gan.generator.use(f"stage{stage}")
+        theta = list(adapter_parameters(gan.generator, f"stage{stage}").values())
+        networks = {"generator": theta, "discriminator": list(gan.discriminator.trainable().values())}
+        x_L, x_H = torch.rand(1, 3, R, R) * 2 - 1, torch.rand(1, 3, R * stage, R * stage) * 2 - 1
+        losses = algorithm_1(gan, x_L, x_H, T_1) if stage == 1 else algorithm_2(gan, x_L, x_H, T_1, T_2, R, N)
+        started = time.perf_counter()
+        for loss in itertools.islice(losses, len(networks)):
+            optimizer = torch.optim.AdamW(networks[loss.network], lr=5e-5)
+            loss.value.backward()
+            optimizer.step()
+            report[f"stage{stage}_{loss.network}"] = {name: round(v, 5) for name, v in loss.terms.items()}
+        losses.close()
+        report[f"stage{stage}_seconds"] = round(time.perf_counter() - started, 1)
+        report[f"stage{stage}_peak_gib"] = round(peak_memory(CPU) / GIB, 2)
+        for parameters in networks.values():
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
+            for p in parameters:
+                p.grad = None
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--real", action="store_true", help="run instead of counting")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
+    options = parser.parse_args()
+    optimization = Optimization(precision=options.precision, gradient_checkpointing=options.real)
+    report = {
+        "command": "python benchmarks/train_memory.py " + " ".join(sys.argv[1:]),
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        **(real(optimization) if options.real else count(optimization)),
+    }
+    text = json.dumps(report, indent=2)
+    sys.stdout.write(text + "\n")
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

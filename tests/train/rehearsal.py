@@ -1,0 +1,121 @@
+"""Run by test_processes.py, once, in a process of its own: trainings that are killed or that run in pairs.
+
+    python rehearsal.py FOLDER BASE POOL-CACHE
+
+Everything heavy is imported here once; each training is a fork, with one thread, so that nothing of it is
+shared. Prints one JSON object: for every scenario, where the run was resumed and what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.train.recipes import DISCRIMINATOR, stage1_config
+from tudsr_train import checkpoint
+from tudsr_train.session import Heads
+from tudsr_train.sources import Data
+from tudsr_train.stage1 import train_stage1
+
+
+def fork(work: Callable[[], None]) -> int:
+    """The exit status of `work`, done in a fork: negative for a signal."""
+    return finish(begin(work))
+
+
+def begin(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def finish(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train(out: Path, base: Path, pool: Data, **changes: Any) -> None:
+    train_stage1(stage1_config(base, pool, **changes), out, "auto")
+
+
+def killed_at(point: str, nth: int) -> None:
+    """From now on the nth passing of a save's `point` is the end of this process."""
+    passed = []
+
+    def die(here: str) -> None:
+        passed.extend([here] * (here == point))
+        if len(passed) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.at_point = die
+
+
+def crash(out: Path, base: Path, pool: Data, point: str) -> dict[str, Any]:
+    """Four steps, saved at each; killed in the save of the second, then resumed to the end."""
+
+    def first() -> None:
+        killed_at(point, nth=2)
+        train(out, base, pool, steps=3, save_every=1)
+
+    status = fork(first)
+    found = checkpoint.newest(out.with_name(out.name + ".run"), lambda _: None)
+    second = fork(lambda: train(out, base, pool, steps=3, save_every=1))
+    return {"status": status, "resumed_at": found.step if found else 0, "second": second}
+
+
+def in_pairs(out: Path, base: Path, pool: Data) -> list[int]:
+    """The same training by two processes, with half the accumulation."""
+
+    def work(rank: int) -> Callable[[], None]:
+        def one() -> None:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["TUDSR_TEST_PORT"]}
+            adversarial(out, base, pool, accumulation=1)
+
+        return one
+
+    children = [begin(work(rank)) for rank in range(2)]
+    return [finish(child) for child in children]
+
+
+def adversarial(out: Path, base: Path, pool: Data, accumulation: int) -> None:
+    """Posterior mode, and D's spectral norms held still: they move on with every forward."""
+    in_train = Heads.__init__
+
+    def in_eval(self: Heads, discriminator: Any, *rest: Any) -> None:
+        in_train(self, discriminator.eval(), *rest)
+
+    Heads.__init__ = in_eval  # type: ignore[method-assign]
+    # plain gradient descent would do; with AdamW, eps keeps the sign of a gradient of zero from mattering
+    config = stage1_config(base, pool, steps=2, accumulation=accumulation, save_every=2, eps=1e-3)
+    train_stage1(replace(config, posterior="mode", discriminator=DISCRIMINATOR), out, "auto")
+
+
+def main(folder: Path, base: Path, cache: str) -> None:
+    torch.set_num_threads(1)
+    pool = Data(count=2, size=128, seed=1, cache=cache)
+    fork(lambda: train(folder / "whole", base, pool, steps=3, save_every=1))
+    found: dict[str, Any] = {point: crash(folder / point, base, pool, point) for point in checkpoint.POINTS}
+    found["two"] = in_pairs(folder / "two", base, pool)
+    found["one"] = fork(lambda: adversarial(folder / "one", base, pool, accumulation=2))
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,151 @@
+"""Configuration files: YAML to typed dataclasses and back, with overrides; an unknown key is an error."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import textwrap
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tudsr_runtime.errors import TrainingError
+from tudsr_train.sources import PRESETS, Recipe
+
+T = TypeVar("T")
+
+
+def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
+    """Read a YAML file into `kind`, then apply `key.sub=value` overrides.
+
+    Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a
+    wrong type.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: no such config file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise TrainingError(f"--set {override}: expected key=value")
+        _assign(tree, key.strip().split("."), yaml.safe_load(value))
+    return _build(kind, tree, str(path))
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _build(kind: type[T], tree: Any, where: str) -> T:
+    return kind(**_values(kind, tree, where))
+
+
+def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise TrainingError(f"{where}: expected keys and values, found {tree!r}")
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            raise TrainingError(
+                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+
+
+def _recipe(tree: Any, where: str) -> Recipe:
+    """A degradation: the name of a preset, or `preset: NAME` and the values that differ from it."""
+    tree = {"preset": tree} if isinstance(tree, str) else tree
+    name = tree.get("preset", "realesrgan") if isinstance(tree, dict) else ""
+    if name not in PRESETS:
+        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
+    preset = PRESETS[name]
+    return dataclasses.replace(preset, **_values(type(preset), tree, where))
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint == Recipe:
+        return _recipe(value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        return _convert_tuple(typing.get_args(hint), value, where)
+    if isinstance(hint, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TrainingError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if args == (str, ...) and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        raise TrainingError(f"{where} must be a list, not {value!r}")
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise TrainingError(f"{where} must have {len(args)} values, not {len(value)}")
+    return tuple(
+        _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+    )
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """A configuration as plain dictionaries, lists and numbers, as JSON and YAML write them."""
+    return {
+        one.name: to_tree(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for one in dataclasses.fields(config)
+        for value in [getattr(config, one.name)]
+    }
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def to_yaml(config: Any, indent: str = "") -> str:
+    """A resolved configuration as a YAML file that `load_config` reads, each key under what it means."""
+    lines = []
+    meanings = docstrings(type(config))
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        lines += [f"{indent}# {line}" for line in meanings.get(one.name, "").splitlines()]
+        if dataclasses.is_dataclass(value):
+            lines += [f"{indent}{one.name}:", to_yaml(value, indent + "  ").rstrip("\n")]
+        else:
+            # in brackets, so that a number, a text and a list are all written on one line
+            written = yaml.safe_dump([_plain(value)], default_flow_style=True, width=10_000).strip()[1:-1]
+            lines.append(f"{indent}{one.name}: {written}")
+    return "\n".join(lines) + "\n"
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, by the field's name."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for above, below in itertools.pairwise(body.body):
+        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[above.target.id] = inspect.cleandoc(text.value)
+    return found
