@@ -27,9 +27,7 @@ def prepare(generator: Generator, optimization: Optimization, device: torch.devi
     generator.to(device)
     generator.unet.to(memory_format=torch.channels_last)
     if optimization.gradient_checkpointing:
-        for part in (generator.unet, generator.vae):
-            if hasattr(part, "enable_gradient_checkpointing"):
-                part.enable_gradient_checkpointing()
+        generator.enable_gradient_checkpointing()
     if optimization.compile:
         generator.unet.compile(dynamic=False)
 

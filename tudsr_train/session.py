@@ -28,7 +28,7 @@ from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Sta
 from tudsr_train.config_file import to_tree, to_yaml
 from tudsr_train.data import Task
 from tudsr_train.discriminator import Discriminator, adversarial_loss, build_discriminator
-from tudsr_train.generator import PROMPT_FILE, Generator, prompt_of, read_prompt
+from tudsr_train.generator import Generator
 from tudsr_train.journal import GIB, peak_memory, say, usable_trackers
 from tudsr_train.loop import Algorithm, Loop, Network, seed_draws
 from tudsr_train.losses import Losses
@@ -85,16 +85,7 @@ class Session:
     def generator(self, config: Stage1Config | Stage2Config) -> Generator:
         """The base with the configuration's prompt; torch is seeded for what is drawn next."""
         torch.manual_seed(config.seed)
-        G = Generator.load(config.base)
-        if config.prompt_embeds:
-            G.set_prompt(read_prompt(Path(config.prompt_embeds)))
-        elif config.prompt:
-            if (Path(config.base) / PROMPT_FILE).is_file():
-                raise TrainingError(
-                    f"{config.base}: `prompt` cannot replace the one that is stored there ({PROMPT_FILE})"
-                )
-            G.set_prompt(prompt_of(Path(config.base), config.prompt))
-        return G
+        return Generator.load(config.base, config.prompt, config.prompt_embeds)
 
     def add_adapter(self, G: Generator, name: str, lora: Lora) -> dict[str, nn.Parameter]:
         """Attach a fresh adapter, make it the active one, and return its weights."""
