@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,3 +187,14 @@ def test_the_configuration_of_data_and_degradation(tmp_path: Path) -> None:
         _config(tmp_path, "degradation: {preset: mild}\n")
     with pytest.raises(TrainingError, match="did you mean 'blur_sigma2'"):
         _config(tmp_path, "degradation: {blur_sigma_2: [0, 1]}\n")
+
+
+DOCUMENTED = re.findall(
+    r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("text", DOCUMENTED)
+def test_the_documented_configurations_are_valid(tmp_path: Path, text: str) -> None:
+    config = _config(tmp_path, text)
+    assert config.data.path or config.degradation != RealESRGAN()
