@@ -32,7 +32,7 @@ from tudsr_train.pictures import (
     survey,
 )
 from tudsr_train.real_esrgan import SEESR_MILD, RealESRGAN
-from tudsr_train.streaming import Lanes, expand_shards, hugging_face_lanes, shard_lanes
+from tudsr_train.streaming import HuggingFaceLanes, Lanes, ShardLanes, expand_shards
 
 Recipe = Degradation | RealESRGAN
 PRESETS: dict[str, Recipe] = {"realesrgan": RealESRGAN(), "seesr_mild": SEESR_MILD, "nano": Degradation()}
@@ -145,16 +145,19 @@ def _usable(files: list[Path], data: Data, task: Task, run: Path, say: Say) -> t
 
 
 def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+    open_lane: ShardLanes | HuggingFaceLanes
     if data.source == "webdataset":
         shards = expand_shards(data.path)
-        lanes = min(data.lanes, len(shards))
-        open_lane, what = shard_lanes(shards, seed, lanes), f"{len(shards)} shards"
+        open_lane, what = ShardLanes(shards, seed, min(data.lanes, len(shards))), f"{len(shards)} shards"
     else:
-        open_lane, lanes = hugging_face_lanes(data.path[0], data.split, data.column, data.lanes)
         what = data.path[0]
-    say(f"data: {what}, streamed in {lanes} lanes; pictures smaller than {task.crop} px are left out")
+        open_lane = HuggingFaceLanes.open(what, data.split, data.column, data.lanes)
+    say(
+        f"data: {what}, streamed in {open_lane.lanes} lanes; "
+        f"pictures smaller than {task.crop} px are left out"
+    )
     quarantine = Quarantine(run / QUARANTINE_FILE, 0, data.corrupt_allowed)
-    return Lanes(open_lane, lanes, task.crop, data.small_allowed, quarantine)
+    return Lanes(open_lane, open_lane.lanes, task.crop, data.small_allowed, quarantine)
 
 
 class SyntheticPictures:

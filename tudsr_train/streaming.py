@@ -9,6 +9,7 @@ Each process reads few lanes only if L is a multiple of batch size x workers x p
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import re
@@ -17,7 +18,9 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,15 +120,18 @@ def _endless(open_lane: OpenLane, lane: int) -> Iterator[tuple[int, Record]]:
             raise DataError("data.path: no pictures in the stream")
 
 
-def shard_lanes(shards: list[str], seed: int, lanes: int) -> OpenLane:
+@dataclass(frozen=True)
+class ShardLanes:
     """Lanes over tar shards, whose order is drawn anew for every epoch."""
 
-    def open_lane(lane: int, epoch: int) -> Iterator[Record]:
-        order = np.random.default_rng([seed, epoch, 0x5A]).permutation(len(shards))
-        for i in order[lane::lanes]:
-            yield from read_shard(shards[i])
+    shards: list[str]
+    seed: int
+    lanes: int
 
-    return open_lane
+    def __call__(self, lane: int, epoch: int) -> Iterator[Record]:
+        order = np.random.default_rng([self.seed, epoch, 0x5A]).permutation(len(self.shards))
+        for i in order[lane :: self.lanes]:
+            yield from read_shard(self.shards[i])
 
 
 def expand_shards(paths: tuple[str, ...]) -> list[str]:
@@ -191,29 +197,37 @@ def _members(shard: str) -> Iterator[Record]:
                 yield f"{shard}:{member.name}", file.read
 
 
-def hugging_face_lanes(name: str, split: str, column: str, lanes: int) -> tuple[OpenLane, int]:
-    """Lanes over a data set of the Hugging Face hub, or of a local folder, and how many there are.
+@dataclass(frozen=True)
+class HuggingFaceLanes:
+    """Lanes over a streamed data set; every epoch has the set's own order."""
 
-    Needs the package `datasets`. Every epoch has the set's own order.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            "data.source huggingface needs the package `datasets`", hint="pip install 'tudsr[stream]'"
-        ) from error
-    try:
-        stream = datasets.load_dataset(name, split=split, streaming=True)
-        stream = stream.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.path: {name}, split {split}, column {column}: {error}") from error
-    count = min(lanes, stream.num_shards)
+    name: str
+    stream: Any
+    column: str
+    lanes: int
 
-    def open_lane(lane: int, _epoch: int) -> Iterator[Record]:
-        for number, row in enumerate(stream.shard(count, lane)):
-            yield f"{name}:{lane}/{number}", lambda row=row: _bytes_of(row[column])
+    @classmethod
+    def open(cls, name: str, split: str, column: str, lanes: int) -> HuggingFaceLanes:
+        """A set of the Hugging Face hub, or in a local folder, in `lanes` lanes or as many as it has files.
 
-    return open_lane, count
+        Raises DataError where the package `datasets` is missing, or the set, its split or its column.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise DataError(
+                "data.source huggingface needs the package `datasets`", hint="pip install 'tudsr[stream]'"
+            ) from error
+        try:
+            stream = datasets.load_dataset(name, split=split, streaming=True)
+            stream = stream.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        except (OSError, ValueError) as error:
+            raise DataError(f"data.path: {name}, split {split}, column {column}: {error}") from error
+        return cls(name, stream, column, min(lanes, stream.num_shards))
+
+    def __call__(self, lane: int, _epoch: int) -> Iterator[Record]:
+        for number, row in enumerate(self.stream.shard(self.lanes, lane)):
+            yield f"{self.name}:{lane}/{number}", functools.partial(_bytes_of, row[self.column])
 
 
 def _bytes_of(image: dict[str, object]) -> bytes:

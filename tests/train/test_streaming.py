@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import pickle
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,13 @@ def test_workers_do_not_change_a_stream(shards: Path, tmp_path: Path) -> None:
     x_L, x_H = (torch.cat(parts) for parts in zip(*loader, strict=True))
     assert torch.equal(x_L, torch.stack([pair[0] for pair in alone]))
     assert torch.equal(x_H, torch.stack([pair[1] for pair in alone]))
+
+
+def test_an_open_stream_can_be_sent_to_a_spawned_worker(shards: Path, tmp_path: Path) -> None:
+    source = open_source(_data(shards, lanes=4), TASK, 3, tmp_path, lambda _: None)
+    expected = source[5].high
+    sent = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(sent[5].high, expected)
 
 
 def test_what_is_damaged_or_small_gives_way_to_the_next_record(tmp_path: Path) -> None:
