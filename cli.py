@@ -270,6 +270,26 @@ def bench_table3(
     table3(BenchOptions(bundle, backend, device, precision, threads, warmup, repeats, output, as_json))
 
 
+@bundle_app.command("triton")
+def bundle_triton(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
+    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="Folder to write.")],
+    engines: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR", help="Engines of `tudsr build --engine tensorrt -o DIR`, one for each kind of GPU."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Write a model repository for Triton Inference Server.
+
+    One model for each component, and one ensemble for each stage, which takes a tile.
+    """
+    from tudsr_runtime.build.command import triton as run
+
+    run(bundle, repository, engines)
+
+
 Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tudsr_runtime.build.inspection import inspect, outline
 from tudsr_runtime.build.library import choose_target, open_library
 from tudsr_runtime.build.store import EngineFolder, Reporter, Wanted, ensure_engines
+from tudsr_runtime.build.triton import write_repository
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines import Choice, split_device
 from tudsr_runtime.terminal import Terminal
@@ -80,6 +81,18 @@ def build(
         for line in outline(found.record):
             terminal.note(line)
         terminal.result(found.path)
+
+
+def triton(bundle: str, repository: Path, engines: list[Path]) -> None:
+    """Write a Triton model repository from a bundle; prints the folder of each model.
+
+    Raises as `write_repository`, and BundleError if there is no sound bundle.
+    """
+    terminal = Terminal()
+    names = write_repository(open_bundle(bundle), repository, engines)
+    for name in names:
+        terminal.result(repository / name)
+    terminal.note(f"{len(names)} models; tritonserver --model-repository={repository}")
 
 
 def build_for_device(bundle: Bundle, choice: Choice, terminal: Terminal) -> EngineFolder:

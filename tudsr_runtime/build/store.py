@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,22 +159,25 @@ def recorded() -> Iterator[EngineRecord]:
             yield read_record(file.parent)
 
 
-def expected_seconds(library: Library, graph_bytes: int) -> float | None:
-    """How long the graph nearest in size took that this machine has built, scaled by the sizes.
+def expected_seconds(library: Library, graph_bytes: int, just_built: Iterable[Plan] = ()) -> float | None:
+    """How long the graph nearest in size took that this machine has built, scaled by the sizes; of equals,
+    the one `just_built`.
 
     None if none within a factor of four has been built by this library.
     """
-    timed = [
-        (sum(file.bytes for file in plan.graph), plan.facts.seconds)
-        for record in recorded()
-        if record.library == library.name
-        for plan in record.plans.values()
-    ]
+    cached = (
+        plan for record in recorded() if record.library == library.name for plan in record.plans.values()
+    )
+    timed = [(_graph_bytes(plan.graph), plan.facts.seconds) for plan in (*just_built, *cached)]
     near = [(size, seconds) for size, seconds in timed if graph_bytes / 4 <= size <= graph_bytes * 4]
     if not near:
         return None
     size, seconds = min(near, key=lambda one: abs(one[0] - graph_bytes))
     return seconds * graph_bytes / size
+
+
+def _graph_bytes(files: Iterable[BundleFile]) -> int:
+    return sum(file.bytes for file in files)
 
 
 def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
@@ -183,8 +186,8 @@ def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
     plans: dict[str, Plan] = {}
     with atomic_dir(path, overwrite=True) as partial:
         for number, (name, variant) in enumerate(wanted.variants.items(), 1):
-            size = sum(file.bytes for file in variant.files)
-            reporter.component(number, len(wanted.variants), name, expected_seconds(library, size))
+            expected = expected_seconds(library, _graph_bytes(variant.files), plans.values())
+            reporter.component(number, len(wanted.variants), name, expected)
             built = build_engine(
                 bundle.path(variant),
                 wanted.target,
