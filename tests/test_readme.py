@@ -73,9 +73,8 @@ def test_a_documented_command_is_one(line: str) -> None:
 
 def test_the_documented_python_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
-    )
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/pictures.md"))
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert blocks
     for block in blocks:
         done = subprocess.run(

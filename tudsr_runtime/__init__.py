@@ -3,7 +3,7 @@
     from tudsr_runtime import Upscaler
 
     with Upscaler("nano") as upscaler:
-        large = upscaler.upscale(image, scale=8)    # float32 (h, w, 3) in [0, 1], in and out
+        large = upscaler.upscale(image, scale=8)    # an array or a Pillow image, in and out
 
 Names are imported when first used, so that importing the package costs next to nothing.
 """

@@ -29,7 +29,7 @@ Metadata = Literal["keep", "strip"]
 
 DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, OverflowError, LookupError, TypeError, AttributeError,
-    struct.error, Image.DecompressionBombError,
+    RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 """Everything that Pillow raises for damaged files; MemoryError is treated apart."""
 
@@ -183,9 +183,17 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            _what_it_is(beginning), hint="PNG, JPEG, WebP, TIFF, BMP and AVIF can be read; convert it"
-        ) from error
+        what = "the file is an animated GIF" if _is_animated_gif(file) else _what_it_is(beginning)
+        raise InputError(what, hint="PNG, JPEG, WebP, TIFF, BMP and AVIF can be read; convert it") from error
+
+
+def _is_animated_gif(file: BinaryIO) -> bool:
+    file.seek(0)
+    try:
+        with Image.open(file, formats=("GIF",)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except DECODE_ERRORS:
+        return False
 
 
 def _what_it_is(beginning: bytes) -> str:

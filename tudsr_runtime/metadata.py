@@ -71,7 +71,7 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
         exif = image.getexif()
         for tag in STRUCTURE.union({ORIENTATION}) & set(exif):
             del exif[tag]
-        for tag in STALE:
+        for tag in STALE if ExifTags.IFD.Exif in exif else ():
             exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
         return (exif.tobytes() if len(exif) else None), None
     except EXIF_ERRORS:
