@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.encode import check_transparency, write_picture
+from tudsr_runtime.encode import check_transparency, held_bytes, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
+from tudsr_runtime.estimate import Estimator, host_bytes
 from tudsr_runtime.folder import Source, check_collisions, check_writable, free_name, identity
 from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.image_io import read_picture
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
-from tudsr_runtime.terminal import ProgressBar, Terminal
+from tudsr_runtime.terminal import ProgressBar, Terminal, clock
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -69,10 +70,17 @@ class Batch:
         return jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Print what would be done."""
+        """Print what would be done, how long it would take and how much memory, after trying the engines."""
+        estimator = Estimator(self.upscaler)
         for job in jobs:
             self.tally.planned += 1
-            self._report(job, "planned", f"{job.source} -> {job.target}: {outline(job.plan)}", job.notes)
+            plan = job.plan
+            seconds = estimator.seconds(plan)
+            memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
+            takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
+            line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
+            estimate = {"estimate": {"seconds": round(seconds, 3), "host_bytes": memory}}
+            self._report(job, "planned", line, job.notes, more=estimate)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input."""
@@ -222,6 +230,7 @@ class Batch:
         line: str | Path,
         notes: Sequence[str],
         seconds: dict[str, float] | None = None,
+        more: Mapping[str, object] | None = None,
     ) -> None:
         if self.request.to_stdout and status == "ok":
             self.terminal.file(job.target)
@@ -246,6 +255,7 @@ class Batch:
                 "bundle_sha256": self.upscaler.bundle.sha256,
                 "seconds": seconds,
                 "notes": notes,
+                **(more or {}),
             }
         )
 

@@ -89,6 +89,11 @@ def output_format(path: Path) -> str:
         ) from None
 
 
+def held_bytes(target: Path, width: int, height: int) -> int:
+    """Bytes of the result in memory until it is encoded, without the encoder's own; 0 if rows are written."""
+    return 0 if output_format(target) in ("PNG", "TIFF") else 4 * width * height
+
+
 def check_format_limits(target: Path, width: int, height: int) -> None:
     """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
     kind = output_format(target)

@@ -150,11 +150,12 @@ class ProgressBar:
         now = time.monotonic()
         if now - self._noted >= LINE_SECONDS and done:
             left = (now - self._started) / done * (self._tiles - done)
-            self._note(f"{text}; {done} of {self._tiles} in all, about {_clock(left)} left")
+            self._note(f"{text}; {done} of {self._tiles} in all, about {clock(left)} left")
             self._noted = now
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, "4:05", from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

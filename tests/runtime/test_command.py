@@ -266,6 +266,9 @@ def test_dry_run_writes_nothing(tudsr: Tudsr, photo: Path) -> None:
     assert "13 x 9 -> 104 x 72 px, 2 tiles" in result.out
     (record, _) = tudsr("upscale", photo, "--dry-run", "--json").records
     assert record["status"] == "planned"
+    assert record["estimate"]["seconds"] > 0
+    assert 1e6 < record["estimate"]["host_bytes"] < 1e8
+    assert "MB beside the engines" in result.out
     assert sorted(path.name for path in photo.parent.iterdir()) == ["photo.png"]
 
 
