@@ -47,6 +47,14 @@ class DiscriminatorConfig:
     width: int = 96
     """Channels of a backbone whose weights are `random`, a multiple of 32."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise TrainingError(f"discriminator: kind is {self.kind!r}; {', '.join(KINDS)} are known")
+        if self.lora_rank < 1:
+            raise TrainingError(f"discriminator: lora_rank must be at least 1, not {self.lora_rank}")
+        if self.width < 32 or self.width % 32:
+            raise TrainingError(f"discriminator: width must be a multiple of 32, not {self.width}")
+
 
 class Discriminator(nn.Module):
     """D(x) = {logits^l} of Eq. (4): a frozen `backbone` and trained `heads`.
@@ -121,8 +129,8 @@ def build_discriminator(config: DiscriminatorConfig, base: Generator, seed: int 
             stand on. Not changed.
 
     Raises:
-        TrainingError: an unknown kind, head, layer or policy; weights that are not there (the message says
-            where to get them) or do not fit.
+        TrainingError: kind none; an unknown head, layer or policy; weights that are not there (the message
+            says where to get them) or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -130,14 +138,12 @@ def build_discriminator(config: DiscriminatorConfig, base: Generator, seed: int 
             from tudsr_train.diffusion_discriminator import DiffusionDiscriminator
 
             discriminator: Discriminator = DiffusionDiscriminator.build(config, base)
-        elif config.kind in ("dinov3", "dinov3-convnext"):
+        elif config.kind == "none":
+            raise TrainingError(f"discriminator: there is none to build; {', '.join(KINDS[1:])} can be")
+        else:
             from tudsr_train.dino_discriminator import DinoDiscriminator
 
             discriminator = DinoDiscriminator.build(config)
-        else:
-            raise TrainingError(
-                f"discriminator kind {config.kind!r} cannot be built; {', '.join(KINDS[1:])} can"
-            )
     return discriminator.requires_grad_(True).train()
 
 

@@ -252,7 +252,10 @@ def test_untrained_networks_are_made_only_by_name(head: str, generator: Generato
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"kind": "dino"}, "'dino' cannot be built; dinov3, dinov3-convnext, diffusion can"),
+    ({"kind": "dino"}, "'dino'; none, dinov3, dinov3-convnext, diffusion are known"),
+    ({"kind": "none"}, "none to build; dinov3, dinov3-convnext, diffusion can be"),
+    ({"width": 48}, "width must be a multiple of 32, not 48"),
+    ({"kind": "diffusion", "lora_rank": 0}, "lora_rank must be at least 1"),
     ({"head": "mlp"}, "'mlp' is not known; vagan_conv, omgsr_conv are"),
     ({"diff_augment": "flip"}, "'flip' is not known"),
     ({"layers": (6, 3)}, "ascending numbers of blocks"),
