@@ -51,10 +51,12 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, name: str, error: TudsrError) -> N
     """Let the pipeline fail for pictures 20 px wide."""
     whole = Upscaler.upscale_rows
 
-    def upscale_rows(self: Upscaler, image: np.ndarray, *rest: object) -> Iterator[np.ndarray]:
+    def upscale_rows(
+        self: Upscaler, image: np.ndarray, *rest: object, **options: object
+    ) -> Iterator[np.ndarray]:
         if image.shape[1] == 20:
             raise error
-        return whole(self, image, *rest)
+        return whole(self, image, *rest, **options)
 
     draw(Path(name), width=20)
     monkeypatch.setattr(Upscaler, "upscale_rows", upscale_rows)
@@ -371,7 +373,7 @@ def start(script: str, *arguments: object, **options: object) -> subprocess.Pope
 SLOW_MODEL = """
     import sys, time, cli
     from tudsr_runtime.upscaler import Upscaler
-    def upscale_rows(self, image, *_):
+    def upscale_rows(self, image, *_, **__):
         print("ready", file=sys.stderr, flush=True)
         time.sleep(60)
     Upscaler.upscale_rows = upscale_rows
