@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.config import Stage1Config, load_config
+from tudsr_train.config import Stage1Config
+from tudsr_train.config_file import load_config
 from tudsr_train.data import Softness, Task
 from tudsr_train.degradation import Degradation
 from tudsr_train.pictures import DataError, EpochOrder
