@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import cli
 from tests.build.conftest import Machine
 from tudsr_runtime.build.record import RECORD_NAME
 from tudsr_runtime.build.store import Wanted, ensure_engines
@@ -343,6 +345,23 @@ def test_while_one_tile_is_computed_the_next_one_is_submitted(machine: Machine, 
         list(pool.map(engine.run, [z, z]))
     del machine.cuda.__dict__["cudaEventSynchronize"]
     engine.close()
+
+
+def test_the_command_builds_what_is_missing_and_says_so(
+    machine: Machine, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
+    line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
+    line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite"]
+    for note in ("4 engines built in", "built before, and nothing has changed"):
+        cli.app(line, standalone_mode=False)
+        shown = capsys.readouterr().err
+        assert f"back end: {machine.name} on cuda" in shown
+        assert note in shown
+    with Image.open(tmp_path / "a_x4.png") as large:
+        assert large.size == (32, 32)
+        # Two stages, each of which adds 0.25 in [-1, 1].
+        assert np.abs(np.asarray(large) - (64 + 255 / 4)).max() <= 1
 
 
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
