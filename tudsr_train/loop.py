@@ -210,7 +210,7 @@ class Loop:
     def _between_steps(self, journal: Journal) -> None:
         """What may happen only where nothing is accumulated and no picture is half seen."""
         o, last = self.optimization, self.step == self.optimization.steps
-        if self.validate and (_passed(self._seen, self.step, self.validate_every) or last):
+        if self.validate_every and (_passed(self._seen, self.step, self.validate_every) or last):
             self._validate(journal)
         self._interrupted = largest_over_processes(self.accelerator, self._interrupted)
         if _passed(self._seen, self.step, o.save_every) or last or self._interrupted:
