@@ -1,0 +1,80 @@
+"""`tudsr train`: what it prints instead of training, and how it says no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.recipes import stage1_config, stage2_config
+from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
+from tudsr_train import stage1
+from tudsr_train.command import TrainOptions, run
+from tudsr_train.config import Stage1Config
+from tudsr_train.config_file import load_config, to_yaml
+from tudsr_train.sources import Data
+
+
+def test_the_printed_configuration_is_whole_explained_and_readable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("R: 256\n")
+    run("stage1", path, TrainOptions(["optimization.lr=1e-3"], print_config=True))
+    printed = capsys.readouterr().out
+    assert "  # Learning rate of G. Paper 4.1.\n  lr: 0.001\n" in printed
+    path.write_text(printed)
+    config = load_config(Stage1Config, path, [])
+    assert (config.R, config.optimization.lr, config.t1) == (256, 1e-3, 200)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_check_reports_data_weights_losses_and_memory_and_writes_nothing(
+    stage: int,
+    pool: Data,
+    tiny_base: Path,
+    tiny_stage1: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = (
+        stage1_config(tiny_base, pool)
+        if stage == 1
+        else stage2_config(tiny_base, tiny_stage1, pool, accumulation=4)
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config))
+    run(f"stage{stage}", path, TrainOptions(out=tmp_path / "out", check=True))
+    report = capsys.readouterr().out
+    side = 64 * stage
+    assert f"data: x_L (1, 3, 64, 64), x_H (1, 3, {side}, {side})" in report
+    for line in (
+        "weights: generator",
+        "weights: discriminator",
+        "losses: generator",
+        "losses: discriminator",
+    ):
+        assert line in report
+    assert "GiB at most, on cpu" in report
+    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("{}")
+    with pytest.raises(UsageError, match="no stage 'stage3'"):
+        run("stage3", path, TrainOptions())
+    with pytest.raises(TrainingError, match="no result folder"):
+        run("stage1", path, TrainOptions())
+
+
+def test_a_full_gpu_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(stage1, "train_stage1", train)
+    path = tmp_path / "c.yaml"
+    path.write_text("out: x")
+    with pytest.raises(MemoryExhausted, match="Tried to allocate 2 GiB"):
+        run("stage1", path, TrainOptions())
