@@ -54,7 +54,7 @@ def train_base(config: BaseConfig, out: Path, resume: str) -> None:
         with atomic_dir(out, overwrite=True) as folder:
             create_base(folder, config.model, config.seed)
             base.gan.generator.unet.save_pretrained(folder / "unet")
-    base.session.accelerator.wait_for_everyone()
+    base.session.finish()
 
 
 def check_base(config: BaseConfig, out: Path) -> list[str]:

@@ -195,8 +195,13 @@ class Session:
             name = f"stage{stage}"
             with atomic_dir(self.out, overwrite=True) as folder:
                 save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the first process to have written the result, and part."""
         self.accelerator.wait_for_everyone()
         say(self.accelerator, f"wrote {self.out}")
+        self.accelerator.end_training()
 
 
 def _shown(terms: dict[str, float]) -> list[str]:
