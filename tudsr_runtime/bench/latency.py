@@ -67,7 +67,7 @@ def measure_latency(
             parts,
             timed(lambda: run_engines(upscaler, plan)),
             timed(lambda: upscaler.upscale(image, scale)),
-            timed(lambda: _whole(upscaler, source, target, scale)),
+            timed(lambda: run_whole(upscaler, source, target, scale)),
         )
 
 
@@ -140,7 +140,8 @@ def _canvases(x: PlanarView, plan: Plan) -> Rows:
     return rows
 
 
-def _whole(upscaler: Upscaler, source: Path, target: Path, scale: float) -> None:
+def run_whole(upscaler: Upscaler, source: Path, target: Path, scale: float) -> None:
+    """From file to file, as `tudsr upscale` does it."""
     picture = read_picture(read_header(source), "keep")
     plan = upscaler.plan(picture.width, picture.height, scale)
     bands = upscaler.upscale_rows(picture.levels, scale)

@@ -61,15 +61,20 @@ def describe_machine() -> dict[str, str]:
 
 def describe_memory() -> dict[str, str]:
     """The greatest resident memory of this process so far, and the GPU memory in use, as far as known."""
-    memory = {}
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        memory["peak resident"] = f"{peak / 1e6:.0f} MB"
+    peak = peak_resident()
+    memory = {"peak resident": f"{peak / 1e6:.0f} MB"} if peak is not None else {}
     gpu = _nvidia_smi("memory.used")
     return {**memory, "GPU in use": gpu} if gpu else memory
+
+
+def peak_resident() -> int | None:
+    """The greatest resident memory of this process so far in bytes; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _processor() -> str:
