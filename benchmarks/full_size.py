@@ -1,0 +1,60 @@
+"""A random Stable Diffusion 2.1-base, full size or tiny, as diffusers networks and as a tudsr bundle.
+
+Random weights take as long as trained ones. The same weights go into both, so that their results can be
+compared as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from benchmarks.peers.pipelines import Networks
+
+TINY = {
+    "unet": {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_head_dim": (4, 8),
+             "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+             "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 64},
+    "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+}  # fmt: skip
+FULL = {
+    "unet": {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024},
+    "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+}
+TIMESTEP = 200
+ALPHA = 0.5888
+"""alphas_cumprod[200] of Stable Diffusion's scheduler, rounded; it changes no duration."""
+
+
+def networks(size: str = "full", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Networks:
+    """The networks with weights from seed 0, in eval mode; `size` is "full" or "tiny"."""
+    torch.manual_seed(0)
+    configs = {"full": FULL, "tiny": TINY}[size]
+    unet = UNet2DConditionModel(
+        sample_size=64, in_channels=4, out_channels=4, use_linear_projection=True, **configs["unet"]
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        **configs["vae"],
+    )
+    prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
+    parts = (part.to(device, dtype).eval().requires_grad_(False) for part in (vae, unet))
+    return Networks(*parts, prompt.to(device, dtype), TIMESTEP, ALPHA)
+
+
+def save_base(built: Networks, folder: Path) -> None:
+    """In the layout of diffusers, as `tudsr export --base` reads it."""
+    from diffusers import DDPMScheduler
+    from safetensors.torch import save_file
+
+    built.vae.save_pretrained(folder / "vae")
+    built.unet.save_pretrained(folder / "unet")
+    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
+        folder / "scheduler"
+    )
+    (folder / "prompt").mkdir(parents=True, exist_ok=True)
+    save_file({"prompt_embeds": built.prompt.float()}, folder / "prompt" / "prompt_embeds.safetensors")

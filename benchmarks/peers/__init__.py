@@ -1,0 +1,1 @@
+"""Reference pipelines that `benchmarks/table3.py` times beside tudsr."""
