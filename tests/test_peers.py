@@ -1,4 +1,4 @@
-"""The rivals' tile plans that `benchmarks/table3.py` times: as many tiles as is said of them, and no holes."""
+"""The rivals' tile plans that `benchmarks/table3.py` times: how many tiles, and no holes."""
 
 from __future__ import annotations
 
