@@ -1,12 +1,9 @@
-"""A random Stable Diffusion 2.1-base, full size or tiny, as diffusers networks and as a tudsr bundle.
+"""A random Stable Diffusion 2.1-base, full size or tiny, as diffusers networks.
 
-Random weights take as long as trained ones. The same weights go into both, so that their results can be
-compared as well.
+Random weights take as long as trained ones.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -44,17 +41,3 @@ def networks(size: str = "full", dtype: torch.dtype = torch.float32, device: str
     prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
     parts = (part.to(device, dtype).eval().requires_grad_(False) for part in (vae, unet))
     return Networks(*parts, prompt.to(device, dtype), TIMESTEP, ALPHA)
-
-
-def save_base(built: Networks, folder: Path) -> None:
-    """In the layout of diffusers, as `tudsr export --base` reads it."""
-    from diffusers import DDPMScheduler
-    from safetensors.torch import save_file
-
-    built.vae.save_pretrained(folder / "vae")
-    built.unet.save_pretrained(folder / "unet")
-    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
-        folder / "scheduler"
-    )
-    (folder / "prompt").mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeds": built.prompt.float()}, folder / "prompt" / "prompt_embeds.safetensors")
