@@ -230,12 +230,14 @@ def test_a_single_pair_is_overfitted(stage: int, generator: Generator) -> None:
     x_L, x_H = _smooth_pair(stage)
     theta = list(adapter_parameters(generator, f"stage{stage}").values())
     optimizer = torch.optim.AdamW(theta, lr=5e-3)
-    terms = []
-    for _ in range(24 if stage == 1 else 10):
+    terms: list[list[dict[str, float]]] = []
+    for _ in range(24 if stage == 1 else 14):
         losses = algorithm_1(gan, x_L, x_H, 200) if stage == 1 else algorithm_2(gan, x_L, x_H, 200, 50, 16, 2)
-        terms.append([loss.terms for loss in _backward_each(losses)])
-        optimizer.step()
-        optimizer.zero_grad()
+        terms.append([])
+        for loss in _backward_each(losses):  # `accumulate: none`: a step after every chunk
+            terms[-1].append(loss.terms)
+            optimizer.step()
+            optimizer.zero_grad()
     for name in ("mae", "ea_dists"):
         first, last = (sum(chunk[name] for chunk in step) for step in (terms[0], terms[-1]))
         assert last < first * 2 / 3, name
