@@ -203,17 +203,27 @@ def bundle_info(
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest as JSON.")] = False,
 ) -> None:
     """Print what a bundle says about itself."""
-    from tudsr_runtime.command import bundle_info as run
+    from tudsr_runtime.bundle_command import bundle_info as run
 
     run(bundle, as_json)
 
 
 @bundle_app.command("verify")
-def bundle_verify(bundle: Annotated[str, typer.Argument(metavar="nano|DIR")]) -> None:
-    """Compare every file of a bundle with its manifest."""
-    from tudsr_runtime.command import bundle_verify as run
+def bundle_verify(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR")],
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine library that runs its golden tile.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
+    ] = None,
+) -> None:
+    """Compare every file of a bundle with its manifest, and run its golden tile."""
+    from tudsr_runtime.bundle_command import bundle_verify as run
 
-    run(bundle)
+    run(bundle, backend, device, precision, threads)
 
 
 Bundle = Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")]
@@ -368,12 +378,34 @@ def _train(
 def export(
     base: Annotated[Path, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
-    stage1: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="LoRA folder of stage 1.")] = None,
-    stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="LoRA folder of stage 2.")] = None,
+    stage1: Annotated[
+        Path | None,
+        typer.Option(metavar="ADAPTER", help="Of stage 1: a PEFT folder, .safetensors, or .pkl of a peer."),
+    ] = None,
+    stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="Likewise of stage 2.")] = None,
     merge_lora: Annotated[
-        bool, typer.Option("--merge-lora", help="Merge the adapters into the base; always so.")
+        bool,
+        typer.Option(
+            "--merge-lora/--no-merge-lora", help="Add the adapters to the weights, or keep them beside them."
+        ),
     ] = True,
     precision: Annotated[Literal["fp16", "fp32"], typer.Option(help="Numbers of the graphs.")] = "fp16",
+    timesteps: Annotated[
+        str | None,
+        typer.Option(metavar="T1,T2", help="Of each stage.  [default: the adapter's own, else 200 and 50]"),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What to restore towards.  [default: the adapter's, else the base's]"
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int], typer.Option(min=2, max=64, help="Another batch size of every graph; repeatable.")
+    ] = [],  # noqa: B006
+    tile: Annotated[
+        list[int], typer.Option(metavar="PX", help="Another, smaller tile size of every graph; repeatable.")
+    ] = [],  # noqa: B006
     name: Annotated[
         str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")
     ] = None,
@@ -390,9 +422,26 @@ def export(
     Every graph is compared with the model it came from; a bundle that differs is not written.
     """
     with _needs("export"):
-        from tudsr_export.command import run
+        from tudsr_export.command import ExportOptions, run
 
-        run(base, stage1, stage2, output, merge_lora, precision, name, licence, overwrite, about)
+        run(
+            ExportOptions(
+                base=base,
+                stage1=stage1,
+                stage2=stage2,
+                output=output,
+                merge_lora=merge_lora,
+                precision=precision,
+                timesteps=timesteps,
+                prompt=prompt,
+                batch=tuple(batch),
+                tile=tuple(tile),
+                name=name,
+                licence=licence,
+                about=about,
+                overwrite=overwrite,
+            )
+        )
 
 
 @app.command()

@@ -12,6 +12,7 @@ import math
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError
@@ -47,7 +48,7 @@ def bake_timestep(unet: nn.Module, timestep: int) -> None:
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D):
             activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
-            block.conv1.bias += block.time_emb_proj(activated)[0]
+            plain(block.conv1).bias += block.time_emb_proj(activated)[0]
             block.time_emb_proj = None
     unet.time_proj, unet.time_embedding = Constant(torch.zeros(1)), Constant(None)
 
@@ -73,32 +74,52 @@ def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
 
 
 @torch.no_grad()
-def bake_one_step(unet: nn.Module, alpha_t: float, prediction_type: str) -> float:
+def bake_one_step(unet: nn.Module, alpha_t: float, formula: str) -> float:
     """Scale `conv_out` so that z_H = c z_L + unet(z_L); returns c. Eq. (2), second line.
 
     Args:
         alpha_t: alphas_cumprod[t], in (0, 1].
-        prediction_type: "epsilon" (c = 1 / sqrt(alpha_t)) or "v_prediction" (c = sqrt(alpha_t)).
+        formula: "epsilon" (c = 1 / sqrt(alpha_t)), "v_prediction" (c = sqrt(alpha_t)), or "residual" (c = 1:
+            z_H = z_L - prediction).
     """
-    if prediction_type == "v_prediction":
-        z_weight, prediction_weight = math.sqrt(alpha_t), -math.sqrt(1 - alpha_t)
-    else:
-        z_weight, prediction_weight = 1 / math.sqrt(alpha_t), -math.sqrt((1 - alpha_t) / alpha_t)
-    unet.conv_out.weight *= prediction_weight
-    unet.conv_out.bias *= prediction_weight
+    z_weight, prediction_weight = _weights(alpha_t, formula)
+    conv = plain(unet.conv_out)
+    conv.weight *= prediction_weight
+    conv.bias *= prediction_weight
+    if isinstance(unet.conv_out, BaseTunerLayer):
+        for product in unet.conv_out.lora_B.values():
+            product.weight *= prediction_weight
     return z_weight
+
+
+def _weights(alpha_t: float, formula: str) -> tuple[float, float]:
+    """Of z_L, and of the prediction, in z_H."""
+    if formula == "residual":
+        return 1.0, -1.0
+    if formula == "v_prediction":
+        return math.sqrt(alpha_t), -math.sqrt(1 - alpha_t)
+    return 1 / math.sqrt(alpha_t), -math.sqrt((1 - alpha_t) / alpha_t)
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The layer itself, below a LoRA that is attached to it."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 @torch.no_grad()
 def scaled_quant_conv(vae: nn.Module) -> nn.Conv2d:
     """`quant_conv` of an `AutoencoderKL`, reduced to the posterior's mode and times the scaling factor.
 
-    Its other half of rows makes the posterior's variance, which a mode does not need.
+    Its other half of rows makes the posterior's variance, which a mode does not need. A LoRA on it is merged.
     """
     channels, s = vae.config.latent_channels, vae.config.scaling_factor
-    conv = nn.Conv2d(vae.quant_conv.in_channels, channels, kernel_size=1)
-    conv.weight.copy_(vae.quant_conv.weight[:channels] * s)
-    conv.bias.copy_(vae.quant_conv.bias[:channels] * s)
+    merged = copy.deepcopy(vae.quant_conv)
+    if isinstance(merged, BaseTunerLayer):
+        merged.merge(safe_merge=True)
+    merged = plain(merged)
+    conv = nn.Conv2d(merged.in_channels, channels, kernel_size=1)
+    conv.weight.copy_(merged.weight[:channels] * s)
+    conv.bias.copy_(merged.bias[:channels] * s)
     return conv
 
 

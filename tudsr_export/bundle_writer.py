@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tudsr_export.component import TENSOR_DTYPES, Graph
 from tudsr_export.merge import StageSettings
 from tudsr_export.model_card import model_card
-from tudsr_export.onnx_export import MODEL_NAME, OPSET, Port
-from tudsr_export.widen import WIDE_NAME
+from tudsr_export.onnx_export import OPSET
 from tudsr_runtime.bundle import (
     MANIFEST_NAME,
     BundleFile,
     Component,
+    Golden,
     Latent,
     Manifest,
     Stage,
@@ -25,13 +26,11 @@ from tudsr_runtime.bundle import (
 )
 from tudsr_runtime.manifest import SCHEMA_VERSION
 from tudsr_runtime.version import __version__
-from tudsr_train.adapters import prompt_sha256
 from tudsr_train.generator import Generator
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
-TENSOR_DTYPES = {"fp32": "float32", "fp16": "float16"}
 MODEL_CARD = "README.md"
-ENCODER, DECODER = "vae_encoder", "vae_decoder"
+DECODER = "vae_decoder"
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,14 @@ class BundleFacts:
     precision: str
     base: Generator
     stages: tuple[StageSettings, ...]
-    ports: Mapping[str, tuple[Port, Port]]
-    """Input and output of every component, by its name."""
+    graphs: Mapping[str, Sequence[Graph]]
+    """The ONNX files of every component, by its name, the preferred first."""
+    golden: Golden
     about: str = ""
     """Markdown for the model card: what the model is for, and what it is not."""
+    merged: bool = True
+    islands: Mapping[str, Any] = field(default_factory=dict)
+    """What of a component stays in float32."""
 
 
 def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any]) -> None:
@@ -66,9 +69,10 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         ),
         precision=facts.precision,
         stages=tuple(_stage(stage, facts.base) for stage in facts.stages),
-        components={name: _component(folder, name, facts) for name in sorted(facts.ports)},
+        components={name: _component(folder / name, facts.graphs[name]) for name in sorted(facts.graphs)},
         provenance=_provenance(facts),
         numerics=numerics,
+        golden=facts.golden,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     (folder / MODEL_CARD).write_text(model_card(manifest, facts.about), encoding="utf-8")
@@ -76,33 +80,36 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
 
 def _stage(stage: StageSettings, base: Generator) -> Stage:
     alpha_t = float(base.alphas_cumprod[stage.timestep])
-    return Stage(stage.name, stage.factor, stage.timestep, alpha_t, ENCODER, stage.unet, DECODER)
+    return Stage(stage.name, stage.factor, stage.timestep, alpha_t, stage.encoder, stage.unet, DECODER)
 
 
-def _component(folder: Path, name: str, facts: BundleFacts) -> Component:
-    models = {MODEL_NAME: facts.precision, WIDE_NAME: "fp32"}
-    files = {file.name: _file(file, f"{name}/{file.name}") for file in sorted((folder / name).iterdir())}
-    shared = [file for file_name, file in files.items() if file_name not in models]
-    return Component(
-        tuple(
-            _variant(name, facts, precision, files[model], shared)
-            for model, precision in models.items()
-            if model in files
-        )
-    )
+def _component(folder: Path, graphs: Sequence[Graph]) -> Component:
+    listed = {
+        name: bundle_file(folder / name, folder.parent)
+        for name in sorted({name for graph in graphs for name in (graph.model, *graph.files)})
+    }
+    return Component(tuple(_variant(graph, listed) for graph in graphs))
 
 
-def _variant(
-    name: str, facts: BundleFacts, precision: str, model: BundleFile, shared: list[BundleFile]
-) -> Variant:
+def _variant(graph: Graph, listed: Mapping[str, BundleFile]) -> Variant:
     source, target = (
-        TensorSpec(port.name, TENSOR_DTYPES[precision], port.shape) for port in facts.ports[name]
+        TensorSpec(port.name, TENSOR_DTYPES[graph.precision], port.shape) for port in graph.ports
     )
-    return Variant(model.path, (model, *shared), 1, facts.tile, precision, OPSET, (source,), (target,))
+    return Variant(
+        listed[graph.model].path,
+        tuple(listed[name] for name in (graph.model, *graph.files)),
+        graph.shape.batch,
+        graph.shape.tile,
+        graph.precision,
+        OPSET,
+        (source,),
+        (target,),
+    )
 
 
-def _file(file: Path, path: str) -> BundleFile:
-    return BundleFile(path, file_sha256(file), file.stat().st_size)
+def bundle_file(path: Path, folder: Path) -> BundleFile:
+    """How the manifest of the bundle `folder` lists a file."""
+    return BundleFile(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
 
 
 def _provenance(facts: BundleFacts) -> dict[str, Any]:
@@ -110,8 +117,16 @@ def _provenance(facts: BundleFacts) -> dict[str, Any]:
         "base": {"id": facts.base.base_id, "sha256": facts.base.base_sha256},
         "prediction_type": facts.base.prediction_type,
         "adapters": {
-            stage.name: {"sha256": stage.adapter_sha256, "rank": stage.rank} for stage in facts.stages
+            stage.name: {
+                "sha256": stage.adapter_sha256,
+                "rank": stage.rank,
+                "layout": stage.layout,
+                "formula": stage.formula,
+                "prompt_sha256": stage.used_prompt_sha256,
+            }
+            for stage in facts.stages
         },
-        "prompt_sha256": prompt_sha256(facts.base.prompt_embeds),
+        "merged": facts.merged,
+        "float32_islands": dict(facts.islands),
         "tools": {tool: version(tool) for tool in TOOLS},
     }

@@ -3,83 +3,123 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_runtime.errors import OutputError, UsageError
-from tudsr_runtime.manifest import NAME
+from tudsr_runtime.geometry import TILE
+from tudsr_runtime.manifest import MIN_TILE, NAME
 
 if TYPE_CHECKING:
     from tudsr_export.parity import Report
+    from tudsr_export.pipeline import ExportPlan
 
 PRECISIONS = ("fp16", "fp32")
 UNKNOWN_LICENCE = "unspecified"
 
 
-def run(
-    base: Path,
-    stage1: Path | None,
-    stage2: Path | None,
-    output: Path,
-    merge_lora: bool,
-    precision: str = "fp16",
-    name: str | None = None,
-    licence: str = UNKNOWN_LICENCE,
-    overwrite: bool = False,
-    about: Path | None = None,
-) -> None:
-    """Export a base and one or two LoRA adapters as the bundle `output`.
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `tudsr export`, as its help describes them."""
+
+    base: Path
+    stage1: Path | None
+    stage2: Path | None
+    output: Path
+    merge_lora: bool = True
+    precision: str = "fp16"
+    timesteps: str | None = None
+    prompt: str | None = None
+    batch: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+    name: str | None = None
+    licence: str = UNKNOWN_LICENCE
+    about: Path | None = None
+    overwrite: bool = False
+
+
+def run(options: ExportOptions) -> None:
+    """Export a base and one or two LoRA adapters as the bundle `options.output`.
 
     Writes the bundle's path to stdout; what was chosen, and the figures of the gates, to stderr. The caller
     has nothing to print.
 
-    Args:
-        base: folder in the diffusers layout.
-        stage1: PEFT folder of stage 1's adapter; None leaves the stage out, and the bundle has one stage.
-        stage2: likewise of stage 2; one of the two must be given.
-        output: the bundle's folder; it appears whole or not at all, its parents are made.
-        merge_lora: must be true, since graphs hold merged weights: `--merge-lora` is a flag that is on when
-            left out, and there is no `--no-merge-lora`.
-        precision: "fp16" or "fp32".
-        name: None takes the name of the folder `output`.
-        licence: of the weights, as a SPDX identifier or a name.
-        overwrite: whether an existing `output` may be replaced.
-        about: Markdown file that the model card begins with; None leaves it out.
-
     Raises:
-        UsageError: no adapter, an unknown precision, or a name that a bundle cannot have (exit 2).
+        UsageError: no adapter, or an option that cannot be meant (exit 2).
         BundleError: base or adapter missing, damaged or misfit (exit 5).
-        OutputError: `output` exists, or cannot be written (exit 8).
+        OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
-    adapters = {n: folder for n, folder in ((1, stage1), (2, stage2)) if folder is not None}
+    plan_of = _checked(options)
+    if options.licence == UNKNOWN_LICENCE:
+        _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
+
+    from tudsr_export.parity import Report
+    from tudsr_export.pipeline import export_bundle
+
+    plan = plan_of()
+    _make_parent(options.output)
+    report = Report()
+    try:
+        export_bundle(plan, report, _say)
+    finally:
+        _show(report)
+    sys.stdout.write(f"{options.output}\n")
+
+
+def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
+    """Refuse what cannot be meant before PyTorch is imported; the rest follows when it is called."""
+    adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
-    if not merge_lora:
-        raise UsageError("a bundle holds merged weights; the adapters must be merged", hint="--merge-lora")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
-    name = name if name is not None else output.resolve().name
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {options.precision!r}")
+    name = options.name if options.name is not None else options.output.resolve().name
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
-    if licence == UNKNOWN_LICENCE:
-        _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
+    timesteps = _timesteps(options.timesteps, sorted(adapters))
+    about = _text(options.about) if options.about else ""
+    for edge in options.tile:
+        if not MIN_TILE <= edge < TILE:
+            raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
 
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import ExportPlan, export_bundle
+    def plan() -> ExportPlan:
+        from tudsr_export.pipeline import ExportPlan
 
-    _make_parent(output)
-    report = Report()
-    try:
-        plan = ExportPlan(
-            base, adapters, output, precision, name, licence, overwrite, about=_text(about) if about else ""
+        return ExportPlan(
+            options.base,
+            adapters,
+            options.output,
+            options.precision,
+            name,
+            options.licence,
+            options.overwrite,
+            about=about,
+            merge=options.merge_lora,
+            timesteps=timesteps,
+            prompt=options.prompt,
+            batches=options.batch,
+            tiles=options.tile,
         )
-        export_bundle(plan, report, _say)
-    finally:
-        _show(report)
-    sys.stdout.write(f"{output}\n")
+
+    return plan
+
+
+def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
+    """`--timesteps 200,50`: one number a stage, in order."""
+    if text is None:
+        return {}
+    numbers = text.split(",")
+    if len(numbers) != len(stages) or not all(number.strip().isdecimal() for number in numbers):
+        raise UsageError(
+            f"--timesteps {text!r}: expected {len(stages)} number{'s' * (len(stages) > 1)}, one a stage",
+            hint="--timesteps 200,50" if len(stages) > 1 else "--timesteps 200",
+        )
+    return {stage: int(number) for stage, number in zip(stages, numbers, strict=True)}
 
 
 def _make_parent(output: Path) -> None:
@@ -105,11 +145,13 @@ def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if not report.measurements:
+    if not report.measurements and not report.notes:
         return
-    table = Table("gate", "of", "figure", "limit", "PSNR, dB", "largest")
+    table = Table("gate", "of", "figure", "limit", "largest error")
     for m in report.measurements:
-        cells = (m.value, ".1e"), (m.gate.limit, ".1e"), (m.psnr_db, ".1f"), (m.largest, ".1e")
-        shown = ("-" if number is None else format(number, spec) for number, spec in cells)
-        table.add_row(m.gate.name, m.subject, *shown)
+        spec, unit = (".1f", " dB") if m.gate.least else (".1f", " MB") if m.gate.unit else (".1e", "")
+        shown = ("-" if n is None else format(n, spec) + unit for n in (m.value, m.gate.limit))
+        table.add_row(m.gate.name, m.subject, *shown, "-" if m.largest is None else format(m.largest, ".1e"))
+    for gate, status in report.notes.items():
+        table.add_row(gate, "-", status, "-", "-")
     Console(stderr=True).print(table)

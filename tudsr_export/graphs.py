@@ -74,10 +74,14 @@ class PatchDecoder(nn.Module):
 class UnetStage(nn.Module):
     """One stage's B and Eq. (2), second line, with timestep and prompt inside: z_H from z_L.
 
-    Takes over the UNet of `generator`, whose adapter must be merged, and changes it.
+    Takes over the UNet of `generator` and changes it. An adapter that is attached and not merged stays
+    attached, but for what it does to the prompt's keys and values: these are constants.
+
+    Args:
+        formula: how z_H follows from the prediction (`bake_one_step`); None: as the base predicts.
     """
 
-    def __init__(self, generator: Generator, timestep: int) -> None:
+    def __init__(self, generator: Generator, timestep: int, formula: str | None = None) -> None:
         super().__init__()
         self.unet = generator.unet
         bake_timestep(self.unet, timestep)
@@ -85,7 +89,7 @@ class UnetStage(nn.Module):
         alpha_t = float(generator.alphas_cumprod[timestep])
         # In half, a rounded c would change the contrast of the whole picture by up to 0.05 %; c is near 1, so
         # that rounding c - 1 instead does not matter.
-        self.c_minus_1 = bake_one_step(self.unet, alpha_t, generator.prediction_type) - 1
+        self.c_minus_1 = bake_one_step(self.unet, alpha_t, formula or generator.prediction_type) - 1
 
     def forward(self, z_L: Tensor) -> Tensor:
         return z_L + (self.c_minus_1 * z_L + self.unet(z_L, 0, None, return_dict=False)[0])

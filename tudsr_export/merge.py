@@ -1,4 +1,4 @@
-"""One stage's LoRA, attached to a fresh copy of the base's UNet and merged into its weights.
+"""One stage's adapter, attached to fresh copies of what it changes and merged into their weights.
 
 Two adapters on one UNet would be summed by a merge, so every stage starts from its own copy. Merging is done
 in float32: merged in float16, the rounding of the sum costs about half as much error again.
@@ -7,21 +7,29 @@ in float32: merged in float16, the rounding of the sum costs about half as much 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from diffusers.utils import recurse_remove_peft_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
+from tudsr_export.layouts import EPSILON, RESIDUAL, Lora, StageAdapter, read_adapter
 from tudsr_export.parity import require_finite
-from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.errors import BundleError, NotFiniteError
-from tudsr_train.adapters import WEIGHTS_FILE, load_adapter
-from tudsr_train.generator import Generator
+from tudsr_train.adapters import attach, prompt_sha256
+from tudsr_train.generator import Generator, encode_prompt, one_step
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""
 DEFAULT_FACTOR = {1: 4, 2: 2}
 """M and N (paper section 4.1), for adapters without a record."""
+BASE_ENCODER = "vae_encoder"
+NOTES = {
+    "osediff": "OSEDiff tells its UNet in words what a picture shows; here one prompt is fixed (--prompt)"
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,17 @@ class StageSettings:
     adapter_sha256: str
     prompt_sha256: str | None
     """Of the embedding it was trained with; None where the adapter has no record."""
+    used_prompt_sha256: str
+    """Of the embedding that the bundle has."""
     reason: str
     """Why this timestep and factor."""
+    layout: str = "tudsr"
+    formula: str = EPSILON
+    """How z_H follows from the prediction: "epsilon" or "v_prediction" as in Eq. (2), or "residual"."""
+    note: str = ""
+    """What a person should know about an adapter of this layout."""
+    encoder: str = BASE_ENCODER
+    """The component that encodes for it: its own where the adapter changes the VAE's encoder."""
 
     @property
     def name(self) -> str:
@@ -48,58 +65,152 @@ class StageSettings:
         return f"unet_{self.name}"
 
 
-def attach_stage(base: Generator, folder: Path, stage: int) -> tuple[Generator, StageSettings]:
-    """A generator whose UNet is a fresh copy of the base's with the adapter in `folder` attached, not merged.
+def attach_stage(
+    base: Generator, origin: Path, stage: int, timestep: int | None = None, prompt: str | None = None
+) -> tuple[Generator, StageSettings]:
+    """A generator with the adapter at `origin` attached to fresh copies of the base's parts, not merged.
 
-    The autoencoder and the prompt are shared with `base`, which stays as it is.
+    What the adapter does not change is shared with `base`, which stays as it is.
+
+    Args:
+        timestep: None takes the adapter's own, else the paper's.
+        prompt: None takes the adapter's own, else the base's.
 
     Raises:
-        BundleError: no adapter there, or it is for another base, another stage, or no timestep of the base.
+        BundleError: no adapter there, or it is for another base, another stage, another kind of prediction,
+            or no timestep of the base.
         NotFiniteError: the adapter holds NaN or infinity.
     """
+    adapter = read_adapter(origin)
     generator = Generator(
-        base.vae,
+        copy.deepcopy(base.vae) if adapter.encoder else base.vae,
         copy.deepcopy(base.unet),
         base.prompt_embeds,
         base.alphas_cumprod,
         base.prediction_type,
         base.base_id,
         base.base_sha256,
+        base.folder,
     ).eval()
-    record = load_adapter(generator, folder, f"stage{stage}")
-    if record is not None and record.stage != stage:
+    _set_prompt(generator, adapter, prompt)
+    settings = _settings(generator, adapter, stage, timestep)
+    _replace(generator.unet, adapter.trained, origin)
+    _attach_all(generator.unet, adapter.unet, settings.name, origin)
+    if adapter.encoder:
+        _attach_all(generator.vae, adapter.encoder, settings.name, origin)
+    return generator, settings
+
+
+def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int | None) -> StageSettings:
+    record, origin = adapter.record, adapter.origin
+    if record is not None:
+        _require_base_and_stage(base, adapter, stage)
+    if adapter.formula and base.prediction_type != EPSILON:
         raise BundleError(
-            f"{folder}: this adapter was trained for stage {record.stage}, but is given for stage {stage}",
-            hint=f"pass it as --stage{record.stage}",
+            f"{origin}: a {adapter.layout} adapter needs a base that predicts epsilon, but {base.base_id} "
+            f"predicts {base.prediction_type}",
+            hint="Stable Diffusion 2.1-base, which these adapters were trained on",
         )
-    timestep = record.timestep if record else DEFAULT_TIMESTEP[stage]
-    if not 0 <= timestep < len(base.alphas_cumprod):
+    chosen, reason = _timestep(adapter, stage, timestep)
+    if not 0 <= chosen < len(base.alphas_cumprod):
         raise BundleError(
-            f"{folder}: timestep {timestep} is outside the schedule of {base.base_id}, "
+            f"{origin}: timestep {chosen} is outside the schedule of {base.base_id}, "
             f"0 to {len(base.alphas_cumprod) - 1}"
         )
-    for name, parameter in generator.unet.named_parameters():
-        if "lora_" in name:
-            require_finite(parameter, f"{folder}: {name}")
-    return generator, StageSettings(
+    return StageSettings(
         stage,
-        timestep,
+        chosen,
         record.factor if record else DEFAULT_FACTOR[stage],
-        generator.unet.peft_config[f"stage{stage}"].r,
-        file_sha256(folder / WEIGHTS_FILE),
+        adapter.rank,
+        adapter.sha256,
         record.prompt_sha256 if record else None,
-        "as the adapter's record says" if record else "the paper's; the adapter has no record",
+        prompt_sha256(base.prompt_embeds),
+        reason,
+        adapter.layout,
+        adapter.formula or base.prediction_type,
+        NOTES.get(adapter.layout, ""),
+        f"{BASE_ENCODER}_stage{stage}" if adapter.encoder else BASE_ENCODER,
     )
 
 
-def merge_adapter(unet: nn.Module) -> None:
-    """Add the attached adapter into the weights of `unet`, in place, and take its layers out.
+def _timestep(adapter: StageAdapter, stage: int, asked: int | None) -> tuple[int, str]:
+    if asked is not None:
+        return asked, "as --timesteps says"
+    if adapter.record is not None:
+        return adapter.record.timestep, "as the adapter's record says"
+    if adapter.timestep is not None:
+        return adapter.timestep, f"as every {adapter.layout} adapter"
+    return DEFAULT_TIMESTEP[stage], "the paper's; the adapter has no record"
 
-    Afterwards the modules are those of a plain `UNet2DConditionModel`. Raises NotFiniteError where the sum is
-    not finite.
+
+def _require_base_and_stage(base: Generator, adapter: StageAdapter, stage: int) -> None:
+    record, origin = adapter.record, adapter.origin
+    assert record is not None
+    if record.base_sha256 != base.base_sha256:
+        raise BundleError(
+            f"{origin}: the adapter was trained on base {record.base_sha256[:12]}, "
+            f"but {base.base_id} is {base.base_sha256[:12]}",
+            hint="give the base that the adapter was trained on",
+        )
+    if record.stage != stage:
+        raise BundleError(
+            f"{origin}: this adapter was trained for stage {record.stage}, but is given for stage {stage}",
+            hint=f"pass it as --stage{record.stage}",
+        )
+
+
+def _set_prompt(generator: Generator, adapter: StageAdapter, asked: str | None) -> None:
+    """Take the prompt that was asked for, else the one the adapter was trained with, else the base's."""
+    wanted = adapter.prompt if asked is None else asked
+    # A base that stores one embedding stores that of the empty prompt.
+    if wanted is None or generator.folder is None or (wanted == "" and asked is None):
+        return
+    generator.set_prompt(wanted if isinstance(wanted, Tensor) else encode_prompt(generator.folder, wanted))
+
+
+def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> None:
+    state = unet.state_dict()
+    for key, value in trained.items():
+        if key not in state or state[key].shape != value.shape:
+            place = tuple(state[key].shape) if key in state else "no such weight"
+            raise BundleError(
+                f"{origin}: the adapter does not fit the base: {key} is {tuple(value.shape)}, "
+                f"the base has {place}"
+            )
+        require_finite(value, f"{origin}: {key}")
+    unet.load_state_dict(dict(trained), strict=False)
+
+
+def _attach_all(model: nn.Module, loras: Iterable[Lora], name: str, origin: Path) -> None:
+    names: list[str] = []
+    if not hasattr(model, "add_adapter"):
+        raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")
+    for index, lora in enumerate(loras):
+        names.append(name if index == 0 else f"{name}_{index + 1}")
+        attach(model, lora.config, dict(lora.weights), names[-1], origin)
+    model.set_adapter(names)
+    model.requires_grad_(False)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            require_finite(parameter, f"{origin}: {key}")
+
+
+def merge_adapter(model: nn.Module) -> None:
+    """Add the attached adapters into the weights of `model`, in place, and take their layers out.
+
+    Afterwards the modules are those of a plain `UNet2DConditionModel` or `AutoencoderKL`. Raises
+    NotFiniteError where the sum is not finite.
     """
     try:
-        unet.fuse_lora(safe_fusing=True)
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(safe_merge=True)
     except ValueError as error:
         raise NotFiniteError(f"merging the adapter failed: {error}") from error
-    unet.unload_lora()
+    recurse_remove_peft_layers(model)
+
+
+@torch.no_grad()
+def denoised(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, formula: str) -> Tensor:
+    """z_H from z_L and the backbone's prediction: Eq. (2), second line, or z_L - prediction ("residual")."""
+    return z_L - prediction if formula == RESIDUAL else one_step(z_L, prediction, alpha_t, formula)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec
 
@@ -34,20 +35,21 @@ the UNets.
 ## Made from
 
 Base `{base}` (sha256 `{base_sha256}`)
-and one LoRA adapter per stage, merged in float32, by tudsr {version} with {tools}.
+and one LoRA adapter per stage, {merged}, by tudsr {version} with {tools}.
 The hashes of the adapters and of every file are in `{manifest}`.
 
 ## How exact the graphs are
 
-| gate | of | figure | limit | PSNR, dB | largest |
-| --- | --- | --- | --- | --- | --- |
+| gate | of | figure | limit | largest error |
+| --- | --- | --- | --- | --- |
 {figures}
 
 `merged_vs_lora` and `baked_vs_merged` are relative errors in float32; `fp16_range` is the largest value
-inside a graph, which float16 must hold; `onnx_vs_torch` is the largest error of each graph's output against
-the float32 PyTorch model; `picture` is the root mean square error of a whole tile through all stages, in
-pixel values of [0, 1], with the largest error of one pixel beside it. They say that the graphs compute what
-was trained, not how good the pictures are.
+inside a graph, which float16 must hold; `half_vs_float32` compares whole tiles through all stages in PyTorch,
+half against float32; `onnx_vs_torch` each graph in ONNX Runtime with the float32 PyTorch model;
+`runtime_vs_torch` a photograph through tudsr's own runtime with the PyTorch model. They say that the graphs
+compute what was trained, not how good the pictures are. `tudsr bundle verify THIS_FOLDER` repeats the check
+with the golden tile in `golden/` on the machine where the bundle runs.
 """
 
 
@@ -80,22 +82,28 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         base=base["id"],
         base_sha256=base["sha256"],
         version=manifest.tudsr_version,
+        merged="merged in float32"
+        if manifest.provenance["merged"]
+        else "kept as branches with weights of their own",
         tools=", ".join(f"{tool} {number}" for tool, number in tools.items()),
         manifest=MANIFEST_NAME,
-        figures=_rows(
-            (
+        figures=_rows(row for gate, entry in manifest.numerics.items() for row in _gate_rows(gate, entry)),
+    )
+
+
+def _gate_rows(gate: str, entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    if "status" in entry:
+        yield gate, "-", str(entry["status"]), "-", "-"
+    spec, unit = (".1f", f" {entry['unit'][:2]}") if "unit" in entry else (".2e", "")
+    for subject, figures in entry.items():
+        if isinstance(figures, dict):
+            yield (
                 gate,
                 subject,
-                f"{figures['value']:.2e}",
-                _figure(entry["limit"], ".2e"),
-                _figure(figures.get("psnr_db"), ".1f"),
+                _figure(figures["value"], spec) + unit,
+                "-" if entry["limit"] is None else _figure(entry["limit"], spec) + unit,
                 _figure(figures.get("largest"), ".2e"),
             )
-            for gate, entry in manifest.numerics.items()
-            for subject, figures in entry.items()
-            if subject != "limit"
-        ),
-    )
 
 
 def _rows(cells: Iterable[tuple[str, ...]]) -> str:

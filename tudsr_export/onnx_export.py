@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir
 import torch
 from onnxscript import optimizer
 from torch import nn
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 OPSET = 22
 """The last one in which attention is written out as MatMul, Softmax, MatMul, which TensorRT fuses; from 21 on
@@ -45,14 +43,16 @@ def export_onnx(
     target: Port,
     precision: str,
     external_from: int | None = None,
-) -> None:
+    name: str = MODEL_NAME,
+) -> Path:
     """Write `folder`/model.onnx (and model.onnx.data from `external_from` bytes of weights on, by default
-    `EXTERNAL_FROM`). `folder` is made.
+    `EXTERNAL_FROM`) and return it. `folder` is made. A graph of another `name` reads the weights that it has
+    in common with model.onnx from there; the others lie inside of it.
 
     `module` must already have the precision, "fp32" or "fp16". The bytes depend on nothing but the module and
     the versions of torch, onnxscript and onnx.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     example = torch.zeros(source.shape, dtype=DTYPES[precision])
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -67,10 +67,57 @@ def export_onnx(
     # The exporter itself folds small constants only, not a prompt's keys and values.
     optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
     strip_metadata(program.model)
-    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    threshold = EXTERNAL_FROM[precision] if external_from is None else external_from
-    program.save(folder / MODEL_NAME, external_data=weights >= threshold)
-    onnx.checker.check_model(folder / MODEL_NAME, full_check=True)
+    if name == MODEL_NAME:
+        weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        threshold = EXTERNAL_FROM[precision] if external_from is None else external_from
+        program.save(folder / name, external_data=weights >= threshold)
+    else:
+        _share_weights(program.model, folder / MODEL_NAME)
+        onnx_ir.save(program.model, folder / name)
+    onnx.checker.check_model(folder / name, full_check=True)
+    return folder / name
+
+
+def _is_external(value: onnx_ir.Value) -> bool:
+    return isinstance(value.const_value, onnx_ir.ExternalTensor)
+
+
+def _share_weights(model: onnx_ir.Model, first: Path) -> None:
+    """Let `model` read from the external file of `first` whatever weights are the same there."""
+    known = {
+        _content(value): value.const_value
+        for value in onnx_ir.load(first).graph.initializers.values()
+        if _is_external(value)
+    }
+    for value in model.graph.initializers.values():
+        same = known.get(_content(value))
+        if same is not None:
+            value.const_value = onnx_ir.ExternalTensor(
+                same.location,
+                same.offset,
+                same.length,
+                same.dtype,
+                shape=same.shape,
+                name=value.name,
+                base_dir=same.base_dir,
+            )
+
+
+def _content(value: onnx_ir.Value) -> tuple[object, ...]:
+    tensor = value.const_value
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
+
+
+def external_files(model: Path) -> tuple[str, ...]:
+    """Names of the files beside `model` that it reads weights from."""
+    graph = onnx.load(model, load_external_data=False).graph
+    locations = (
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    )
+    return tuple(sorted(set(locations)))
 
 
 @contextmanager

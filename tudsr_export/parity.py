@@ -1,17 +1,20 @@
-"""The gates: what was merged, folded and exported must compute what the generator computes.
+"""The gates, in their order: what was merged, folded, halved and exported must compute what was trained.
 
-    merged_vs_lora    the UNet's prediction, adapter merged against adapter attached; relative, float32
-    baked_vs_merged   each module that is exported, in torch, against the generator; relative, float32
-    fp16_range        largest value inside each module in float32, which half must hold; for fp16 only
-    onnx_vs_torch     each graph in ONNX Runtime against the generator in float32; absolute, no limit for fp16
-    picture           one tile through all graphs against the generator; root mean square, pixels in [0, 1]
+    merged_vs_lora      adapter merged against adapter attached, UNet and encoder; relative, float32
+    baked_vs_merged     each module that is exported, in torch, against the generator; relative, float32
+    fp16_range          largest value inside each module and of each q k^T, outside of its float32 islands
+    half_vs_float32     whole pictures in torch, all stages so far, half against float32; PSNR
+    onnx_vs_torch       each graph in ONNX Runtime against the generator in float32; largest error, or PSNR
+    runtime_vs_torch    a photograph through the bundle and tudsr's own runtime, against the generator; PSNR
+    tensorrt_rtx        each graph parsed and built by TensorRT for RTX, where it is installed
 
-Relative means the largest difference over the reference's largest value; absolute, the largest difference.
+Relative means the largest difference over the reference's largest value.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,21 +28,40 @@ from tudsr_runtime.errors import NotFiniteError
 
 @dataclass(frozen=True)
 class Gate:
-    """A kind of measurement and the largest figure that passes; `limit` None reports without judging."""
+    """A kind of measurement and the largest figure that passes; `least`: the smallest, of a PSNR in dB."""
 
     name: str
     limit: float | None
+    least: bool = False
+    unit: str = ""
+
+    def passes(self, value: float) -> bool:
+        """Whether a figure passes; NaN never does."""
+        if self.limit is None:
+            return not math.isnan(value)
+        return value >= self.limit if self.least else value <= self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        """What stands beside the subjects in bundle.json."""
+        unit = "dB, at least" if self.least else self.unit
+        return {"limit": self.limit} | ({"unit": unit} if unit else {})
 
 
 MERGED = Gate("merged_vs_lora", 1e-5)
 BAKED = Gate("baked_vs_merged", 1e-5)
-# ONNX Runtime's CPU kernels compute half graphs in float32, so an overflow would first show on a GPU. Half of
-# float16's 65504, because other pictures may reach further than the one measured.
-FP16_RANGE = Gate("fp16_range", 65504 / 2)
-ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", None)}
-# A grey level, but not of the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts
-# one pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
-PICTURE = Gate("picture", 1 / 255)
+# A quarter of float16's largest number, because other pictures may reach further than the ones measured.
+FP16_RANGE = Gate("fp16_range", 65504 / 4)
+# By PSNR and not by the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts one
+# pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
+HALF = Gate("half_vs_float32", 45.0, least=True)
+ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", 55.0, least=True)}
+RUNTIME = {
+    "fp32": Gate("runtime_vs_torch", 60.0, least=True),
+    "fp16": Gate("runtime_vs_torch", 45.0, least=True),
+}
+ENGINES = Gate("tensorrt_rtx", None, unit="MB of activations")
+IDENTICAL_DB = 200.0
+"""The PSNR of equal pictures, which has no finite value."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,8 @@ class Measurement:
     """None where it is infinite, or does not apply."""
     largest: float | None = None
     """None where `value` is the largest difference itself, or it does not apply."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else bundle.json says of it."""
 
 
 @dataclass
@@ -60,6 +84,8 @@ class Report:
     """All measurements of an export, in order. The first that fails its gate ends the export."""
 
     measurements: list[Measurement] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    """Of gates that were not run, why."""
 
     def relative(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
         """Measure max |actual - reference| / max |reference|; the plain difference where that is zero."""
@@ -73,22 +99,26 @@ class Report:
         largest = float((actual - reference).abs().max())
         self.add(Measurement(gate, subject, largest, psnr_db(actual, reference)))
 
-    def root_mean_square(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
-        """Measure sqrt(mean((actual - reference)^2)), the PSNR and the largest difference."""
+    def psnr(
+        self, gate: Gate, subject: str, actual: Tensor, reference: Tensor, span: float | None = None
+    ) -> None:
+        """Measure the PSNR against `span` (None: the reference's own range), and the largest difference."""
         require_finite(actual, f"{gate.name}, {subject}")
-        difference = actual - reference
-        value, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
-        self.add(Measurement(gate, subject, value, psnr_db(actual, reference), largest))
+        largest = float((actual - reference).abs().max())
+        decibels = IDENTICAL_DB if largest == 0 else psnr_db(actual, reference, span)
+        self.add(Measurement(gate, subject, math.nan if decibels is None else decibels, None, largest))
 
     def add(self, measurement: Measurement) -> None:
-        """Keep a measurement. Raises NotFiniteError (exit 9) where it is above its gate's limit."""
+        """Keep a measurement. Raises NotFiniteError (exit 9) where it does not pass its gate."""
         self.measurements.append(measurement)
         gate = measurement.gate
-        if gate.limit is not None and not measurement.value <= gate.limit:
+        if not gate.passes(measurement.value):
+            side, spec = ("below", ".1f") if gate.least else ("above", ".2e")
+            limit = "any limit" if gate.limit is None else f"the limit of {gate.limit:{spec}}"
             raise NotFiniteError(
-                f"{gate.name}, {measurement.subject}: {measurement.value:.2e} is above the limit of "
-                f"{gate.limit:.2e}; nothing is published",
-                hint="--precision fp32" if gate in (FP16_RANGE, PICTURE) else None,
+                f"{gate.name}, {measurement.subject}: {measurement.value:{spec}} is {side} {limit}; "
+                "nothing is published",
+                hint="--precision fp32" if gate in (FP16_RANGE, HALF) else None,
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -97,8 +127,8 @@ class Report:
         for m in self.measurements:
             figures = {"value": m.value, "psnr_db": m.psnr_db, "largest": m.largest}
             figures = {key: _rounded(figure) for key, figure in figures.items() if figure is not None}
-            gates.setdefault(m.gate.name, {"limit": m.gate.limit})[m.subject] = figures
-        return gates
+            gates.setdefault(m.gate.name, m.gate.as_json())[m.subject] = figures | dict(m.facts)
+        return gates | {gate: {"limit": None, "status": status} for gate, status in self.notes.items()}
 
 
 def _rounded(value: float) -> float:
@@ -106,10 +136,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def psnr_db(actual: Tensor, reference: Tensor) -> float | None:
-    """PSNR in dB against the range of `reference`; None where it is infinite, or the reference is flat."""
+def psnr_db(actual: Tensor, reference: Tensor, span: float | None = None) -> float | None:
+    """PSNR in dB against `span`, else the range of `reference`; None where it is infinite or has no span."""
     mean_square = float((actual.double() - reference.double()).square().mean())
-    span = float(reference.max() - reference.min())
+    span = float(reference.max() - reference.min()) if span is None else span
     return 10 * math.log10(span**2 / mean_square) if mean_square and span else None
 
 

@@ -12,11 +12,12 @@ import onnx
 import onnx_ir as ir
 
 WIDE_NAME = "model_fp32.onnx"
+"""Of the graph over model.onnx."""
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def widen(narrow: Path) -> Path:
-    """Write `WIDE_NAME` beside a half graph, over its weights; returns the file.
+    """Write a graph beside a half graph, over its weights, with `_fp32` behind its name; returns the file.
 
     Every half value becomes float32, inputs and outputs too. Weights in the graph's external file are
     read from there, as half, and cast; those inside the graph are stored as float32.
@@ -29,7 +30,7 @@ def widen(narrow: Path) -> Path:
             _widen_type(value)
         for node in graph:
             _widen_node(node)
-    wide = narrow.with_name(WIDE_NAME)
+    wide = narrow.with_name(f"{narrow.stem}_fp32.onnx")
     ir.save(model, wide)
     onnx.checker.check_model(wide, full_check=True)
     return wide

@@ -1,4 +1,4 @@
-"""`tudsr upscale` and `tudsr bundle`."""
+"""`tudsr upscale`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.batch import Batch
-from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.engines import BY_NAME
 from tudsr_runtime.errors import UsageError
@@ -120,39 +119,6 @@ def parse_strength(text: str) -> tuple[float, float]:
     if not 1 <= len(parts) <= 2:
         raise UsageError(f"strength must be a number, or two with a comma between, not {text!r}")
     return parts[0], parts[-1]
-
-
-def bundle_info(bundle: str, as_json: bool) -> None:
-    """Print what a bundle says about itself; its files are not read."""
-    opened = open_bundle(bundle, verify=False)
-    manifest, terminal = opened.manifest, Terminal()
-    if as_json:
-        terminal.json({"folder": str(opened.folder), "sha256": opened.sha256, **dataclasses.asdict(manifest)})
-        return
-    lines = {
-        "name": manifest.name,
-        "folder": opened.folder,
-        "sha256": opened.sha256,
-        "made by": f"tudsr {manifest.tudsr_version}",
-        "licence": manifest.licence,
-        "precision": manifest.precision,
-        "tile": f"{manifest.tile} px",
-    }
-    for stage in manifest.stages:
-        lines[stage.name] = f"x{stage.factor}, timestep {stage.timestep}"
-    for name, component in manifest.components.items():
-        megabytes = sum(file.bytes for file in component.variants[0].files) / 1e6
-        lines[name] = f"{megabytes:.1f} MB, {component.variants[0].precision}"
-    for name, value in lines.items():
-        terminal.result(f"{name + ':':<14}{value}")
-
-
-def bundle_verify(bundle: str) -> None:
-    """Read every file of a bundle and compare it with the manifest. Raises BundleError if any differs."""
-    opened = open_bundle(bundle, verify=True)
-    files = opened.manifest.files()
-    size = sum(file.bytes for file in files) / 1e6
-    Terminal().result(f"{opened.folder}: {len(files)} files, {size:.1f} MB, all as the manifest says")
 
 
 def _suffix(options: UpscaleOptions) -> str | None:

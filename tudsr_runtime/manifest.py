@@ -132,10 +132,11 @@ class Latent:
 
 @dataclass(frozen=True)
 class Golden:
-    """One tile to check engines with: `input` a PNG, `output` raw little-endian float32 NCHW in [-1, 1]."""
+    """One tile to check engines with: `input` a PNG; per stage, the centre of what it makes of the one
+    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden`)."""
 
     input: BundleFile
-    output: BundleFile
+    outputs: tuple[BundleFile, ...]
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,9 @@ class Manifest:
         _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
         self._check_components()
         self._check_files()
+        if self.golden is not None:
+            outputs, stages = len(self.golden.outputs), len(self.stages)
+            _require(outputs == stages, f"golden has {outputs} outputs for {stages} stages")
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -202,7 +206,7 @@ class Manifest:
             for variant in component.variants:
                 yield from variant.files
         if self.golden is not None:
-            yield from (self.golden.input, self.golden.output)
+            yield from (self.golden.input, *self.golden.outputs)
 
     def _check_files(self) -> None:
         files = self.files()

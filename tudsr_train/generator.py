@@ -57,6 +57,7 @@ class Generator(nn.Module):
         prediction_type: str = "epsilon",
         base_id: str = "",
         base_sha256: str = "",
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -68,7 +69,7 @@ class Generator(nn.Module):
         self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
         self.prediction_type = prediction_type
-        self.base_id, self.base_sha256 = base_id, base_sha256
+        self.base_id, self.base_sha256, self.folder = base_id, base_sha256, folder
         self.requires_grad_(False)
 
     def use(self, name: str) -> None:
@@ -195,6 +196,7 @@ class Generator(nn.Module):
             scheduler.config.prediction_type,
             base_id=base_name(base),
             base_sha256=base_sha256(folder),
+            folder=folder,
         )
 
 
@@ -238,6 +240,16 @@ def prompt_of(folder: Path, prompt: str = "") -> Tensor:
         raise BundleError(
             f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
         )
+    return encode_prompt(folder, prompt)
+
+
+def encode_prompt(folder: Path, prompt: str) -> Tensor:
+    """Embedding of `prompt` by the text encoder of the base in `folder`, as `prompt_of` describes it.
+
+    Raises BundleError (exit 5) where the base has no text encoder.
+    """
+    if not (folder / "text_encoder" / "config.json").is_file():
+        raise BundleError(f"{folder}: there is no text_encoder/, so no prompt can be encoded")
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -66,4 +67,49 @@ def restore(base: Path, steps: list[tuple[Path, int]], image: Tensor) -> Tensor:
     """Every (adapter folder, timestep) of `steps` in turn, clamped after each."""
     for adapter, t in steps:
         image = to_image(base, denoise(base, adapter, to_latent(base, image), t)).clamp(-1, 1)
+    return image
+
+
+def axis(length: int, tile: int, overlap: int) -> tuple[list[int], Tensor]:
+    """Starts of the tiles along one axis, and the weight of every tile at every pixel, (tiles, length)."""
+    if length <= tile:
+        return [0], torch.ones(1, length)
+    n = -(-(length - overlap) // (tile - overlap))
+    starts = [round(i * (length - tile) / (n - 1)) for i in range(n)]
+    strides = [after - before for before, after in itertools.pairwise(starts)]
+    ramp = min(112, tile - max(strides) - 16, *(strides if n > 2 else []))
+    weights = torch.zeros(n, length, dtype=torch.float64)
+    position = torch.arange(length) + 0.5
+    rising = [torch.ones(length)]
+    for before, after in itertools.pairwise(starts):
+        begin = after + (before + tile - after - ramp) // 2
+        rising.append(0.5 - 0.5 * torch.cos(torch.pi * ((position - begin) / ramp).clamp(0, 1)))
+    for i in range(n):
+        falling = rising[i + 1] if i + 1 < n else torch.zeros(length)
+        weights[i] = rising[i] * (1 - falling)
+    return starts, weights.float()
+
+
+@torch.no_grad()
+def restore_picture(
+    base: Path, steps: list[tuple[Path, int, int]], image: Tensor, tile: int, overlap: int
+) -> Tensor:
+    """A whole picture, (1, 3, h, w) in [-1, 1], through every (adapter folder, timestep, factor) in turn."""
+    for adapter, t, factor in steps:
+        x = torch.nn.functional.interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False)
+        height, width = x.shape[-2:]
+        missing = [max(tile - side, 0) for side in (width, height)]
+        mirrored = [min(gap, side - 1) for gap, side in zip(missing, (width, height), strict=True)]
+        padded = torch.nn.functional.pad(x, (0, mirrored[0], 0, mirrored[1]), mode="reflect")
+        rest = (0, missing[0] - mirrored[0], 0, missing[1] - mirrored[1])
+        padded = torch.nn.functional.pad(padded, rest, mode="replicate")
+        (rows, down), (columns, across) = axis(height, tile, overlap), axis(width, tile, overlap)
+        image = torch.zeros_like(x)
+        for top, vertical in zip(rows, down, strict=True):
+            for left, horizontal in zip(columns, across, strict=True):
+                patch = padded[..., top : top + tile, left : left + tile]
+                done = to_image(base, denoise(base, adapter, to_latent(base, patch), t)).clamp(-1, 1)
+                h, w = min(tile, height - top), min(tile, width - left)
+                weight = vertical[top : top + h, None] * horizontal[left : left + w]
+                image[..., top : top + h, left : left + w] += weight * done[..., :h, :w]
     return image

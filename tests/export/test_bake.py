@@ -12,7 +12,7 @@ from torch import nn
 
 from tudsr_export.bake import bake_one_step, bake_timestep, scaled_post_quant_conv, scaled_quant_conv
 from tudsr_export.graphs import PatchDecoder, PatchEncoder, UnetStage, vae_graphs
-from tudsr_export.magnitude import run_scanned
+from tudsr_export.islands import run_scanned
 from tudsr_runtime.errors import BundleError
 from tudsr_train.generator import Generator, one_step
 from tudsr_train.patch_autoencoder import PatchAutoencoder
@@ -99,6 +99,7 @@ def test_scan_sees_values_inside_and_attention_logits():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.scaled_dot_product_attention(x, x, x)
 
-    output, largest = run_scanned(Peak(), torch.ones(2))
-    assert (output.abs().max(), largest) == (1, 300)
-    assert run_scanned(Attend(), torch.full((1, 1, 2, 4), 10.0))[1] == pytest.approx(200)
+    (output,), peaks = run_scanned(Peak(), [torch.ones(2)])
+    assert (output.abs().max(), peaks.largest) == (1, 300)
+    _, peaks = run_scanned(Attend(), [torch.full((1, 1, 2, 4), 10.0)])
+    assert peaks.logits == {"": pytest.approx(200)}

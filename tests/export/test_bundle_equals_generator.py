@@ -14,8 +14,7 @@ from onnx import numpy_helper
 
 from tests.export import reference
 from tests.export.conftest import FACTORS, TILE, TIMESTEPS, Source, export, make_source, make_stable_diffusion
-from tudsr_export import pipeline
-from tudsr_export.parity import Gate
+from tudsr_export import onnx_export
 from tudsr_runtime.bundle import Bundle, open_bundle
 
 KINDS = ("nano", "stable_diffusion")
@@ -47,18 +46,11 @@ def steps(source: Source) -> list[tuple[Path, int]]:
     return [(source.stage1, TIMESTEPS[1]), (source.stage2, TIMESTEPS[2])]
 
 
-@pytest.fixture
-def patient_picture_gate(monkeypatch):
-    """An untrained autoencoder amplifies the rounding of half far beyond what a trained one does."""
-    monkeypatch.setattr(pipeline, "PICTURE", Gate("picture", 0.2))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp32_bundle_restores_like_an_independent_pipeline(kind, sources, bundles):
     bundle = open_bundle(bundles(kind, "fp32"))
     expected = reference.restore(sources[kind].base, steps(sources[kind]), picture())
-    # An untrained two-stage Stable Diffusion multiplies float32 rounding by about a hundred.
-    torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=2e-4)
     assert (expected - picture()).abs().max() > 0.1
 
 
@@ -87,7 +79,6 @@ def test_nano_fp16_bundle_is_within_a_grey_level(sources, bundles):
     torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=2 / 255)
 
 
-@pytest.mark.usefixtures("patient_picture_gate")
 def test_fp16_graphs_of_stable_diffusion_hold_no_float32(bundles):
     bundle = open_bundle(bundles("stable_diffusion", "fp16"))
     assert bundle.manifest.precision == "fp16"
@@ -97,7 +88,7 @@ def test_fp16_graphs_of_stable_diffusion_hold_no_float32(bundles):
         # Factors of Resize are float32 by the operator's definition.
         assert all(numpy_helper.to_array(t).size <= 4 for t in floats)
     figures = bundle.manifest.numerics["onnx_vs_torch"]
-    assert all(figures[name]["psnr_db"] > 60 for name in bundle.manifest.components)
+    assert all(figures[name]["value"] > 60 for name in bundle.manifest.components)
 
 
 def test_v_prediction_bundle_restores_like_an_independent_pipeline(tmp_path):
@@ -151,7 +142,8 @@ def test_files_tell_nothing_about_the_machine(kind, bundles):
 def test_model_card_names_licence_and_figures(bundles):
     card = (bundles("nano", "fp32") / "README.md").read_text()
     assert "Licence of the weights: Apache-2.0." in card
-    assert "| picture | all stages |" in card
+    assert "| runtime_vs_torch | photograph, all stages |" in card
+    assert "| tensorrt_rtx | - | not run: tensorrt-rtx is left out of this test | - | - |" in card
     assert "| stage2 | x2 | 41 |" in card
 
 
@@ -165,8 +157,7 @@ def test_a_second_export_has_the_same_graphs(nano, bundles, tmp_path):
 
 
 def test_large_weights_lie_beside_the_graph(nano, tmp_path, monkeypatch):
-    external = functools.partial(pipeline.export_onnx, external_from=1000)
-    monkeypatch.setattr(pipeline, "export_onnx", external)
+    monkeypatch.setitem(onnx_export.EXTERNAL_FROM, "fp32", 1000)
     export(nano.plan(tmp_path / "out", stages=(1,)))
     bundle = open_bundle(tmp_path / "out")
     unet = bundle.variant("unet_stage1")

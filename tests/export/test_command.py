@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.export.conftest import TILE, make_adapter
-from tudsr_export import pipeline
-from tudsr_export.command import run
+from tudsr_export import command, component, pipeline
+from tudsr_export.command import ExportOptions
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError, OutputError, UsageError
 
@@ -17,16 +20,20 @@ from tudsr_runtime.errors import BundleError, OutputError, UsageError
 def small_tile(monkeypatch):
     """The command exports 512 px tiles; the tests cannot wait for them."""
     plan = pipeline.ExportPlan
-    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args, about: plan(*args, tile=TILE, about=about))
+    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args, **rest: plan(*args, tile=TILE, **rest))
+
+
+def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
+    command.run(ExportOptions(base, stage1, stage2, output, **options))
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
     output = tmp_path / "my-bundle"
-    run(nano.base, nano.stage1, nano.stage2, output, merge_lora=True, licence="Apache-2.0")
+    run(nano.base, nano.stage1, nano.stage2, output, licence="Apache-2.0")
     captured = capsys.readouterr()
     assert captured.out == f"{output}\n"
-    assert "stage1: timestep 137, factor 8 (as the adapter's record says)" in captured.err
-    assert "picture" in captured.err
+    assert "stage1: tudsr adapter, timestep 137, factor 4 (as the adapter's record says)" in captured.err
+    assert "half_vs_float32" in captured.err
     manifest = open_bundle(output).manifest
     assert (manifest.name, manifest.precision) == ("my-bundle", "fp16")
     assert len(manifest.stages) == 2
@@ -35,7 +42,7 @@ def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
 def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
     about = tmp_path / "about.md"
     about.write_text("It restores; it does not imagine.\n")
-    run(nano.base, nano.stage1, None, tmp_path / "new" / "out", True, precision="fp32", about=about)
+    run(nano.base, nano.stage1, None, tmp_path / "new" / "out", precision="fp32", about=about)
     card = (tmp_path / "new" / "out" / "README.md").read_text()
     assert 0 < card.index("It restores; it does not imagine.") < card.index("## Stages")
 
@@ -43,7 +50,7 @@ def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
 def test_one_adapter_without_a_record_takes_the_papers_numbers(nano, tmp_path, capsys):
     adapter = make_adapter(nano.base, tmp_path / "adapter", 2)
     (adapter / "tudsr.json").unlink()
-    run(nano.base, None, adapter, tmp_path / "out", merge_lora=True, precision="fp32", name="other")
+    run(nano.base, None, adapter, tmp_path / "out", precision="fp32", name="other")
     (stage,) = open_bundle(tmp_path / "out").manifest.stages
     assert (stage.name, stage.timestep, stage.factor) == ("stage2", 50, 2)
     err = capsys.readouterr().err
@@ -54,7 +61,7 @@ def test_one_adapter_without_a_record_takes_the_papers_numbers(nano, tmp_path, c
 def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, output: Path, **options) -> None:
     before = sorted(output.parent.iterdir())
     with pytest.raises(error, match=message):
-        run(base, stage1, stage2, output, **({"merge_lora": True} | options))
+        run(base, stage1, stage2, output, **options)
     assert sorted(output.parent.iterdir()) == before
 
 
@@ -62,7 +69,10 @@ def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, out
     ("options", "message"),
     [
         ({"precision": "int8"}, "fp16 or fp32, not 'int8'"),
-        ({"merge_lora": False}, "must be merged"),
+        ({"timesteps": "200,50"}, "expected 1 number, one a stage"),
+        ({"timesteps": "early"}, "expected 1 number"),
+        ({"tile": (32,)}, "64 to 511 px, not 32"),
+        ({"tile": (66,)}, "tile 66 is no multiple of 8"),
         ({"name": "no/slash"}, "cannot name a bundle"),
         ({"about": Path("nowhere.md")}, "not a readable text file"),
     ],
@@ -105,7 +115,7 @@ def test_an_adapter_for_a_timestep_that_the_base_lacks(nano, tmp_path):
 
 def test_a_note_where_the_prompt_embedding_is_another(nano, tmp_path, capsys):
     adapter = make_adapter(nano.base, tmp_path / "adapter", 1, prompt_sha256="0" * 64)
-    run(nano.base, adapter, None, tmp_path / "out", merge_lora=True, precision="fp32")
+    run(nano.base, adapter, None, tmp_path / "out", precision="fp32")
     assert "stage1: the prompt embedding differs" in capsys.readouterr().err
 
 
@@ -115,7 +125,7 @@ def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(nano, tmp_path)
     (output / "mine.txt").write_text("precious")
     refuse(OutputError, "already exists", nano.base, nano.stage1, None, output)
     assert (output / "mine.txt").read_text() == "precious"
-    run(nano.base, nano.stage1, None, output, merge_lora=True, precision="fp32", overwrite=True)
+    run(nano.base, nano.stage1, None, output, precision="fp32", overwrite=True)
     assert len(open_bundle(output).manifest.stages) == 1
 
 
@@ -126,3 +136,48 @@ def test_a_failed_export_keeps_the_bundle_that_it_should_replace(nano, tmp_path,
     monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
     refuse(Exception, "merged_vs_lora", nano.base, nano.stage1, None, output, overwrite=True)
     assert (output / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(143), SystemExit),
+    ],
+)
+def test_nothing_is_left_of_an_export_that_ends_half_way(failure, raised, nano, tmp_path, monkeypatch):
+    def export_onnx(module, folder, *rest, **options):
+        del module, rest, options
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(component, "export_onnx", export_onnx)
+    with pytest.raises(raised) as caught:
+        run(nano.base, nano.stage1, None, tmp_path / "out", precision="fp32")
+    assert not list(tmp_path.iterdir())
+    if raised is OutputError:
+        assert caught.value.exit_code == 8
+        assert "No space left" in str(caught.value)
+
+
+def test_a_base_that_predicts_something_else(nano, tmp_path):
+    other = shutil.copytree(nano.base, tmp_path / "base")
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
+    refuse(BundleError, "predicts 'sample'", other, nano.stage1, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "tudsr.json", "adapter_config.json"])
+def test_a_damaged_adapter(file, nano, tmp_path):
+    adapter = shutil.copytree(nano.stage1, tmp_path / "adapter")
+    (adapter / file).write_bytes((adapter / file).read_bytes()[:-30])
+    refuse(BundleError, "cannot be read|not a record", nano.base, adapter, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+def test_a_damaged_base(file, nano, tmp_path):
+    base = shutil.copytree(nano.base, tmp_path / "base")
+    (base / file).write_bytes((base / file).read_bytes()[:-30])
+    refuse(BundleError, "cannot be read", base, nano.stage1, None, tmp_path / "out")

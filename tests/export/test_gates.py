@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.export.conftest import Source, export, make_adapter, make_nano
 from tudsr_export import bake, graphs, pipeline
+from tudsr_export import component as parts
+from tudsr_export import islands as islands_of
 from tudsr_export.parity import Gate, Measurement, Report
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_train.generator import Generator
@@ -68,14 +71,14 @@ def test_baked_gate_sees_a_wrong_latent_scale(name, component, stable_diffusion,
 
 
 def perturb_before_export(monkeypatch: pytest.MonkeyPatch, component: str, factor: float) -> None:
-    exported = pipeline.export_onnx
+    exported = parts.export_onnx
 
-    def export_onnx(module, folder, *rest):
+    def export_onnx(module, folder, *rest, **options):
         if folder.name == component:
             module.unet.conv_out.weight.data *= factor
-        exported(module, folder, *rest)
+        return exported(module, folder, *rest, **options)
 
-    monkeypatch.setattr(pipeline, "export_onnx", export_onnx)
+    monkeypatch.setattr(parts, "export_onnx", export_onnx)
 
 
 def test_onnx_gate_sees_a_graph_that_is_not_the_module(nano, tmp_path, monkeypatch):
@@ -83,9 +86,44 @@ def test_onnx_gate_sees_a_graph_that_is_not_the_module(nano, tmp_path, monkeypat
     assert_refused(nano, tmp_path / "out", "onnx_vs_torch, unet_stage1")
 
 
-def test_picture_gate_sees_a_wrong_half_graph(nano, tmp_path, monkeypatch):
-    perturb_before_export(monkeypatch, "unet_stage1", 1.1)
-    assert_refused(nano, tmp_path / "out", "picture, all stages", "fp16")
+def test_onnx_gate_sees_a_wrong_half_graph(nano, tmp_path, monkeypatch):
+    perturb_before_export(monkeypatch, "unet_stage1", 1.5)
+    assert_refused(nano, tmp_path / "out", "onnx_vs_torch, unet_stage1", "fp16")
+
+
+def test_half_gate_sees_weights_that_half_cannot_hold(nano, tmp_path, monkeypatch):
+    def fault(module, islands):
+        half = islands_of.to_half(module, islands)
+        if hasattr(half, "unet"):
+            half.unet.conv_in.weight.data[0] = 65504 * 2.0
+        return half
+
+    monkeypatch.setattr(parts, "to_half", fault)
+    assert_refused(nano, tmp_path / "out", "half_vs_float32, stage1", "fp16")
+
+
+def test_half_gate_sees_a_loss_of_precision(nano, tmp_path, monkeypatch):
+    def fault(module, islands):
+        half = islands_of.to_half(module, islands)
+        for weight in half.parameters():
+            weight.data = (weight.data * 16).round() / 16
+        return half
+
+    monkeypatch.setattr(parts, "to_half", fault)
+    assert_refused(nano, tmp_path / "out", "half_vs_float32, stage1", "fp16")
+
+
+def test_runtime_gate_sees_stages_in_the_wrong_order(nano, tmp_path, monkeypatch):
+    """Every graph is right; only the manifest sends the pictures through them the wrong way round."""
+    write = pipeline.write_bundle_files
+
+    def swapped(folder, facts, numerics):
+        write(folder, replace(facts, stages=facts.stages[::-1]), numerics)
+
+    monkeypatch.setattr(pipeline, "write_bundle_files", swapped)
+    with pytest.raises(NotFiniteError, match="runtime_vs_torch, photograph"):
+        export(nano.plan(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_range_gate_sees_values_that_half_cannot_hold(tmp_path):
@@ -131,10 +169,19 @@ def test_figures_are_relative_to_the_largest_reference_value():
     assert [m.value for m in report.measurements] == [0.125, 0.25]
 
 
-def test_a_picture_is_judged_by_its_root_mean_square():
+def test_a_picture_is_judged_by_its_psnr():
     report = Report()
-    report.root_mean_square(Gate("g", 1.5), "s", torch.tensor([2.0, 0, 0, 0]), torch.zeros(4))
-    assert report.as_json()["g"]["s"] == {"value": 1.0, "largest": 2.0}
+    report.psnr(Gate("g", 20, least=True), "s", torch.tensor([0.2, 0, 0, 0]), torch.zeros(4), span=2)
+    assert report.as_json()["g"] == {
+        "limit": 20,
+        "unit": "dB, at least",
+        "s": {"value": 26.0, "largest": 0.2},
+    }
+    report.psnr(Gate("g", 20, least=True), "equal", torch.ones(4), torch.ones(4))
+    with pytest.raises(NotFiniteError, match=r"g, low: 6\.0 is below the limit of 20\.0"):
+        report.psnr(Gate("g", 20, least=True), "low", torch.ones(4), torch.zeros(4), span=2)
+    with pytest.raises(NotFiniteError):
+        report.psnr(Gate("g", 20, least=True), "flat", torch.ones(4), torch.zeros(4))
 
 
 def test_psnr_is_against_the_range_of_the_reference():

@@ -61,17 +61,22 @@ def test_open_bundle_knows_itself(folder: Path) -> None:
 
 
 def test_golden_tile_is_listed_and_checked(folder: Path, document: dict[str, Any]) -> None:
-    files = {}
-    for key, name in (("input", "golden/tile.png"), ("output", "golden/tile.bin")):
+    files = []
+    for name in ("golden/input.png", "golden/stage1.f32", "golden/stage2.f32"):
         (folder / "golden").mkdir(exist_ok=True)
-        (folder / name).write_bytes(key.encode())
-        files[key] = {"path": name, "sha256": file_sha256(folder / name), "bytes": len(key)}
-    (folder / "bundle.json").write_text(changed(document, "golden", files), encoding="utf-8")
+        (folder / name).write_bytes(b"content")
+        files.append({"path": name, "sha256": file_sha256(folder / name), "bytes": 7})
+    listed = {"input": files[0], "outputs": files[1:]}
+    (folder / "bundle.json").write_text(changed(document, "golden", listed), encoding="utf-8")
     golden = open_bundle(folder).manifest.golden
     assert golden is not None
-    assert golden.output.path == "golden/tile.bin"
-    (folder / "golden" / "tile.bin").write_bytes(b"OUTPUT")
-    with pytest.raises(BundleError, match=r"tile\.bin is damaged: sha256"):
+    assert [file.path for file in golden.outputs] == ["golden/stage1.f32", "golden/stage2.f32"]
+    (folder / "golden" / "stage2.f32").write_bytes(b"CONTENT")
+    with pytest.raises(BundleError, match=r"stage2\.f32 is damaged: sha256"):
+        open_bundle(folder)
+    listed = {"input": files[0], "outputs": files[1:2]}
+    (folder / "bundle.json").write_text(changed(document, "golden", listed), encoding="utf-8")
+    with pytest.raises(BundleError, match="golden has 1 outputs for 2 stages"):
         open_bundle(folder)
 
 

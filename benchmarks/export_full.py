@@ -1,0 +1,168 @@
+"""The export at full size: the architecture of Stable Diffusion 2.1-base, both stages, the autoencoder.
+
+    python benchmarks/export_full.py [--precision fp16] [--keep DIR] [--json FILE]
+
+Weights are random: what is measured is the way through the exporter, not a picture. Prints the figures of
+the gates, then seconds, peak resident memory, file sizes, nodes and casts; with the [rtx] extra also what
+TensorRT for RTX makes of the graphs for an RTX 40 card (SM 8.9). Needs 14 GB of memory and 20 GB of disk.
+Fails where a documented bound does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tudsr_export.command import ExportOptions, run
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
+from tudsr_train.generator import Generator
+
+MOST_MEMORY = 14e9
+"""Bytes of resident memory."""
+MOST_UNET = 1.66e9
+"""Bytes of the files of one half UNet."""
+RANK = 32
+
+
+def make_base(folder: Path) -> None:
+    """The architecture of Stable Diffusion 2.1-base: 865.9 M and 83.7 M parameters, random."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
+    # Latents of about 1, as after training. Near 0 the decoder's norms would amplify every rounding.
+    vae.quant_conv.weight.data *= 30
+    vae.quant_conv.bias.data *= 30
+    vae.save_pretrained(folder / "vae")
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
+        folder / "scheduler"
+    )
+    (folder / "prompt").mkdir()
+    save_file({"prompt_embeds": torch.randn(1, 77, 1024)}, folder / "prompt" / "prompt_embeds.safetensors")
+
+
+def make_adapters(base: Path, folder: Path) -> list[Path]:
+    """Two adapters of rank 32 that do something: B is not zero."""
+    adapters = []
+    for stage, timestep, factor in ((1, 200, 4), (2, 50, 2)):
+        generator = Generator.load(base)
+        add_adapter(generator, "x", RANK, TARGETS)
+        for name, parameter in generator.unet.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.01)
+        adapters.append(folder / f"stage{stage}")
+        adapters[-1].mkdir()
+        save_adapter(generator, "x", adapters[-1], record_of(generator, "x", stage, timestep, factor))
+        del generator
+    return adapters
+
+
+def graphs(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Of every component's first graph: bytes of its files, nodes, casts, and the commonest operators."""
+    found = {}
+    for name in bundle.manifest.components:
+        variant = bundle.variant(name)
+        model = onnx.load(bundle.path(variant), load_external_data=False)
+        operators = Counter(node.op_type for node in model.graph.node)
+        found[name] = {
+            "bytes": sum(file.bytes for file in variant.files),
+            "nodes": len(model.graph.node),
+            "casts": operators["Cast"],
+            "operators": dict(operators.most_common(8)),
+        }
+    return found
+
+
+def require(bundle: dict[str, dict[str, Any]], memory: float, precision: str) -> None:
+    if memory > MOST_MEMORY:
+        raise SystemExit(f"peak memory {memory / 1e9:.2f} GB is above {MOST_MEMORY / 1e9:.0f} GB")
+    for name, facts in bundle.items():
+        if precision == "fp16" and name.startswith("unet") and facts["bytes"] > MOST_UNET:
+            raise SystemExit(f"{name} takes {facts['bytes'] / 1e9:.3f} GB, above {MOST_UNET / 1e9:.2f} GB")
+
+
+def export(folder: Path, precision: str) -> dict[str, Any]:
+    base = folder / "base"
+    base.mkdir()
+    make_base(base)
+    stage1, stage2 = make_adapters(base, folder)
+    started, used = time.monotonic(), time.process_time()
+    run(ExportOptions(base, stage1, stage2, folder / "bundle", precision=precision, name="full"))
+    seconds, processor = time.monotonic() - started, time.process_time() - used
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    bundle = open_bundle(folder / "bundle")
+    return {
+        "command": "python benchmarks/export_full.py --precision " + precision,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {name: version(name) for name in ("torch", "diffusers", "onnx", "onnxruntime")},
+        "seconds": round(seconds),
+        "processor_seconds": round(processor),
+        "peak_memory_bytes": memory,
+        "graphs": graphs(bundle),
+        "numerics": bundle.manifest.numerics,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    lines = [f"{result['seconds']} s, of the processor {result['processor_seconds']} s"]
+    lines.append(f"peak resident memory {result['peak_memory_bytes'] / 1e9:.2f} GB")
+    for name, facts in result["graphs"].items():
+        megabytes = facts["bytes"] / 1e6
+        lines.append(f"{name:<14}{megabytes:9.1f} MB{facts['nodes']:7} nodes{facts['casts']:5} casts")
+    for name, facts in result["numerics"]["tensorrt_rtx"].items():
+        if isinstance(facts, dict):
+            lines.append(
+                f"{name:<14}{facts['value']:9.1f} MB of activations, {facts['fused_attention']} kernels of "
+                f"fused attention, {facts['casts']} casts, plan {facts['plan_bytes'] / 1e6:.1f} MB"
+            )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
+    parser.add_argument("--keep", type=Path, help="work in this new folder, and leave the bundle there")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True)
+        result = export(options.keep, options.precision)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = export(Path(folder), options.precision)
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    require(result["graphs"], result["peak_memory_bytes"], options.precision)
+
+
+if __name__ == "__main__":
+    main()

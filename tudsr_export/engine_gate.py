@@ -1,0 +1,61 @@
+"""Every graph parsed and built by TensorRT for RTX, which needs no GPU for it, where it is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tudsr_export.component import Graph
+from tudsr_export.parity import ENGINES, Measurement, Report
+from tudsr_runtime.build import BuiltEngine, Library, build_engine, open_library
+from tudsr_runtime.errors import DeviceError, NotFiniteError
+
+LIBRARY, TARGET = "tensorrt-rtx", "sm89"
+FUSED_FROM = 512
+"""Tile edge from which attention must be fused: smaller ones may have heads that no fused kernel takes."""
+
+
+def build_all(
+    folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Report, say: Callable[[str], None]
+) -> None:
+    """The gate tensorrt_rtx: build the first graph of every component for one target.
+
+    Raises NotFiniteError (exit 9) where a graph is refused, or attention is not fused at full size.
+    """
+    try:
+        library = open_library(LIBRARY)
+    except DeviceError as error:
+        report.notes[ENGINES.name] = f"not run: {error}"
+        return
+    for name, (graph, *_) in graphs.items():
+        say(f"{name}: building with {LIBRARY} {library.version} for {TARGET}")
+        _add(report, name, graph, _built(folder / name / graph.model, library))
+
+
+def _built(model: Path, library: Library) -> BuiltEngine:
+    try:
+        return build_engine(model, TARGET, library)
+    except DeviceError as error:
+        raise NotFiniteError(f"{ENGINES.name}: {error}; nothing is published", hint=error.hint) from error
+
+
+def _add(report: Report, name: str, graph: Graph, built: BuiltEngine) -> None:
+    known = dataclasses.asdict(built.facts)
+    # What a second export of the same inputs would not repeat.
+    del known["seconds"]
+    known |= {"version": built.version, "target": built.target}
+    known["types"] = [spec.dtype for spec in (*built.inputs, *built.outputs)]
+    report.add(Measurement(ENGINES, name, (built.facts.activation_bytes or 0) / 1e6, facts=known))
+    if _loses_fusion(graph, built):
+        raise NotFiniteError(
+            f"{ENGINES.name}, {name}: no kernel of {built.version} computes attention in one; "
+            "nothing is published"
+        )
+
+
+def _loses_fusion(graph: Graph, built: BuiltEngine) -> bool:
+    """Whether a half graph of full size computes attention, and none of it is fused."""
+    attends = built.facts.nodes.get("SOFTMAX", 0) > 0
+    full = graph.shape.tile >= FUSED_FROM and graph.precision == "fp16"
+    return full and attends and built.facts.fused_attention == 0

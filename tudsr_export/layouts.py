@@ -1,0 +1,291 @@
+"""What one stage adds to a base, read from any of the layouts that one-step methods publish.
+
+    layout       on disk                                              timestep    formula    prompt
+    tudsr        PEFT folder with tudsr.json                          recorded    base's     beside it
+    peft         PEFT folder                                          paper's     base's     base's
+    omgsr        unet_lora_adapter/, vae_encoder_lora_adapter/        273         base's     empty
+    diffusers    pytorch_lora_weights.safetensors, or another name    paper's     base's     base's
+    osediff      a pickle with rank_unet, rank_vae, ...               999         epsilon    empty
+    pisa-sr      a pickle with lora_rank_unet_pix, ..._sem, ...       1           z - eps    empty
+
+omgsr (Wu et al. 2025), osediff (Wu et al. 2024), pisa-sr (Sun et al. 2025). A pickle is only ever read by
+PyTorch's loader of plain weights, which refuses one that wants to run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tudsr_runtime.bundle import file_sha256
+from tudsr_runtime.errors import BundleError
+from tudsr_train.adapters import (
+    PROMPT_FILE,
+    VAE_ENCODER_FOLDER,
+    WEIGHTS_FILE,
+    AdapterRecord,
+    read_peft,
+    read_record,
+)
+from tudsr_train.generator import read_prompt
+
+EPSILON, RESIDUAL = "epsilon", "residual"
+OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+PICKLES = (".pkl", ".pt", ".pth", ".bin", ".ckpt")
+OSEDIFF_PARTS = ("encoder", "decoder", "others")
+PEFT_ALPHA = 8
+"""`lora_alpha` of a LoraConfig that names none, which OSEDiff and PiSA-SR rely on."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One LoRA: PEFT's config, and its weights by PEFT's keys without a prefix."""
+
+    config: LoraConfig
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StageAdapter:
+    """What one stage adds to a base; what is None follows from the base or the paper."""
+
+    origin: Path
+    layout: str
+    sha256: str
+    unet: tuple[Lora, ...]
+    """All active together: their products are summed."""
+    encoder: tuple[Lora, ...] = ()
+    """LoRA of the VAE's encoder, by names within the VAE."""
+    trained: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of the UNet that were trained whole and replace the base's."""
+    timestep: int | None = None
+    formula: str | None = None
+    """"epsilon" as in Eq. (2), or "residual": z_H = z_L - B(z_L, t, c)."""
+    prompt: str | Tensor | None = None
+    """As text, or as an embedding (1, L, D)."""
+    record: AdapterRecord | None = None
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among the UNet's LoRAs."""
+        return max(max((lora.config.r, *lora.config.rank_pattern.values())) for lora in self.unet)
+
+
+def read_adapter(origin: Path) -> StageAdapter:
+    """Read an adapter, whatever its layout (see the module's table).
+
+    Raises:
+        BundleError: nothing there, unreadable, truncated, of no known layout, or a pickle that is not only
+            weights.
+    """
+    if not origin.exists():
+        raise BundleError(f"{origin}: no adapter here (there is no such file or folder)")
+    if origin.is_dir():
+        return _read_folder(origin)
+    if origin.suffix == ".safetensors":
+        return _read_diffusers(origin)
+    if origin.suffix in PICKLES:
+        return _read_pickle(origin)
+    raise BundleError(
+        f"{origin}: not an adapter's file",
+        hint=f"a PEFT folder, a .safetensors file, or a checkpoint ({', '.join(PICKLES)})",
+    )
+
+
+def _read_folder(folder: Path) -> StageAdapter:
+    if (folder / OMGSR_UNET).is_dir():
+        return _read_omgsr(folder)
+    if (folder / DIFFUSERS_FILE).is_file():
+        return _read_diffusers(folder / DIFFUSERS_FILE)
+    return _read_peft_folder(folder)
+
+
+def _read_peft_folder(folder: Path) -> StageAdapter:
+    """What `tudsr_train.adapters.save_adapter` writes, or only PEFT's two files of it."""
+    record, unet = read_record(folder), Lora(*read_peft(folder))
+    files, encoder = [folder / WEIGHTS_FILE], folder / VAE_ENCODER_FOLDER
+    if encoder.is_dir():
+        files.append(encoder / WEIGHTS_FILE)
+    elif record and record.vae_encoder_rank:
+        raise BundleError(f"{folder}: the adapter's LoRA of the VAE encoder ({encoder.name}/) is missing")
+    stored = folder / PROMPT_FILE
+    return StageAdapter(
+        folder,
+        "tudsr" if record else "peft",
+        _sha256(files),
+        (unet,),
+        (Lora(*read_peft(encoder)),) if encoder.is_dir() else (),
+        timestep=record.timestep if record else None,
+        prompt=read_prompt(stored) if stored.is_file() else None,
+        record=record,
+    )
+
+
+def _read_omgsr(folder: Path) -> StageAdapter:
+    unet, encoder = folder / OMGSR_UNET, folder / OMGSR_ENCODER
+    return StageAdapter(
+        folder,
+        "omgsr",
+        _sha256((unet / WEIGHTS_FILE, encoder / WEIGHTS_FILE)),
+        (Lora(*read_peft(unet)),),
+        (_encoder_lora(encoder),),
+        timestep=273,
+        formula=EPSILON,
+        prompt="",
+    )
+
+
+def _encoder_lora(folder: Path) -> Lora:
+    """A PEFT folder of the VAE's encoder alone, renamed to what its modules are called within the VAE."""
+    config, weights = read_peft(folder)
+    weights = {f"encoder.{key}": value for key, value in weights.items()}
+    config.target_modules = _modules(weights)
+    return Lora(config, weights)
+
+
+def _modules(weights: Iterable[str]) -> list[str]:
+    return sorted({key.partition(".lora_")[0] for key in weights})
+
+
+def _read_diffusers(file: Path) -> StageAdapter:
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from diffusers.utils import convert_unet_state_dict_to_peft, get_peft_kwargs
+
+    weights, metadata = _load_safetensors(file)
+    weights, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(weights)
+    if any(key.startswith("text_encoder") for key in weights):
+        raise BundleError(f"{file}: a LoRA of the text encoder too, which a bundle with a fixed prompt lacks")
+    weights = convert_unet_state_dict_to_peft(_without_prefix(weights, "unet."))
+    alphas = convert_unet_state_dict_to_peft(_without_prefix(alphas or {}, "unet."))
+    ranks = {key: value.shape[1] for key, value in weights.items() if key.endswith("lora_B.weight")}
+    if not ranks or any(".lora_" not in key for key in weights):
+        raise BundleError(f"{file}: not a LoRA of a UNet in diffusers' layout")
+    known = get_peft_kwargs(ranks, alphas, weights) | metadata
+    known["target_modules"] = _modules(weights)
+    return StageAdapter(file, "diffusers", file_sha256(file), (Lora(_config(file, known), weights),))
+
+
+def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the file says of its LoRA's rank and alpha."""
+    try:
+        with safe_open(file, "pt") as opened:
+            stored = json.loads((opened.metadata() or {}).get(DIFFUSERS_METADATA, "{}"))
+        weights = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BundleError(f"{file}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
+    return weights, _without_prefix(stored, "unet.")
+
+
+def _without_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in values.items()}
+
+
+def _config(file: Path, values: Mapping[str, Any]) -> LoraConfig:
+    """A LoraConfig from what a file of some version of PEFT says; what this one does not know is dropped."""
+    fields = LoraConfig.__dataclass_fields__
+    try:
+        return LoraConfig(**{key: value for key, value in values.items() if key in fields})
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{file}: its LoRA is of a kind that cannot be read: {error}") from error
+
+
+def _read_pickle(file: Path) -> StageAdapter:
+    saved = _load_pickle(file)
+    try:
+        if "lora_rank_unet_pix" in saved:
+            return _pisa_sr(file, saved)
+        if "unet_lora_encoder_modules" in saved:
+            return _osediff(file, saved)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file}: the checkpoint is incomplete: {error!r}") from error
+    raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint", hint="a PEFT folder")
+
+
+def _load_pickle(file: Path) -> dict[str, Any]:
+    """Weights, numbers and text from a pickle; one that holds anything else is refused before it is run."""
+    try:
+        with warnings.catch_warnings():
+            # Of pickle protocols: what cannot be read becomes an error below.
+            warnings.simplefilter("ignore", UserWarning)
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BundleError(
+            f"{file}: refused, for it holds more than weights, which could be code ({_reason(error)})",
+            hint="a checkpoint from its publisher, or one converted to safetensors",
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise BundleError(f"{file}: the checkpoint cannot be read: {_reason(error)}") from error
+    if not isinstance(saved, dict):
+        raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint, but a {type(saved).__name__}")
+    return saved
+
+
+def _reason(error: Exception) -> str:
+    """Of PyTorch's page-long message, the sentence that names what was found."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (named or lines or [type(error).__name__])[0][:200]
+
+
+def _osediff(file: Path, saved: Mapping[str, Any]) -> StageAdapter:
+    """OSEDiff's `save_model`: three adapters on the UNet, one on the VAE, and `conv_in` whole."""
+    state = saved["state_dict_unet"]
+    unet = tuple(
+        _lora(saved["rank_unet"], saved[f"unet_lora_{part}_modules"], state, f"default_{part}")
+        for part in OSEDIFF_PARTS
+    )
+    encoder = _lora(
+        saved["rank_vae"], saved["vae_lora_encoder_modules"], saved["state_dict_vae"], "default_encoder"
+    )
+    trained = {
+        key.replace(".base_layer", ""): value
+        for key, value in state.items()
+        if key.startswith("conv_in.") and "lora_" not in key
+    }
+    sha256 = file_sha256(file)
+    return StageAdapter(file, "osediff", sha256, unet, (encoder,), trained, 999, EPSILON, "")
+
+
+def _pisa_sr(file: Path, saved: Mapping[str, Any]) -> StageAdapter:
+    """PiSA-SR's `save_model`: for pixels and for semantics, three adapters each, used together (lambda 1)."""
+    unet = tuple(
+        _lora(
+            saved[f"lora_rank_unet_{kind}"],
+            saved[f"unet_lora_{part}_modules_{kind}"],
+            saved["state_dict_unet"],
+            f"default_{part}_{kind}",
+        )
+        for kind in ("pix", "sem")
+        for part in OSEDIFF_PARTS
+    )
+    return StageAdapter(file, "pisa-sr", file_sha256(file), unet, timestep=1, formula=RESIDUAL, prompt="")
+
+
+def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: str) -> Lora:
+    """The adapter `name` out of a model's state, in which PEFT writes its name into every key."""
+    weights = {key.replace(f".{name}.", "."): value for key, value in state.items() if f".{name}." in key}
+    config = LoraConfig(r=rank, lora_alpha=PEFT_ALPHA, target_modules=sorted(set(modules)))
+    return Lora(config, weights)
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    """Of one file, its hash; of several, the hash of their hashes."""
+    try:
+        hashes = [file_sha256(file) for file in files]
+    except OSError as error:
+        raise BundleError(f"the adapter cannot be read: {error}") from error
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
