@@ -31,6 +31,16 @@ class Constant(nn.Module):
         return self.value
 
 
+class PerPicture(Constant):
+    """One stored value (1, L, C), once for every picture of the batch that it is called with.
+
+    A single one would not fail: attention would deal its L tokens out among the pictures.
+    """
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        return self.value if self.value is None else self.value.expand(x.shape[0], -1, -1)
+
+
 @torch.no_grad()
 def bake_timestep(unet: nn.Module, timestep: int) -> None:
     """Fold the time embedding of `timestep` into the bias of every residual block's first convolution.
@@ -69,8 +79,8 @@ def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
     """Replace keys and values of every cross attention by what they are for `prompt_embeds` (1, L, D)."""
     for attention in unet.modules():
         if isinstance(attention, Attention) and attention.is_cross_attention:
-            attention.to_k = Constant(attention.to_k(prompt_embeds))
-            attention.to_v = Constant(attention.to_v(prompt_embeds))
+            attention.to_k = PerPicture(attention.to_k(prompt_embeds))
+            attention.to_v = PerPicture(attention.to_v(prompt_embeds))
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class _Export:
         self.stages: list[StageSettings] = []
         self.outputs: list[Tensor] = []
         """Of every stage, what it makes of the first tile, clamped."""
-        self.trip = RoundTrip(plan.tile, len(plan.adapters))
+        self.trip = RoundTrip(sorted((plan.tile, *plan.tiles), reverse=True), len(plan.adapters))
         self.graphs: dict[str, list[Graph]] = {}
         self.islands: dict[str, Any] = {}
         encoder, decoder = vae_graphs(base.vae)

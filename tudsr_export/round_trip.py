@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,12 @@ class RoundTrip:
     and the manifest make of the tiles.
     """
 
-    def __init__(self, tile: int, stages: int) -> None:
-        self._overlap, self._photo = min(OVERLAP, tile // 2), runtime_photo(tile)
+    def __init__(self, tiles: Sequence[int], stages: int) -> None:
+        """`tiles` are all tile sizes, the greatest first; the runtime takes the smallest that fits."""
+        self._overlap, self._photo = min(OVERLAP, tiles[0] // 2), runtime_photo(tiles[0])
         height, width = self._photo.shape[:2]
         plan = plan_upscale(
-            width, height, SCALES[stages], None, stages=stages, tile=tile, overlap=self._overlap
+            width, height, SCALES[stages], None, stages=stages, tile=tiles, overlap=self._overlap
         )
         self._scale, self._left = SCALES[stages], list(plan.stages)
         self._now: FloatArray = np.ascontiguousarray(self._photo.transpose(2, 0, 1) * 2 - 1)

@@ -101,6 +101,8 @@ def test_an_adapter_of_another_base(nano, tmp_path):
 def test_an_adapter_whose_weights_do_not_fit(nano, stable_diffusion, tmp_path):
     adapter = make_adapter(stable_diffusion.base, tmp_path / "adapter", 1)
     (adapter / "tudsr.json").unlink()
+    refuse(BundleError, "the prompt embedding has shape", nano.base, adapter, None, tmp_path / "out")
+    (adapter / "prompt_embeds.safetensors").unlink()
     refuse(BundleError, "does not fit the base", nano.base, adapter, None, tmp_path / "out")
 
 
