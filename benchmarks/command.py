@@ -1,6 +1,6 @@
 """What the installed command takes for 256 x 256 to 2048 x 2048: tiles, seconds, peak memory.
 
-    python benchmarks/command.py [--bundle nano] [--repeats 3]
+    python benchmarks/command.py [--bundle nano] [--backend auto] [--repeats 3]
 
 Runs `tudsr upscale` as a process of its own, start-up, reading and writing included; the picture is a detail
 of scikit-image's astronaut. Prints the fastest run and the largest peak of resident memory.
@@ -24,9 +24,10 @@ from skimage import data
 TUDSR = Path(sys.executable).with_name("tudsr")
 
 
-def run(bundle: str, photo: Path) -> tuple[float, float]:
+def run(bundle: str, backend: str, photo: Path) -> tuple[float, float]:
     """Seconds and peak resident memory in MB of one run of the command."""
-    command = [str(TUDSR), "upscale", str(photo), "--scale", "8", "--bundle", bundle, "--overwrite", "-q"]
+    options = ["--scale", "8", "--bundle", bundle, "--backend", backend, "--overwrite", "-q"]
+    command = [str(TUDSR), "upscale", str(photo), *options]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -45,13 +46,14 @@ def tiles(bundle: str, photo: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.png"
         Image.fromarray(data.astronaut()[:256, 128:384]).save(photo)
         count = tiles(args.bundle, photo)
-        runs = [run(args.bundle, photo) for _ in range(args.repeats)]
+        runs = [run(args.bundle, args.backend, photo) for _ in range(args.repeats)]
         with Image.open(Path(folder) / "photo_x8.png") as result:
             size = result.size
     sys.stdout.write(

@@ -1,6 +1,7 @@
 """Full-reference quality of a bundle against bicubic, on photographs that no training ever saw.
 
-    python benchmarks/quality.py [--bundle nano] [--realsr DIR] [-o benchmarks/results/quality_nano]
+    python benchmarks/quality.py [--bundle nano] [--backend auto] [--realsr DIR]
+                                 [-o benchmarks/results/quality_nano]
 
 (a) Four photographs that ship with scikit-image, degraded from seeds 0 to 2: Gaussian blur of sigma
     U(0.2, 1.2) s / 2 pixels, reduced s times by area, bilinear or bicubic, noise of sigma U(0.004, 0.04),
@@ -219,12 +220,13 @@ def heading(upscaler: Upscaler) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--realsr", type=Path, help="folder with LR/ and HR/ of real x4 pairs")
     parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
     args = parser.parse_args()
 
     record = {}
-    with Upscaler(args.bundle) as upscaler:
+    with Upscaler(args.bundle, args.backend) as upscaler:
         report = [heading(upscaler)]
         for scale in (4, 8):
             scores = compare(photographs(scale), methods(upscaler, scale))

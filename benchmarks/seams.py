@@ -1,6 +1,6 @@
 """Are tile borders visible? Gradient energy of the same pixels, once on tile borders and once inside tiles.
 
-    python benchmarks/seams.py --photos DIR [--count 20] [--scale 8] [--bundle nano]
+    python benchmarks/seams.py --photos DIR [--count 20] [--scale 8] [--bundle nano] [--backend auto]
 
 Each photograph is enlarged twice: as it is, and with a margin on its left and top that shifts the tile grid
 by half a stride. The pixels in the middle of the overlaps of the first run lie inside tiles in the second.
@@ -63,9 +63,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--scale", type=int, default=8)
     parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--backend", default="auto")
     args = parser.parse_args()
     total = np.zeros(2)
-    with Upscaler(args.bundle) as upscaler:
+    with Upscaler(args.bundle, args.backend) as upscaler:
         for path in sorted(args.photos.iterdir())[: args.count]:
             photo = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
             pair = energies(upscaler, photo, args.scale)
