@@ -287,5 +287,7 @@ def _sha256(files: Iterable[Path]) -> str:
     try:
         hashes = [file_sha256(file) for file in files]
     except OSError as error:
-        raise BundleError(f"the adapter cannot be read: {error}") from error
+        raise BundleError(
+            f"{error.filename}: the adapter cannot be read: {error.strerror or error}"
+        ) from error
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
