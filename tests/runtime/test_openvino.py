@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Choice, Precision, Target, load_stage, open_backend, select
+from tudsr_runtime.engines import Choice, Precision, Target, load_stage, openvino, select
 from tudsr_runtime.engines.openvino import OpenVino
 from tudsr_runtime.errors import BundleError, DeviceError
 
@@ -24,16 +25,15 @@ def backend() -> OpenVino:
 
 
 @pytest.fixture
-def fake_core() -> tuple[OpenVino, SimpleNamespace]:
+def fake_core(monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVino, SimpleNamespace]:
     """The back end over a Core that knows what the test says."""
     core = SimpleNamespace(
         available_devices=["CPU", "GPU.0", "GPU.1"],
         capabilities=["FP32", "FP16", "BF16"],
         get_property=lambda _device, _name: core.capabilities,
     )
-    backend = OpenVino()
-    backend._core = core
-    return backend, core
+    monkeypatch.setattr(openvino, "open_core", lambda: core)
+    return OpenVino(), core
 
 
 def on_cpu(precision: str = "fp32") -> Choice:
@@ -154,7 +154,42 @@ def test_devices_are_those_that_openvino_finds(fake_core: tuple[OpenVino, Simple
 
 def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(open_backend("openvino"), "_core", None)
+    monkeypatch.setattr(openvino, "open_core", openvino.open_core.__wrapped__)
     with pytest.raises(DeviceError, match="OpenVINO cannot be imported") as caught:
         select("openvino", "cpu")
     assert caught.value.hint == 'pip install "tudsr[openvino]"'
+
+
+FREED_ELSEWHERE = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.engines import Target
+from tudsr_runtime.engines.openvino import OpenVino
+
+bundle = open_bundle(sys.argv[1])
+variant = bundle.variant("vae_encoder")
+backend = OpenVino()
+held = [backend, backend.load(bundle.path(variant), variant, Target("cpu", "fp32", 1))]
+del backend
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.usefixtures("backend")
+def test_an_interrupt_after_a_back_end_was_freed_by_another_thread(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """OpenVINO 2026.4 frees the signal stack of the thread that loaded it."""
+    folder = make_bundle(tmp_path / "a", tile=64)
+    done = subprocess.run(
+        [sys.executable, "-c", FREED_ELSEWHERE, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,10 @@ MAX_STREAMS = 4
 class OpenVino:
     """The `openvino` back end (see `tudsr_runtime.engines.Backend`)."""
 
-    def __init__(self) -> None:
-        self._core: Any = None
-
     def probe(self, device: str) -> Unavailable | None:
         """None if OpenVINO is installed and knows `device`."""
         try:
-            core = self._open()
+            core = open_core()
         except DeviceError as error:
             return Unavailable(str(error), error.hint or INSTALL)
         if split_device(device)[0] == "cpu":
@@ -75,7 +73,7 @@ class OpenVino:
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
         """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
-        core = self._open()
+        core = open_core()
         try:
             model = core.read_model(str(graph))
             _check_interface(graph, "input", model.inputs, variant.inputs)
@@ -95,19 +93,24 @@ class OpenVino:
 
     def _capabilities(self, device: str) -> list[str]:
         try:
-            found: list[str] = self._open().get_property(_plugin(device), "OPTIMIZATION_CAPABILITIES")
+            found: list[str] = open_core().get_property(_plugin(device), "OPTIMIZATION_CAPABILITIES")
         except RuntimeError as error:
             raise as_engine_error(error, f"asking OpenVINO about {device}") from error
         return found
 
-    def _open(self) -> Any:
-        if self._core is None:
-            try:
-                import openvino
-            except ImportError as error:
-                raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=INSTALL) from None
-            self._core = openvino.Core()
-        return self._core
+
+@cache
+def open_core() -> Any:
+    """OpenVINO's core, one for the life of the process. Raises DeviceError where it cannot be imported.
+
+    Its CPU plugin gives the thread that loads it a signal stack, and unmaps that when it is freed, by
+    whichever thread: with a core of every back end's own, the next Ctrl-C could end in a segmentation fault.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=INSTALL) from None
+    return openvino.Core()
 
 
 class CompiledEngine:
