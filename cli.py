@@ -416,6 +416,16 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="Markdown that the model card begins with.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    engine: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="Build engines too: tensorrt-rtx or tensorrt; repeatable."),
+    ] = [],  # noqa: B006
+    target: Annotated[
+        str | None, typer.Option(metavar="SM", help="GPU of the engines.  [default: this machine's]")
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a model repository for Triton too.")
+    ] = None,
 ) -> None:
     """Merge the adapters into the base and write a bundle of ONNX graphs.
 
@@ -440,6 +450,9 @@ def export(
                 licence=licence,
                 about=about,
                 overwrite=overwrite,
+                engine=tuple(engine),
+                target=target,
+                triton=triton,
             )
         )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tudsr_runtime.build.command import build, triton
+from tudsr_runtime.build.library import choose_target, open_library
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
@@ -38,21 +40,30 @@ class ExportOptions:
     licence: str = UNKNOWN_LICENCE
     about: Path | None = None
     overwrite: bool = False
+    engine: tuple[str, ...] = ()
+    target: str | None = None
+    triton: Path | None = None
 
 
 def run(options: ExportOptions) -> None:
     """Export a base and one or two LoRA adapters as the bundle `options.output`.
 
-    Writes the bundle's path to stdout; what was chosen, and the figures of the gates, to stderr. The caller
-    has nothing to print.
+    Writes the bundle's path to stdout, then those of engines and models of `--engine` and `--triton`; what was
+    chosen, and the figures of the gates, to stderr. The caller has nothing to print.
 
     Raises:
         UsageError: no adapter, or an option that cannot be meant (exit 2).
         BundleError: base or adapter missing, damaged or misfit (exit 5).
+        DeviceError: no such engine library or GPU, which is said before the export; or an engine cannot be
+            built, which leaves the bundle (exit 6).
         OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
     plan_of = _checked(options)
+    for engine in options.engine:
+        choose_target(open_library(engine), options.target)
+    if options.triton is not None and options.triton.exists():
+        raise OutputError(f"{options.triton} exists", hint="another folder for --triton, or remove it")
     if options.licence == UNKNOWN_LICENCE:
         _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
@@ -67,6 +78,11 @@ def run(options: ExportOptions) -> None:
     finally:
         _show(report)
     sys.stdout.write(f"{options.output}\n")
+    sys.stdout.flush()
+    for engine in options.engine:
+        build(str(options.output), engine, options.target, None, None, False)
+    if options.triton is not None:
+        triton(str(options.output), options.triton, [])
 
 
 def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:

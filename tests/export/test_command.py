@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.export.conftest import TILE, make_adapter
 from tudsr_export import command, component, pipeline
 from tudsr_export.command import ExportOptions
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.errors import BundleError, OutputError, UsageError
+from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +184,38 @@ def test_a_damaged_base(file, nano, tmp_path):
     base = shutil.copytree(nano.base, tmp_path / "base")
     (base / file).write_bytes((base / file).read_bytes()[:-30])
     refuse(BundleError, "cannot be read", base, nano.stage1, None, tmp_path / "out")
+
+
+def test_what_is_asked_for_besides_is_missing_before_the_export_begins(nano, tmp_path, monkeypatch):
+    """Not minutes later."""
+
+    def absent(name: str) -> None:
+        raise DeviceError(f"{name} cannot be imported")
+
+    monkeypatch.setattr(command, "open_library", absent)
+    with pytest.raises(DeviceError, match="tensorrt-rtx cannot be imported"):
+        run(nano.base, nano.stage1, None, tmp_path / "out", engine=("tensorrt-rtx",), target="sm89")
+    (tmp_path / "models").mkdir()
+    with pytest.raises(OutputError, match="models exists"):
+        run(nano.base, nano.stage1, None, tmp_path / "out", triton=tmp_path / "models")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_repository_is_written_with_the_bundle(nano, tmp_path, capsys):
+    run(nano.base, nano.stage1, None, tmp_path / "out", precision="fp32", triton=tmp_path / "models")
+    names = {one.name for one in (tmp_path / "models").iterdir()}
+    assert "out_unet_stage1" in names
+    printed = capsys.readouterr().out.split()
+    assert printed[0] == str(tmp_path / "out")
+    assert {Path(path).name for path in printed[1:]} == names
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the [rtx] extra: pip install tensorrt-rtx"
+)
+def test_engines_are_built_with_the_bundle(nano, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TUDSR_CACHE", str(tmp_path / "cache"))
+    run(nano.base, nano.stage1, None, tmp_path / "out", engine=("tensorrt-rtx",), target="sm89")
+    bundle, engines = capsys.readouterr().out.split()
+    assert bundle == str(tmp_path / "out")
+    assert {one.suffix for one in Path(engines).iterdir()} >= {".engine", ".json"}
