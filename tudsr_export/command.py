@@ -48,8 +48,8 @@ class ExportOptions:
 def run(options: ExportOptions) -> None:
     """Export a base and one or two LoRA adapters as the bundle `options.output`.
 
-    Writes the bundle's path to stdout, then those of engines and models of `--engine` and `--triton`; what was
-    chosen, and the figures of the gates, to stderr. The caller has nothing to print.
+    Writes the bundle's path to stdout, then those of the engines of `--engine` and the models of `--triton`;
+    what was chosen, and the figures of the gates, to stderr. The caller has nothing to print.
 
     Raises:
         UsageError: no adapter, or an option that cannot be meant (exit 2).
