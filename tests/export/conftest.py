@@ -55,8 +55,11 @@ def make_nano(folder: Path) -> None:
     generator.unet.save_pretrained(folder / "unet")
 
 
-def make_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> None:
-    """Stable Diffusion's layout with few channels: two-level VAE, text encoder and tokenizer included."""
+def make_stable_diffusion(folder: Path, prediction_type: str = "epsilon", **unet: Any) -> None:
+    """Stable Diffusion's layout with few channels: two-level VAE, text encoder and tokenizer included.
+
+    By default that of 2.1-base; `unet` are what the UNet of another one has in its configuration.
+    """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -68,9 +71,8 @@ def make_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Non
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=16,
-        attention_head_dim=(2, 4),
         norm_num_groups=8,
-        use_linear_projection=True,
+        **{"attention_head_dim": (2, 4), "use_linear_projection": True} | unet,
     ).save_pretrained(folder / "unet")
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -5,6 +5,7 @@ Nothing of ours is in the reference: not the merge, the folding, the graphs, the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import pytest
 import torch
 
 from tests.export import reference
-from tests.export.conftest import TILE, TIMESTEPS, Source, export, make_adapter
+from tests.export.conftest import (
+    TILE,
+    TIMESTEPS,
+    Source,
+    export,
+    make_adapter,
+    make_source,
+    make_stable_diffusion,
+)
 from tests.export.test_bundle_equals_generator import picture, run_bundle, steps
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.upscaler import Upscaler
@@ -67,3 +76,58 @@ def test_pictures_of_any_size_after_rounding(rank, size, pairs):
     assert rounded.shape == (size[0] * 8, size[1] * 8, 3)
     assert np.abs(rounded - expected).max() <= 1
     assert expected.std() > 5
+
+
+def make_sd15(folder: Path) -> None:
+    """Eight heads everywhere, 1x1 convolutions around attention; no scaling factor, a PNDM scheduler."""
+    make_stable_diffusion(folder, attention_head_dim=8, use_linear_projection=False)
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    del vae["scaling_factor"]
+    (folder / "vae" / "config.json").write_text(json.dumps(vae))
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+        "clip_sample": False,
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
+def make_sd_turbo(folder: Path) -> None:
+    """The architecture of 2.1 behind an Euler scheduler."""
+    make_stable_diffusion(folder)
+    scheduler = {
+        "_class_name": "EulerDiscreteScheduler",
+        "_diffusers_version": "0.24.0.dev0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "timestep_spacing": "trailing",
+        "trained_betas": None,
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
+def make_v_prediction(folder: Path) -> None:
+    """As the 768 px model of 2.1, which also computes attention in float32."""
+    make_stable_diffusion(folder, "v_prediction", upcast_attention=True)
+
+
+@pytest.mark.parametrize("make_base", [make_sd15, make_sd_turbo, make_v_prediction])
+def test_other_bases(make_base, tmp_path):
+    source = make_source(tmp_path, make_base)
+    export(source.plan(tmp_path / "out"))
+    expected = reference.restore(source.base, steps(source), picture())
+    actual = run_bundle(open_bundle(tmp_path / "out"), picture())
+    assert float((actual - expected).abs().max()) <= 2e-4
+    assert float((expected - picture()).abs().max()) > 0.1
