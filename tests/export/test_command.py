@@ -218,4 +218,4 @@ def test_engines_are_built_with_the_bundle(nano, tmp_path, capsys, monkeypatch):
     run(nano.base, nano.stage1, None, tmp_path / "out", engine=("tensorrt-rtx",), target="sm89")
     bundle, engines = capsys.readouterr().out.split()
     assert bundle == str(tmp_path / "out")
-    assert {one.suffix for one in Path(engines).iterdir()} >= {".engine", ".json"}
+    assert {one.suffix for one in Path(engines).iterdir()} >= {".plan", ".json"}
