@@ -7,6 +7,7 @@ enlarged by N, which is what the second stage will see.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from tudsr_runtime.atomic import atomic_dir
+from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import BaseConfig
 from tudsr_train.data import Pairs, Task, synthetic_pool
 from tudsr_train.generator import Generator
@@ -52,7 +54,10 @@ def train_base(config: BaseConfig, out: Path, resume: str) -> None:
     base.session.go(base.loop, base.pairs, base.algorithm, resume)
     if base.session.accelerator.is_main_process:
         with atomic_dir(out, overwrite=True) as folder:
-            create_base(folder, config.model, config.seed)
+            if config.start:
+                shutil.copytree(config.start, folder, dirs_exist_ok=True)
+            else:
+                create_base(folder, config.model, config.seed)
             base.gan.generator.unet.save_pretrained(folder / "unet")
     base.session.finish()
 
@@ -63,17 +68,30 @@ def check_base(config: BaseConfig, out: Path) -> list[str]:
     return base.session.check(base.loop, base.pairs, base.algorithm)
 
 
+def _require_same(G: Generator, fresh: Generator, start: str) -> None:
+    """A base to go on from must have the network of this configuration; its prompt is kept."""
+    found, wanted = (
+        [*((name, p.shape) for name, p in of.unet.named_parameters()), of.vae.config.get("margin")]
+        for of in (G, fresh)
+    )
+    if found != wanted:
+        raise TrainingError(f"start: {start} is no base of this `model`")
+
+
 class Base:
     """Everything that a run needs, from its configuration."""
 
     def __init__(self, config: BaseConfig, out: Path) -> None:
         self.config, self.session = config, Session(config, out)
-        with tempfile.TemporaryDirectory() as start:
-            create_base(Path(start), config.model, config.seed)
-            G = Generator.load(start)
+        with tempfile.TemporaryDirectory() as fresh:
+            create_base(Path(fresh), config.model, config.seed)
+            G = Generator.load(config.start or fresh)
+            if config.start:
+                _require_same(G, Generator.load(fresh), config.start)
         G.unet.requires_grad_(True).train()
         self.gan = self.session.adversaries(G)
-        self.loop = self.session.loop(self.gan, dict(G.unet.named_parameters()), {})
+        parents = {"start": G.base_sha256} if config.start else {}
+        self.loop = self.session.loop(self.gan, dict(G.unet.named_parameters()), parents)
         with self.session.accelerator.main_process_first():
             self.pairs = BasePairs(config, self.loop.batches * config.optimization.batch_size)
 

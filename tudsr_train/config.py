@@ -113,6 +113,8 @@ class BaseConfig:
 
     out: str = ""
     """Folder of the result; its state lies beside it, in `out`.run. `--out` comes first."""
+    start: str = ""
+    """Folder of a base of the same `model` to go on from, instead of random weights. Ours."""
     seed: int = 0
     """Of the first weights and of every draw. Ours."""
     R: int = 192

@@ -74,6 +74,9 @@ class Softness:
     """Share of crops that are softened."""
     sigma: tuple[float, float] = (0.0, 2.2)
     """Standard deviation of the Gaussian, HQ pixels."""
+    full_at: int = 1
+    """Reduction from which on `sigma` holds; below it, in proportion: what a camera blurs over four pixels is
+    two wide in a picture half the size, and a stage that enlarges by 2 works on pictures of that size."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, number])
         x_H = _random_crop(self.pool, self.task.crop, rng)
-        if rng.random() < self.softness.prob:
-            x_H = blur(x_H, np.eye(2) * rng.uniform(*self.softness.sigma) ** 2).clamp(0, 1)
+        sigma = rng.uniform(*self.softness.sigma) if rng.random() < self.softness.prob else 0.0
         scale = int(rng.choice(self.task.reductions))
+        if sigma:
+            sigma *= min(1, scale / self.softness.full_at)
+            x_H = blur(x_H, np.eye(2) * sigma**2).clamp(0, 1)
         low = degrade(x_H, scale, self.degradation, rng)
         side = self.task.enlarge_back_to
         x_L = F.interpolate(low[None], size=(side, side), mode="bilinear", align_corners=False)[0]

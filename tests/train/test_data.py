@@ -49,3 +49,19 @@ def test_stage_2_pairs_are_n_times_larger_than_their_input(data: Synthetic) -> N
     x_L, y_H = pairs[0]
     assert x_L.shape == (3, 32, 32)
     assert y_H.shape == (3, 64, 64)
+
+
+def test_a_smaller_reduction_is_softened_in_proportion(data: Synthetic) -> None:
+    """By x2 with `full_at` 4 as by x4 with half the sigma; from `full_at` on as without it."""
+    pool = synthetic_pool(data)
+
+    def targets(scale: int, sigma: float, full_at: int) -> list[torch.Tensor]:
+        softness = Softness(1.0, (sigma, sigma), full_at)
+        pairs = Pairs(pool, Task(32, (scale,), 32), softness, Degradation(), seed=5, length=9)
+        return [x_H for _, x_H in (pairs[i] for i in range(9))]
+
+    for a, b in zip(targets(2, 2.0, 4), targets(4, 1.0, 1), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(targets(4, 2.0, 4), targets(2, 2.0, 1), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.equal(targets(2, 2.0, 4)[0], targets(2, 2.0, 1)[0])

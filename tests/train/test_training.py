@@ -90,6 +90,23 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(
     assert (tmp_path / "stage2.run" / "config.yaml").is_file()
 
 
+def test_a_base_goes_on_from_another_one(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> None:
+    """Its weights and its prompt, not those that the seed would draw."""
+    first = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=2))
+    train_base(first, tmp_path / "first", "never")
+    second = replace(
+        first, start=str(tmp_path / "first"), seed=7, optimization=optimization(steps=1, lr=1e-9)
+    )
+    train_base(second, tmp_path / "second", "never")
+    a, b = (Generator.load(tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(a.prompt_embeds, b.prompt_embeds)
+    for one, other in zip(a.unet.parameters(), b.unet.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
+    wider = replace(second, model=replace(tiny_model, margin=tiny_model.margin + 4))
+    with pytest.raises(TrainingError, match="first is no base of this `model`"):
+        train_base(wider, tmp_path / "third", "never")
+
+
 def test_in_the_step_of_g_d_gets_no_gradient_and_in_that_of_d_g_gets_none(generator: Generator) -> None:
     add_adapter(generator, "stage1", 4, Lora().target_modules)
     gan = _gan(generator)
