@@ -35,8 +35,8 @@ def built(**changes: object) -> BuiltEngine:
     return BuiltEngine("tensorrt-rtx", "1.2.3", "sm89", memoryview(b""), spec, spec, facts, (), b"")
 
 
-def graph(tile: int = 512, precision: str = "fp16") -> dict[str, list[Graph]]:
-    return {"unet_stage1": [Graph("model.onnx", (), Shape(1, tile), precision, ())]}
+def graph(tile: int = 512, precision: str = "fp16", name: str = "unet_stage1") -> dict[str, list[Graph]]:
+    return {name: [Graph("model.onnx", (), Shape(1, tile), precision, ())]}
 
 
 @pytest.fixture
@@ -99,6 +99,13 @@ def test_attention_must_be_fused_at_full_size(tile, precision, facts, fails, lib
         return
     with pytest.raises(NotFiniteError, match=r"no kernel of 1\.2\.3 computes attention in one"):
         engine_gate.build_all(tmp_path, graph(tile, precision), Report(), lambda _: None)
+
+
+def test_an_autoencoder_may_have_a_head_that_is_too_wide_to_fuse(library, tmp_path):
+    library(built(fused_attention=0))
+    report = Report()
+    engine_gate.build_all(tmp_path, graph(name="vae_encoder"), report, lambda _: None)
+    assert report.as_json()["tensorrt_rtx"]["vae_encoder"]["fused_attention"] == 0
 
 
 @pytest.mark.skipif(
