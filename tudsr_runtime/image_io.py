@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
 from tudsr_runtime.encode import check_format_limits
@@ -33,10 +33,17 @@ DECODE_ERRORS = (
 )  # fmt: skip
 """Everything that Pillow raises for damaged files; MemoryError is treated apart."""
 
+# Of a compressed text or profile in a PNG. Pillow's 1 MiB is less than the profiles of some scanners.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
+
 SIGNATURES = (
     (rb"GIF8", "a GIF"),
     (
-        rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|II[*+]\x00|MM\x00[*+]|.{4}ftypavi[fs]",
+        rb"II[*+]\x00|MM\x00[*+]",
+        "a TIFF that is damaged, or whose pixels are of a kind that is not supported (floating point?)",
+    ),
+    (
+        rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|.{4}ftypavi[fs]",
         "damaged: its header cannot be read",
     ),
     (rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", "an HEIC picture"),

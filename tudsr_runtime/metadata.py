@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
@@ -32,6 +34,11 @@ STALE = (int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight))
 SUB_DIRECTORIES = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop))
 """Tags whose value is a directory of its own."""
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+PNG_EXIF = ("exif", "Raw profile type exif")
+"""Where Pillow shows the EXIF of a PNG: that of its chunk, and the text that ImageMagick used to write."""
+
 XMP_TURN = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>\s*))[2-8]""")
 XMP_SIZE = re.compile(rb"""\s(?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length))\s*=\s*["']\d+["']""")
 """What XMP says about the old pixels."""
@@ -48,8 +55,8 @@ def orientation(image: Image.Image) -> int:
     # Pillow turns a TIFF itself, and gives its size accordingly.
     if image.format == "TIFF":
         return 1
-    # For a PNG without EXIF at its beginning, getexif() would decode the whole picture to look at its end.
-    if image.format == "PNG" and "exif" not in image.info:
+    # For a PNG without EXIF, getexif() would decode the whole picture to look for it at the end.
+    if image.format == "PNG" and not any(key in image.info for key in PNG_EXIF) and not _has_late_exif(image):
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -84,6 +91,19 @@ def kept_xmp(image: Image.Image) -> bytes | None:
     if isinstance(xmp, str):
         xmp = xmp.encode()
     return XMP_SIZE.sub(b"", XMP_TURN.sub(rb"\g<1>1", xmp)) if isinstance(xmp, bytes) and xmp else None
+
+
+def _has_late_exif(image: Image.Image) -> bool:
+    """Whether a PNG that is not decoded yet has EXIF behind its pixels. Looks at the chunks' names alone."""
+    file: BinaryIO | None = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None):
+        return False
+    position = file.tell()
+    file.seek(len(PNG_SIGNATURE))
+    while (head := file.read(8))[4:] not in (b"eXIf", b"IEND", b""):
+        file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
+    file.seek(position)
+    return head[4:] == b"eXIf"
 
 
 def fitting_icc(icc: bytes | None, grey: bool) -> tuple[bytes | None, str | None]:

@@ -30,6 +30,9 @@ from tudsr_runtime.transparency import AlphaRows, fill_hidden
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, the weights of Pillow's own conversion to grey."""
 
+LEVELS_OF_RAW = {"L;2": 4, "L;4": 16}
+"""Grey of few bits, which Pillow spreads over 0 to 255, but not the level that a PNG calls transparent."""
+
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF tag, and its value for negatives."""
 
@@ -117,6 +120,8 @@ def from_image(file: Image.Image) -> Picture:
     image = upright(file)
     if image.mode.startswith("I;16"):
         return _from_deep_grey(image, raw)
+    if raw in LEVELS_OF_RAW and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (LEVELS_OF_RAW[raw] - 1)
     notes = [f"16-bit {image.mode} is processed as 8-bit"] if ";16" in raw else []
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK":

@@ -126,6 +126,24 @@ def test_one_transparent_colour_becomes_alpha(tmp_path: Path, mode: str, transpa
     assert result.getchannel("A").getextrema() == (0, 255)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("transparent", [0, 1, -1])
+def test_the_transparent_grey_of_any_depth_becomes_alpha(
+    tmp_path: Path, depth: int, transparent: int
+) -> None:
+    path, top = tmp_path / "in.png", 2**depth - 1
+    bits = "".join(f"{level:0{depth}b}" for level in (0, 1, top)).ljust(48, "0")
+    header = struct.pack(">IIBBBBB", 3, 1, depth, 0, 0, 0, 0)
+    pixels = b"\0" + int(bits, 2).to_bytes(6)[: -(-3 * depth // 8)]
+    level = transparent % (top + 1)
+    transparency = chunk(b"tRNS", struct.pack(">H", level))
+    parts = chunk(b"IHDR", header), transparency, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND")
+    path.write_bytes(png(*parts))
+    alpha = read_picture(read_header(path)).alpha
+    assert alpha is not None
+    assert [bool(value) for value in alpha[0]] == [value != level for value in (0, 1, top)]
+
+
 def test_every_16_bit_grey_survives(tmp_path: Path) -> None:
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     result, notes = copy_through(save(Image.fromarray(ramp), tmp_path / "in.png"), tmp_path / "out.png")
@@ -273,6 +291,25 @@ def test_orientation_is_applied_and_not_written_again(tmp_path: Path, suffix: st
     assert np.array_equal(np.asarray(result), np.asarray(expected))
     assert ORIENTATION not in result.getexif()
     assert result.getexif()[MAKE] == "Maker"
+
+
+@pytest.mark.parametrize("place", ["behind the pixels", "in a text"])
+def test_a_png_is_turned_wherever_its_exif_is(tmp_path: Path, place: str) -> None:
+    path = save(image("RGB"), tmp_path / "in.png")
+    plain, exif = path.read_bytes(), Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = 6, "Maker"
+    block = exif.tobytes()
+    text = f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()
+    if place == "in a text":
+        text_chunk = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+        path.write_bytes(plain[:33] + text_chunk + plain[33:])
+    else:
+        path.write_bytes(plain[:-12] + chunk(b"eXIf", block.removeprefix(b"Exif\0\0")) + plain[-12:])
+    header = read_header(path)
+    result, _ = copy_through(path, tmp_path / "out.png")
+    assert (header.width, header.height) == result.size == (HEIGHT, WIDTH)
+    assert np.array_equal(np.asarray(result), np.asarray(image("RGB").transpose(Image.Transpose.ROTATE_270)))
+    assert dict(result.getexif()) == {MAKE: "Maker"}
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
@@ -432,6 +469,13 @@ def test_side_limits_of_formats_are_known_beforehand(tmp_path: Path, suffix: str
     Image.new("L", (limit, 1)).save(target)
 
 
+def test_a_png_with_a_profile_of_megabytes_can_be_read_again(tmp_path: Path) -> None:
+    profile = SRGB + bytes(2_000_000)
+    source = save(image("RGB"), tmp_path / "in.jpg", icc_profile=profile)
+    copy_through(source, tmp_path / "out.png")
+    assert read_picture(read_header(tmp_path / "out.png")).icc == profile
+
+
 def test_a_text_bomb_is_an_input_error(tmp_path: Path) -> None:
     text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000)))
     whole = save(image("RGB"), tmp_path / "in.png").read_bytes()
@@ -477,6 +521,7 @@ def test_the_first_picture_of_a_phone_jpeg_is_used(tmp_path: Path) -> None:
         (b"\xff\x0a\xfa", "JPEG XL"),
         (b"8BPS\0\x01", "Photoshop"),
         (b"\x89PNG\r\n\x1a\n", "header cannot be read"),
+        (b"II*\0\x08\0\0\0", "a TIFF that is damaged, or whose pixels are of a kind that is not supported"),
         (b"hello world", "begins with b'hello wo'"),
     ],
 )
