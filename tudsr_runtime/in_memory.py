@@ -19,11 +19,13 @@ def to_picture(image: Levels | Image.Image) -> Picture:
     """The picture that an array or a Pillow image holds.
 
     Raises:
-        InputError: an array that is not (h, w) or (h, w, 1 to 4) levels, or a pixel format of Pillow that is
-            not supported.
+        InputError: neither; or an array that is not (h, w) or (h, w, 1 to 4) levels, or a pixel format of
+            Pillow that is not supported.
     """
     if isinstance(image, Image.Image):
         return from_image(image)
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"a picture must be an array or a Pillow image, not {type(image).__name__}")
     _check(image)
     return from_channels(image)
 

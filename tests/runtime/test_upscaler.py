@@ -180,6 +180,7 @@ def test_input_is_not_changed(bundle: Bundle) -> None:
     ("picture", "message"),
     [
         (np.zeros((4, 4, 3)), "not float64"),
+        ([[0, 1], [2, 3]], "an array or a Pillow image, not list"),
         (np.zeros((4,), np.float32), r"not float32 \(4,\)"),
         (np.zeros((4, 4, 5), np.float32), r"\(4, 4, 5\)"),
         (np.zeros((0, 4, 3), np.float32), r"\(0, 4, 3\)"),
@@ -187,7 +188,7 @@ def test_input_is_not_changed(bundle: Bundle) -> None:
         (np.full((4, 4, 3), np.nan, np.float32), "spans nan to nan"),
     ],
 )
-def test_array_that_is_no_picture_is_refused(bundle: Bundle, picture: np.ndarray, message: str) -> None:
+def test_array_that_is_no_picture_is_refused(bundle: Bundle, picture: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Upscaler(bundle, overlap=24).upscale(picture)
 
