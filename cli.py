@@ -497,6 +497,7 @@ def build(
 
 def main() -> int:
     """Run the command line; the exit code."""
+    _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -504,6 +505,21 @@ def main() -> int:
     except Exception as error:
         return _report(error)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """A shell may start a program with a stream closed (`2>&-`), for which Python has None.
+
+    In its place: stdin is empty, stderr goes nowhere, writing to stdout fails. Each takes its old number,
+    which would else be given to the next file that is opened, a result for instance.
+    """
+    for name, mode, access in (
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_WRONLY),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -187,10 +187,10 @@ class Batch:
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
             self.terminal.note(f"note: {job.target}: {note}")
-        self.tally.ok += 1
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
         self._remember(job)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
+        self.tally.ok += 1
 
     def _write(
         self, job: Job, picture: Picture, bar: ProgressBar, seconds: dict[str, float]

@@ -11,7 +11,7 @@ from tudsr_runtime.batch import Batch
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.engines import BY_NAME
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.folder import expand, find_inputs, output_is_folder
+from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
 from tudsr_runtime.image_io import Metadata
 from tudsr_runtime.job import OnExists, Request
 from tudsr_runtime.piped import without_dashes
@@ -146,7 +146,7 @@ def _request(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         size=size,
         output=options.output,
         to_folder=options.output is not None and output_is_folder(options.output, inputs),
-        single=len(inputs) == 1 and not inputs[0].is_dir(),
+        single=len(inputs) == 1 and not is_folder(inputs[0]),
         suffix=suffix,
         to_stdout=to_stdout,
         on_exists="overwrite" if to_stdout else options.on_exists,

@@ -85,7 +85,7 @@ def output_format(path: Path) -> str:
         known = ", ".join(FORMAT_OF_SUFFIX)
         raise UsageError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'}; tudsr writes {known}",
-            hint=f"-o {path.with_suffix('.png')}, or -o {path}/ for a folder",
+            hint=f"-o {path.with_suffix('.png')}, or mkdir {path} if a folder is meant",
         ) from None
 
 

@@ -50,7 +50,7 @@ def expand(inputs: Sequence[Path]) -> list[Path]:
     """
     expanded: list[Path] = []
     for path in inputs:
-        found = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        found = [] if os.path.lexists(path) else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         expanded += [Path(name) for name in found] or [path]
     return expanded
 
@@ -62,7 +62,7 @@ def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | 
     """
     found = Found()
     for path in inputs:
-        if path.is_dir():
+        if is_folder(path):
             _search(path, recursive, output, found)
         else:
             found.sources.append(Source(path))
@@ -79,10 +79,10 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
     Raises:
         UsageError: one file for several inputs, or a suffix that cannot be written.
     """
-    if output.is_dir():
+    if is_folder(output):
         return True
-    if len(inputs) > 1 or inputs[0].is_dir():
-        if output.exists() or output.suffix.lower() in FORMAT_OF_SUFFIX:
+    if len(inputs) > 1 or is_folder(inputs[0]):
+        if os.path.lexists(output) or output.suffix.lower() in FORMAT_OF_SUFFIX:
             raise UsageError(f"-o {output} is one file, but there are several inputs", hint="-o FOLDER")
         return True
     if output.suffix:
@@ -167,6 +167,14 @@ def check_writable(targets: Iterable[Path], create: bool) -> int:
         if target.is_dir():
             raise OutputError(f"cannot write {target}: a folder has that name")
     return swept
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one; no too where the system cannot tell, such as for a name that is too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def identity(path: Path) -> str:

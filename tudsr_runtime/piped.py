@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import InputError, UsageError
+from tudsr_runtime.folder import is_folder
 
 DASH = Path("-")
 
@@ -24,26 +25,36 @@ def without_dashes(
     to go to stdout is written to a file whose name ends in `suffix`.
 
     Raises:
-        UsageError: several pictures for one stdout, or a picture to a terminal.
+        UsageError: several pictures for one stdout, a picture to a terminal, or `-` among several inputs and
+            no output. InputError: stdin cannot be read, or not be kept.
     """
     if output is None and list(inputs) == [DASH]:
         output = DASH
     if DASH not in inputs and output != DASH:
         yield list(inputs), output, False
         return
+    if output is None:
+        raise UsageError("where the result of - is to go was not said", hint="-o FOLDER")
     if output == DASH:
         _check_stdout(inputs)
     with tempfile.TemporaryDirectory(prefix="tudsr-") as folder:
         piped = Path(folder, "stdin")
         if DASH in inputs:
-            with open(piped, "wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+            _save_stdin(piped)
         named = [piped if path == DASH else path for path in inputs]
         yield named, Path(folder, f"stdout{suffix}") if output == DASH else output, output == DASH
 
 
+def _save_stdin(path: Path) -> None:
+    try:
+        with open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    except OSError as error:
+        raise InputError(f"stdin cannot be read into {path}: {error.strerror or error}") from error
+
+
 def _check_stdout(inputs: Sequence[Path]) -> None:
-    if len(inputs) > 1 or inputs[0].is_dir():
+    if len(inputs) > 1 or is_folder(inputs[0]):
         raise UsageError("-o - takes one picture, but there are several inputs", hint="-o FOLDER")
     if sys.stdout.isatty():
         raise UsageError("a picture would go to the terminal", hint="tudsr upscale ... > FILE, or -o FILE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -14,13 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tudsr_runtime.errors import TudsrError
+from tudsr_runtime.errors import OutputError, TudsrError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """Control characters but the line feed."""
+
+NAMES_AS_BYTES = "tudsr.names-as-bytes"
+"""How stdout writes what it has no letters for: as the file system does."""
 
 LINE_SECONDS = 10
 """Between two lines of progress."""
@@ -35,9 +39,10 @@ class Terminal:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._bar: Progress | None = None
-        # A file name may hold bytes that are no text; they are to come out as they went in.
+        # A file name may hold bytes that are no text, or text that the encoding of stdout lacks.
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")
+            codecs.register_error(NAMES_AS_BYTES, _as_bytes)
+            sys.stdout.reconfigure(errors=NAMES_AS_BYTES)
 
     def result(self, line: str | Path) -> None:
         """One line of stdout. Ends the command quietly if nobody reads any more."""
@@ -96,10 +101,12 @@ class Terminal:
         try:
             write()
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError as error:
             # Otherwise the interpreter complains when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(BROKEN_PIPE_EXIT) from None
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(BROKEN_PIPE_EXIT) from None
+            raise OutputError(f"cannot write to stdout: {error.strerror or error}") from error
 
     def _stderr(self, text: str) -> None:
         with self._bar_hidden():
@@ -152,6 +159,12 @@ class ProgressBar:
             left = (now - self._started) / done * (self._tiles - done)
             self._note(f"{text}; {done} of {self._tiles} in all, about {clock(left)} left")
             self._noted = now
+
+
+def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return os.fsencode(error.object[error.start : error.end]), error.end
 
 
 def clock(seconds: float) -> str:

@@ -310,6 +310,32 @@ def test_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path: Path, small_bu
     assert done.stdout == b"caf\xe9_x8.png\n"
 
 
+def test_a_name_that_stdout_has_no_letters_for_comes_out_as_it_went_in(
+    photo: Path, small_bundle: Path
+) -> None:
+    photo = photo.rename(photo.with_name("写真.png"))
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "upscale", photo, "--bundle", small_bundle],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.rstrip() == os.fsencode(photo.with_name("写真_x8.png"))
+
+
+def test_names_that_are_too_long(tudsr: Tudsr, photo: Path) -> None:
+    long = photo.with_name("n" * 300 + ".png")
+    for code, arguments in (
+        (3, [long]),
+        (4, [photo, long, "--dry-run"]),
+        (8, [photo, "-o", long]),
+        (8, [photo, photo.parent, "-o", long.with_suffix("")]),
+    ):
+        result = tudsr("upscale", *arguments)
+        assert (result.code, "Traceback" in result.err) == (code, False), result.err
+    assert files(photo.parent) == ["photo.png"]
+
+
 def test_a_bug_shows_its_traceback(tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object, **__: object) -> None:
         raise RuntimeError("a mistake")
@@ -445,6 +471,33 @@ def test_a_reader_that_has_gone_ends_the_run_quietly(photo: Path, small_bundle: 
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("options", [["-q"], ["-q", "--json"], ["-q", "-o", "-"]])
+def test_a_stdout_that_takes_nothing_is_an_error(photo: Path, small_bundle: Path, options: list[str]) -> None:
+    script = "import sys, cli; sys.exit(cli.main())"
+    arguments = ("upscale", photo, "--bundle", small_bundle, *options)
+    with (
+        open("/dev/full", "w") as full,
+        start(script, *arguments, stdout=full, stderr=subprocess.PIPE) as process,
+    ):
+        assert process.stderr is not None
+        assert process.stderr.read() == "error: cannot write to stdout: No space left on device\n"
+    assert process.returncode == 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [("- <&-", 3, "empty"), ("photo.png >&-", 8, "cannot write to stdout"), ("photo.png 2>&-", 0, "")],
+)
+def test_streams_that_are_closed(photo: Path, small_bundle: Path, closed: str, code: int, said: str) -> None:
+    command = f'"$0" "$1" upscale --bundle "$2" {closed}'
+    arguments = ["sh", "-c", command, sys.executable, ROOT / "cli.py", small_bundle]
+    done = subprocess.run(arguments, cwd=photo.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -228,6 +228,8 @@ def test_stdin_with_other_options(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
     assert run(data, "-", "--json") == 2
     assert run(data, "-", tmp_path / "a.png", "-o", "-") == 2
     assert run(data, tmp_path, "-o", "-") == 2
+    # The result of stdin would have no place to go.
+    assert run(data, "-", tmp_path / "a.png") == 2
     assert names(tmp_path) == ["a.png", "b.tif"]
 
 
