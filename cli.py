@@ -60,7 +60,10 @@ def _common(
 def upscale(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="Pictures, folders of them, patterns, or - for stdin."),
+        # Whether they can be read is found out picture by picture: one that cannot must not stop the rest.
+        typer.Argument(
+            metavar="INPUT...", readable=False, help="Pictures, folders of them, patterns, or - for stdin."
+        ),
     ],
     scale: Annotated[
         float | None,
@@ -80,6 +83,7 @@ def upscale(
             "-o",
             "--output",
             metavar="FILE|DIR",
+            readable=False,
             help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
             "  [default: NAME_x8.EXT beside each input]",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _locate(name_or_dir: str | Path) -> Path:
         folder = Path(str(resources.files("tudsr_runtime"))) / "bundles" / str(name_or_dir)
     else:
         folder = Path(name_or_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise BundleError(
             f"no bundle {str(name_or_dir)!r}: {folder} is not a folder",
             hint=f"give a folder with a {MANIFEST_NAME}, or a built-in name: {', '.join(BUILTIN_BUNDLES)}",

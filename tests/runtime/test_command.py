@@ -211,6 +211,7 @@ def test_collisions_are_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> Non
         (["-o", "out.gif"], 2),
         (["--max-output-megapixels", "0"], 2),
         (["--bundle", "no-such-bundle"], 5),
+        (["--bundle", "n" * 300], 5),
     ],
 )
 def test_exit_codes(tudsr: Tudsr, photo: Path, options: list[str], code: int) -> None:
@@ -334,6 +335,27 @@ def test_names_that_are_too_long(tudsr: Tudsr, photo: Path) -> None:
         result = tudsr("upscale", *arguments)
         assert (result.code, "Traceback" in result.err) == (code, False), result.err
     assert files(photo.parent) == ["photo.png"]
+
+
+def test_a_picture_that_may_not_be_read_does_not_stop_the_rest(
+    tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = draw(photo.with_name("locked.png"))
+    locked.chmod(0)
+    # As it is for anybody but root.
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: "locked" not in str(path))
+    whole = open
+
+    def refuse(path: object, *rest: object, **options: object) -> object:
+        if "locked.png" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return whole(path, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    result = tudsr("upscale", locked, photo)
+    assert (result.code, result.out.strip()) == (4, str(photo.with_name("photo_x8.png")))
+    assert "locked.png: cannot be read: Permission denied" in result.err
+    assert tudsr("upscale", locked).code == 3
 
 
 def test_a_bug_shows_its_traceback(tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
