@@ -21,6 +21,7 @@ from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, denois
 from tudsr_export.parity import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.round_trip import RoundTrip
 from tudsr_runtime.atomic import atomic_dir
+from tudsr_runtime.bundle import MANIFEST_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import Golden
@@ -74,7 +75,7 @@ def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
         NotFiniteError: a gate failed.
         OutputError: the bundle cannot be written there.
     """
-    with atomic_dir(plan.output, plan.overwrite) as folder, torch.no_grad():
+    with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
         base = Generator.load(plan.base).eval()
         _require_shapes(plan, base)
         say(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")

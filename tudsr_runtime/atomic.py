@@ -44,28 +44,50 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_dir(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block ends without an error.
 
     Everything below it is flushed to disk first. With `overwrite`, a folder that is already there is moved
     aside, then removed once the new one is in place; without it, an existing `path` is an error at once.
 
+    Args:
+        own: as in `require_replaceable`; "" where the caller knows what is there.
+
     Raises:
-        OutputError: `path` exists (and `overwrite` is false, or it is no folder), or the system refused.
+        OutputError: `path` exists (and `overwrite` is false, or it is no folder or no earlier result), or the
+            system refused.
     """
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
     with _as_output_error(path):
-        _refuse_existing(path, target, overwrite)
+        _refuse_existing(path, target, overwrite, own)
         try:
             partial.mkdir()
             yield partial
             _sync_tree(partial)
-            _refuse_existing(path, target, overwrite)
+            _refuse_existing(path, target, overwrite, own)
             _swap_folder(partial, target)
             _sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_replaceable(path: Path, own: str) -> None:
+    """Refuse to replace what is no earlier result: a mistyped folder would be lost with all that it holds.
+
+    Args:
+        own: a file that every result has; an empty folder may be replaced too.
+
+    Raises:
+        OutputError: `path` is a file, or a folder that holds something, but not `own`.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"cannot write the folder {path}: a file of that name exists")
+    if path.is_dir() and not (path / own).is_file() and any(path.iterdir()):
+        raise OutputError(
+            f"{path} holds files, and is no earlier result ({own} is missing); it is not replaced",
+            hint="another folder",
+        )
 
 
 def sweep(folder: Path) -> int:
@@ -145,13 +167,15 @@ def _sibling(target: Path) -> Path:
     return target.with_name(f".tudsr-{secrets.token_hex(8)}.tmp")
 
 
-def _refuse_existing(path: Path, target: Path, overwrite: bool) -> None:
+def _refuse_existing(path: Path, target: Path, overwrite: bool, own: str) -> None:
     if not target.exists():
         return
     if not overwrite:
         raise OutputError(f"{path} already exists", hint="choose another folder, or allow overwriting")
     if not target.is_dir():
         raise OutputError(f"cannot write the folder {path}: a file of that name exists")
+    if own:
+        require_replaceable(target, own)
 
 
 def _swap_folder(partial: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import BaseConfig
 from tudsr_train.data import Pairs, Task, synthetic_pool
-from tudsr_train.generator import Generator
+from tudsr_train.generator import PROMPT_FILE, Generator
 from tudsr_train.loop import Loss
 from tudsr_train.nano import create_base
 from tudsr_train.session import Session
@@ -53,7 +53,7 @@ def train_base(config: BaseConfig, out: Path, resume: str) -> None:
     base = Base(config, out)
     base.session.go(base.loop, base.pairs, base.algorithm, resume)
     if base.session.accelerator.is_main_process:
-        with atomic_dir(out, overwrite=True) as folder:
+        with atomic_dir(out, overwrite=True, own=PROMPT_FILE) as folder:
             if config.start:
                 shutil.copytree(config.start, folder, dirs_exist_ok=True)
             else:

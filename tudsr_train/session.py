@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tudsr_runtime.atomic import atomic_dir, atomic_write
-from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
+from tudsr_runtime.errors import OutputError, TrainingError
 from tudsr_train.adapters import (
+    RECORD_FILE,
     WEIGHTS_FILE,
     adapter_parameters,
     add_adapter,
@@ -28,6 +29,7 @@ from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Sta
 from tudsr_train.config_file import to_tree, to_yaml
 from tudsr_train.data import Task
 from tudsr_train.discriminator import Discriminator, adversarial_loss, build_discriminator
+from tudsr_train.generator import PROMPT_FILE as BASE_FILE
 from tudsr_train.generator import Generator
 from tudsr_train.journal import GIB, peak_memory, say, usable_trackers
 from tudsr_train.loop import Algorithm, Loop, Network, seed_draws
@@ -66,6 +68,7 @@ class Session:
     """
 
     def __init__(self, config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
+        _require_own_folder(config, out)
         self.config, self.out, self.folder = config, out, out.with_name(out.name + ".run")
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
@@ -100,6 +103,7 @@ class Session:
         Raises TrainingError for a discriminator without a weight, or a weight without a discriminator.
         """
         config, o = self.config, self.config.optimization
+        _require_whole_cells(G, config.R)
         prepare(G, o, self.device)
         if isinstance(config, BaseConfig):
             return Adversaries(G, None, Losses(config.loss), AdversarialLoss(), o, "mode")
@@ -165,7 +169,7 @@ class Session:
         """Train from where `resume` says to the last step, beside a copy of the resolved configuration."""
         loop.resume(resume)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make(self.folder)
             with atomic_write(self.folder / "config.yaml") as file:
                 file.write(to_yaml(self.config).encode())
         loop.run(pairs, algorithm)
@@ -193,7 +197,7 @@ class Session:
         """Write the trained adapter as the run's result, in the first process."""
         if self.accelerator.is_main_process:
             name = f"stage{stage}"
-            with atomic_dir(self.out, overwrite=True) as folder:
+            with atomic_dir(self.out, overwrite=True, own=RECORD_FILE) as folder:
                 save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
         self.finish()
 
@@ -202,6 +206,34 @@ class Session:
         self.accelerator.wait_for_everyone()
         say(self.accelerator, f"wrote {self.out}")
         self.accelerator.end_training()
+
+
+def _require_own_folder(config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
+    """The result replaces its folder, which must hold an earlier one or nothing; seen before the training."""
+    if out.name in ("", ".."):
+        raise OutputError(f"the result needs a folder of its own, not {out}", hint="--out DIR, by its name")
+    require_replaceable(out, BASE_FILE if isinstance(config, BaseConfig) else RECORD_FILE)
+    for key in ("base", "stage1", "start"):
+        given = getattr(config, key, "")
+        if given and Path(given).expanduser().resolve() == out.resolve():
+            raise OutputError(
+                f"{out} is this run's {key}, which its result would replace", hint="another --out"
+            )
+
+
+def _require_whole_cells(G: Generator, R: int) -> None:
+    multiple = G.pixels_per_cell * 2 ** (len(G.unet.config.block_out_channels) - 1)
+    if R % multiple or G.latent_margin * G.pixels_per_cell >= R:
+        raise TrainingError(
+            f"R is {R}, but {G.base_id} needs a multiple of {multiple}, larger than its margin"
+        )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _shown(terms: dict[str, float]) -> list[str]:

@@ -124,6 +124,18 @@ def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["d"]
 
 
+def test_overwriting_never_replaces_what_is_no_earlier_result(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letters.txt").write_text("precious")
+    with (
+        pytest.raises(OutputError, match="no earlier result"),
+        atomic_dir(home, overwrite=True, own="bundle.json"),
+    ):
+        pytest.fail("the block must not run")
+    assert (home / "letters.txt").read_text() == "precious"
+
+
 def test_overwriting_never_replaces_a_file(tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(b"precious")
     with (
