@@ -186,6 +186,11 @@ def _attach_all(model: nn.Module, loras: Iterable[Lora], name: str, origin: Path
     if not hasattr(model, "add_adapter"):
         raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")
     for index, lora in enumerate(loras):
+        if lora.config.modules_to_save:
+            raise BundleError(
+                f"{origin}: the adapter is more than a LoRA: {', '.join(lora.config.modules_to_save)} was "
+                "trained whole (modules_to_save), which cannot be exported"
+            )
         names.append(name if index == 0 else f"{name}_{index + 1}")
         attach(model, lora.config, dict(lora.weights), names[-1], origin)
     model.set_adapter(names)
@@ -199,7 +204,7 @@ def merge_adapter(model: nn.Module) -> None:
     """Add the attached adapters into the weights of `model`, in place, and take their layers out.
 
     Afterwards the modules are those of a plain `UNet2DConditionModel` or `AutoencoderKL`. Raises
-    NotFiniteError where the sum is not finite.
+    NotFiniteError where the sum is not finite, BundleError where a weight has no place for it.
     """
     try:
         for layer in model.modules():
@@ -207,6 +212,9 @@ def merge_adapter(model: nn.Module) -> None:
                 layer.merge(safe_merge=True)
     except ValueError as error:
         raise NotFiniteError(f"merging the adapter failed: {error}") from error
+    except RuntimeError as error:
+        # PEFT's, where a LoRA has a bias and the layer has none.
+        raise BundleError(f"the adapter cannot be merged: {error}", hint="--no-merge-lora") from error
     recurse_remove_peft_layers(model)
 
 

@@ -94,9 +94,10 @@ class Report:
         self.add(Measurement(gate, subject, float((actual - reference).abs().max()) / scale))
 
     def absolute(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
-        """Measure max |actual - reference|, and the PSNR."""
+        """Measure max |actual - reference|, and the PSNR; over the reference's largest value where that is
+        above 1, for float32 rounds in proportion."""
         require_finite(actual, f"{gate.name}, {subject}")
-        largest = float((actual - reference).abs().max())
+        largest = float((actual - reference).abs().max()) / max(1.0, float(reference.abs().max()))
         self.add(Measurement(gate, subject, largest, psnr_db(actual, reference)))
 
     def psnr(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
 
 from tests.export.conftest import TILE, make_adapter
 from tudsr_export import command, component, pipeline
@@ -127,7 +130,18 @@ def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(nano, tmp_path)
     output.mkdir()
     (output / "mine.txt").write_text("precious")
     refuse(OutputError, "already exists", nano.base, nano.stage1, None, output)
+    refuse(
+        OutputError,
+        "no earlier result",
+        nano.base,
+        nano.stage1,
+        None,
+        output,
+        precision="fp32",
+        overwrite=True,
+    )
     assert (output / "mine.txt").read_text() == "precious"
+    (output / "bundle.json").write_text("{}")
     run(nano.base, nano.stage1, None, output, precision="fp32", overwrite=True)
     assert len(open_bundle(output).manifest.stages) == 1
 
@@ -135,10 +149,10 @@ def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(nano, tmp_path)
 def test_a_failed_export_keeps_the_bundle_that_it_should_replace(nano, tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
-    (output / "mine.txt").write_text("precious")
+    (output / "bundle.json").write_text("precious")
     monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
     refuse(Exception, "merged_vs_lora", nano.base, nano.stage1, None, output, overwrite=True)
-    assert (output / "mine.txt").read_text() == "precious"
+    assert (output / "bundle.json").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
@@ -219,3 +233,19 @@ def test_engines_are_built_with_the_bundle(nano, tmp_path, capsys, monkeypatch):
     bundle, engines = capsys.readouterr().out.split()
     assert bundle == str(tmp_path / "out")
     assert {one.suffix for one in Path(engines).iterdir()} >= {".plan", ".json"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["to_q"], "modules_to_save": ["conv_out"]}, "conv_out was trained whole"),
+        ({"target_modules": ["to_q"], "lora_bias": True}, "cannot be merged"),
+    ],
+)
+def test_an_adapter_that_is_more_than_a_lora(nano, tmp_path, settings, message):
+    unet = UNet2DConditionModel.from_pretrained(nano.base / "unet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of a bias that cannot be merged
+        get_peft_model(unet, LoraConfig(r=4, **settings)).save_pretrained(tmp_path / "adapter")
+        refuse(BundleError, message, nano.base, tmp_path / "adapter", None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

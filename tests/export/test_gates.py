@@ -190,3 +190,10 @@ def test_psnr_is_against_the_range_of_the_reference():
     assert report.measurements[0].psnr_db == pytest.approx(40, abs=1e-3)
     report.absolute(Gate("g", None), "same", torch.ones(2), torch.ones(2))
     assert report.as_json()["g"]["same"] == {"value": 0.0}
+
+
+def test_float32_rounds_in_proportion_to_large_values():
+    gate, report = Gate("g", 1e-4), Report()
+    report.absolute(gate, "an untrained decoder", torch.tensor([13.0, 1.15e-4]), torch.tensor([13.0, 0.0]))
+    with pytest.raises(NotFiniteError, match="above the limit"):
+        report.absolute(gate, "a picture", torch.tensor([1.0, 1.15e-4]), torch.tensor([1.0, 0.0]))
