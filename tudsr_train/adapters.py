@@ -17,7 +17,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from peft import LoraConfig, set_peft_model_state_dict
@@ -211,9 +211,14 @@ def read_record(folder: Path) -> AdapterRecord | None:
     if not path.is_file():
         return None
     try:
-        return AdapterRecord(**json.loads(path.read_text()))
+        record = AdapterRecord(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise BundleError(f"{path}: not a record of an adapter: {error}") from error
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if type(value).__name__ != one.type:
+            raise BundleError(f"{path}: not a record of an adapter: {one.name} is {value!r}, no {one.type}")
+    return record
 
 
 def attach(

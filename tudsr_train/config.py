@@ -5,7 +5,9 @@ OMGSR is the author's earlier code, OSEDiff and PiSA-SR are what that grew from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGET_LISTS
@@ -17,6 +19,15 @@ from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
 from tudsr_train.real_esrgan import RealESRGAN
 from tudsr_train.sources import Data, Recipe
+
+
+def _require(config: Any, where: str, least: float, *names: str) -> None:
+    """TrainingError where a number, or one of several, is below `least` or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number < math.inf:
+                raise TrainingError(f"{where}{name} must be at least {least:g}, not {number}")
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,12 @@ class Optimization:
     """Where figures go besides log.jsonl: any of accelerate's trackers, such as wandb. Ours."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"optimization: {name} must be at least 1, not {getattr(self, name)}")
+        counts = ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every")
+        _require(self, "optimization: ", 1, *counts)
+        rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm")
+        _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers")
+        if max(self.betas) >= 1:
+            raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,10 @@ class Validation:
     """Optimizer steps between grids; 0 for none. Ours; OMGSR has 100."""
     images: int = 2
     """Rows of the grid. Drawn as the training pairs are, but from another seed. Ours."""
+
+    def __post_init__(self) -> None:
+        _require(self, "validation: ", 0, "every")
+        _require(self, "validation: ", 1, "images")
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,8 @@ class Lora:
     def __post_init__(self) -> None:
         if self.targets not in TARGET_LISTS:
             raise TrainingError(f"lora: targets is {self.targets!r}; {', '.join(TARGET_LISTS)} are known")
+        _require(self, "lora: ", 1, "rank")
+        _require(self, "lora: ", 0, "vae_encoder_rank")
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -142,6 +162,11 @@ class BaseConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optimization: Optimization = field(default_factory=Optimization)
 
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _require(self, "", 0, "t1", "t2")
+        _require(self, "", 1, "N")
+
 
 @dataclass(frozen=True)
 class Stage1Config:
@@ -177,6 +202,8 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         _check_posterior(self.posterior)
+        _check_sizes(self)
+        _require(self, "", 0, "t1")
 
 
 @dataclass(frozen=True)
@@ -223,8 +250,18 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         _check_posterior(self.posterior)
+        _check_sizes(self)
+        _require(self, "", 0, "t1", "t2")
+        _require(self, "", 1, "N")
 
 
 def _check_posterior(posterior: str) -> None:
     if posterior not in ("sample", "mode"):
         raise TrainingError(f"posterior is {posterior!r}; sample and mode are known")
+
+
+def _check_sizes(config: BaseConfig | Stage1Config | Stage2Config) -> None:
+    _require(config, "", 0, "seed")
+    _require(config, "", 1, "R", "M")
+    if not config.M or max(config.M) > config.R:
+        raise TrainingError(f"M must name factors of at most R = {config.R}, not {list(config.M)}")

@@ -37,13 +37,20 @@ def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
         key, equals, value = override.partition("=")
         if not equals:
             raise TrainingError(f"--set {override}: expected key=value")
-        _assign(tree, key.strip().split("."), yaml.safe_load(value))
+        try:
+            _assign(tree, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise TrainingError(f"--set {override}: {str(error).splitlines()[0]}") from error
     return _build(kind, tree, str(path))
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
+    for number, key in enumerate([*keys[:-1], ""]):
+        if not isinstance(tree, dict):
+            raise TrainingError(
+                f"--set {'.'.join(keys)}: {'.'.join(keys[:number]) or 'the file'} is {tree!r}"
+            )
+        tree = tree.setdefault(key, {}) if key else tree
     tree[keys[-1]] = value
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import TrainingError
 from tudsr_train.degradation import Degradation, blur, degrade
 from tudsr_train.synthetic import SyntheticImages
 
@@ -32,6 +33,12 @@ class Synthetic:
     seed: int = 0
     cache: str = "~/.cache/tudsr/synthetic"
     """Folder where a drawn pool is kept for the next run."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 1 or self.seed < 0:
+            raise TrainingError(
+                f"data: no pictures can be drawn with count {self.count}, size {self.size}, seed {self.seed}"
+            )
 
 
 def synthetic_pool(config: Synthetic, workers: int | None = None) -> NDArray[np.uint8]:
@@ -103,6 +110,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         seed: int,
         length: int,
     ) -> None:
+        if pool.shape[1] < task.crop:
+            raise TrainingError(
+                f"data.size: pictures of {pool.shape[1]} px have no crop of {task.crop} px",
+                hint="a larger data.size, or a smaller R",
+            )
         self.pool, self.task, self.softness, self.degradation = pool, task, softness, degradation
         self.seed, self.length = seed, length
 

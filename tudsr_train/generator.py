@@ -125,7 +125,11 @@ class Generator(nn.Module):
         return self.unet(z_L, timestep, c, return_dict=False)[0]
 
     def denoise(self, z_L: Tensor, t: int) -> Tensor:
-        """z_H from z_L: the backbone and Eq. (2), second line."""
+        """z_H from z_L: the backbone and Eq. (2), second line. TrainingError where the schedule has no t."""
+        if not 0 <= t < len(self.alphas_cumprod):
+            raise TrainingError(
+                f"timestep {t} is outside the schedule of {self.base_id}, 0 to {len(self.alphas_cumprod) - 1}"
+            )
         return one_step(z_L, self.predict(z_L, t), self.alphas_cumprod[t], self.prediction_type)
 
     def decode(self, z_H: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.train.recipes import stage1_config, stage2_config
-from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
+from tudsr_runtime.errors import BundleError, MemoryExhausted, OutputError, TrainingError, UsageError
 from tudsr_train import stage1
 from tudsr_train.command import TrainOptions, run
 from tudsr_train.config import Stage1Config
@@ -78,3 +81,61 @@ def test_a_full_gpu_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     path.write_text("out: x")
     with pytest.raises(MemoryExhausted, match="Tried to allocate 2 GiB"):
         run("stage1", path, TrainOptions())
+
+
+@pytest.mark.parametrize("out", ["home", "stage1", "file", ".", "..", "file/x"])
+def test_a_result_never_replaces_what_is_no_earlier_one(
+    out: str, pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_stage1, tmp_path / "stage1")
+    (tmp_path / "home").mkdir()
+    for name in ("home/letters.txt", "file"):
+        (tmp_path / name).write_text("precious")
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(stage2_config(tiny_base, tmp_path / "stage1", pool, steps=1)))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "home")
+    target = Path(out) if out.startswith(".") else tmp_path / out
+    with pytest.raises(OutputError):
+        run("stage2", path, TrainOptions(out=target))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_base_never_replaces_what_is_no_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "letters.txt").write_text("precious")
+    path = tmp_path / "c.yaml"
+    path.write_text("R: 64\n")
+    with pytest.raises(OutputError, match="no earlier result"):
+        run("base", path, TrainOptions(out=tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("t1=1000", "timestep 1000 is outside the schedule"),
+        ("R=68", "multiple of 8"),
+        ("data.size=32", "no crop of 64 px"),
+        ("data.count=0", "no pictures can be drawn"),
+    ],
+)
+def test_settings_that_do_not_fit_base_or_data(
+    override: str, message: str, pool: Data, tiny_base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(stage1_config(tiny_base, pool)))
+    with pytest.raises(TrainingError, match=message):
+        run("stage1", path, TrainOptions([override], out=tmp_path / "out", check=True))
+
+
+@pytest.mark.parametrize("change", [{"timestep": "x"}, {"timestep": None}, {"stage": 2.5}, {"base": 1}])
+def test_a_record_with_wrong_types(
+    change: dict[str, Any], pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_stage1, tmp_path / "stage1")
+    record = tmp_path / "stage1" / "tudsr.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(stage2_config(tiny_base, tmp_path / "stage1", pool)))
+    with pytest.raises(BundleError, match="not a record"):
+        run("stage2", path, TrainOptions(out=tmp_path / "out", check=True))

@@ -100,3 +100,26 @@ def test_every_default_says_where_it_comes_from(kind: type) -> None:
         assert field.name in told
         if field.default != "":
             assert re.search(r"Ours|Paper|paper|OMGSR|lineage", told[field.name]), field.name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "a=[1", "out.x=1", "optimization.lr.x=1", "optimization.lr=nan", "optimization.lr=-1",
+        "optimization.lr=.inf", "optimization.betas=[2, 3]", "optimization.eps=-1", "optimization.workers=-1",
+        "optimization.threads=-1", "lora.rank=0", "R=0", "M=[]", "M=[0]", "M=[1000]", "t1=-1", "seed=-1",
+        "validation.images=0",
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant_are_refused_in_one_line(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("out: here\noptimization: {lr: 1e-3}\n")
+    with pytest.raises(TrainingError):
+        load_config(Stage1Config, path, [override])
+
+
+def test_values_cannot_be_set_in_a_file_that_is_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(TrainingError, match="the file is"):
+        load_config(Stage1Config, path, ["optimization.lr=1"])
