@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -36,6 +37,8 @@ RECORD_FILE = "tudsr.json"
 PROMPT_FILE = "prompt_embeds.safetensors"
 VAE_ENCODER_FOLDER = "vae_encoder"
 PEFT_PREFIX = "base_model.model."
+MISREAD = (TypeError, KeyError, AttributeError, re.error)
+"""What PEFT raises about settings of another type, or of another kind of adapter."""
 
 TARGETS = (
     "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
@@ -232,7 +235,7 @@ def attach(
         with _several_adapters_are_meant():
             model.add_adapter(config, adapter_name=name)
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, *MISREAD) as error:
         raise BundleError(
             f"{origin}: the adapter does not fit the base: {str(error).splitlines()[0]}"
         ) from error
@@ -253,6 +256,6 @@ def read_peft(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, *MISREAD) as error:
         raise BundleError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
     return config, {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}

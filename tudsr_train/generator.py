@@ -172,7 +172,7 @@ class Generator(nn.Module):
             unet = _whole(UNet2DConditionModel, folder / "unet")
             vae = _load_vae(folder / "vae")
             prompt_embeds = read_prompt(Path(prompt_file)) if prompt_file else prompt_of(folder, prompt)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
             raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
         channels = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels)
         if len(set(channels)) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,22 @@ def test_an_adapter_brings_its_prompt(generator: Generator, tiny_base: Path, tmp
         load_adapter(Generator.load(tiny_base), tmp_path / "adapter", "stage1")
     with pytest.raises(BundleError, match=r"attends to \(1, any length, 16\)"):
         generator.set_prompt(torch.randn(1, 5, 17))
+
+
+@pytest.mark.parametrize("change", [{"peft_type": "FOO"}, {"target_modules": "(("}, {"r": "4"}, None])
+def test_a_configuration_that_is_no_loras_is_refused(
+    change: dict[str, object] | None, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_stage1, tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text("{}" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BundleError):
+        load_adapter(Generator.load(tiny_base), tmp_path / "a", "stage1")
+
+
+@pytest.mark.parametrize("config", ["{}", "[]"])
+def test_an_autoencoder_of_no_class_is_refused(config: str, tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "vae" / "config.json").write_text(config)
+    with pytest.raises(BundleError, match="cannot be read"):
+        Generator.load(tmp_path / "base")
