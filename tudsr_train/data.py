@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.degradation import Degradation, blur, degrade
+from tudsr_train.degradation import Degradation, blur, degrade, require_possible
 from tudsr_train.synthetic import SyntheticImages
 
 
@@ -84,6 +84,11 @@ class Softness:
     full_at: int = 1
     """Reduction from which on `sigma` holds; below it, in proportion: what a camera blurs over four pixels is
     two wide in a picture half the size, and a stage that enlarges by 2 works on pictures of that size."""
+
+    def __post_init__(self) -> None:
+        require_possible(self, "softness: ")
+        if self.full_at < 1:
+            raise TrainingError(f"softness: full_at must be at least 1, not {self.full_at}")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ at every factor.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from tudsr_runtime.errors import TrainingError
 
 Range = tuple[float, float]
 
@@ -47,6 +52,31 @@ class Degradation:
     """Share of noise whose variance follows the brightness (shot noise)."""
     jpeg_quality: tuple[int, int] = (45, 98)
     jpeg_prob: float = 0.7
+
+    def __post_init__(self) -> None:
+        require_possible(self, "degradation: ")
+
+
+def require_possible(recipe: Any, where: str) -> None:
+    """TrainingError where a share of a dataclass is none, or a range is not one.
+
+    Fields named `prob` are shares from 0 to 1, or several weights; other pairs are ranges; all at least 0.
+    """
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if isinstance(value, str):
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        share, pair = "prob" in field.name, isinstance(value, tuple)
+        most = 1 if share and not pair else 100 if "jpeg" in field.name and not share else math.inf
+        shown = list(numbers) if pair else value
+        if not all(0 <= number <= most and number < math.inf for number in numbers):
+            upwards = "at least 0" if most == math.inf else f"from 0 to {most}"
+            raise TrainingError(f"{where}{field.name} must be {upwards}, not {shown}")
+        if pair and share and not sum(numbers):
+            raise TrainingError(f"{where}{field.name} must have a weight above 0, not {shown}")
+        if pair and not share and numbers[0] > numbers[-1]:
+            raise TrainingError(f"{where}{field.name} goes from low to high, not {shown}")
 
 
 def degrade(x_H: Tensor, scale: int, degradation: Degradation, rng: np.random.Generator) -> Tensor:

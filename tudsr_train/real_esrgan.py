@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tudsr_train import kernels
-from tudsr_train.degradation import jpeg
+from tudsr_train.degradation import jpeg, require_possible
 from tudsr_train.kernels import Kernel
 
 Range = tuple[float, float]
@@ -73,6 +73,9 @@ class RealESRGAN:
     gray_noise_prob2: float = 0.4
     jpeg_range2: tuple[int, int] = (30, 95)
     final_sinc_prob: float = 0.8
+
+    def __post_init__(self) -> None:
+        require_possible(self, "degradation: ")
 
 
 SEESR_MILD = RealESRGAN(

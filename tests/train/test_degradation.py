@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from tudsr_runtime.errors import TrainingError
+from tudsr_train.data import Softness
 from tudsr_train.degradation import Degradation, blur, degrade
+from tudsr_train.real_esrgan import RealESRGAN
 
 CLEAN = Degradation(blur_sigma=(0.0, 0.0), shift_prob=0.0, sharpen_prob=0.0, noise_prob=0.0, jpeg_prob=0.0)
 
@@ -86,3 +91,22 @@ def test_noise_has_the_asked_for_spread() -> None:
     for seed in range(4):
         low = degrade(x, 1, noisy, np.random.default_rng(seed))
         assert float(low.std()) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Degradation(blur_sigma=(3.0, 1.0)), r"blur_sigma goes from low to high, not \[3.0, 1.0\]"),
+        (lambda: Degradation(jpeg_prob=7), "jpeg_prob must be from 0 to 1, not 7"),
+        (lambda: Degradation(jpeg_quality=(45, 980)), "jpeg_quality must be from 0 to 100"),
+        (lambda: Degradation(noise_sigma=(-1.0, 1.0)), "noise_sigma must be at least 0"),
+        (lambda: Degradation(shift=math.inf), "shift must be at least 0, not inf"),
+        (lambda: RealESRGAN(resize_range2=(2.0, 1.0)), "degradation: resize_range2 goes from low to high"),
+        (lambda: RealESRGAN(resize_prob=(0.0, 0.0, 0.0)), "resize_prob must have a weight above 0"),
+        (lambda: Softness(sigma=(2.0, 1.0)), "softness: sigma goes from low to high"),
+        (lambda: Softness(full_at=0), "softness: full_at must be at least 1, not 0"),
+    ],
+)
+def test_what_nothing_can_be_drawn_from_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        make()
