@@ -6,12 +6,18 @@
         large = upscaler.upscale(image, scale=8)    # an array or a Pillow image, in and out
 
 Names are imported when first used, so that importing the package costs next to nothing.
+
+ONNX Runtime, from 1.29 on, reports to its makers which models are run, unless it is told otherwise before
+it is imported: importing this package tells it (`ORT_DISABLE_TELEMETRY`, if it is not set already).
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from tudsr_runtime.bundle import Bundle, open_bundle

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -266,3 +268,20 @@ def test_other_failures_are_device_errors() -> None:
     assert isinstance(error, DeviceError)
     assert str(error) == "failed while running unet: CUDA failure 700: an illegal memory access"
     assert isinstance(as_engine_error(MemoryError(), "running unet"), MemoryExhausted)
+
+
+def test_onnx_runtime_reports_to_nobody(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Where it does, it first writes an identifier of the machine to the cache."""
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    code = (
+        "import sys; from tudsr_runtime import Upscaler; import numpy as np; "
+        "Upscaler(sys.argv[1], 'onnxruntime', 'cpu', overlap=24).upscale(np.zeros((8, 8, 3), np.uint8), 2)"
+    )
+    quiet = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    home = tmp_path / "home"
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    subprocess.run(
+        [sys.executable, "-c", code, str(make_bundle(tmp_path / "a", tile=64))], env=environment, check=True
+    )
+    assert not [*home.rglob("*onnxruntime*")]
