@@ -162,7 +162,7 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
-    # The arena keeps all that it ever held: nano took 813 MB with it, and takes 386 MB at the same speed.
+    # The arena keeps all that it ever held, and a tile is no faster for it.
     options.enable_cpu_mem_arena = False
     doing = "starting ONNX Runtime" if isinstance(graph, bytes) else f"loading {graph}"
     try:
