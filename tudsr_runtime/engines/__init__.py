@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,8 @@ BY_NAME = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"))
 """What runs only where its back end is named: it needs engines that are built first (docs/tensorrt.md)."""
 DEVICES = ("cuda", "cpu", "gpu", "npu", "coreml", "directml", "migraphx")
 AUTO = "auto"
+GRAPHS = {"bf16": "fp32"}
+"""The graphs to load for an arithmetic that graphs are not stored in: the library lowers these itself."""
 SMALL_MODEL = 100_000_000
 """Bytes of weights up to which a model counts as small (see `Target`)."""
 
@@ -95,7 +97,7 @@ class Target:
     """Where and how a graph is to run: device ("cuda", or "cuda:1" for the second), arithmetic, CPU threads.
 
     `small`: the model is so small that several tiles at a time are worth their memory. `engines`: the folder
-    of TensorRT's engines, None for the user's cache.
+    of TensorRT's engines, None for the user's cache. `notify` is told what was done otherwise than planned.
     """
 
     device: str
@@ -103,6 +105,7 @@ class Target:
     threads: int | None = None
     small: bool = False
     engines: Path | None = None
+    notify: Callable[[str], None] = field(default=lambda _: None, compare=False)
 
 
 class Backend(Protocol):
@@ -257,19 +260,22 @@ def load_stage(
     loaded: dict[str, Engine] | None = None,
     strength: float = 1.0,
     tile: int | None = None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> StageRunner:
     """Load what `stage` needs. Components already in `loaded` are shared, new ones are added to it.
 
-    `strength` is that of `StageRunner`; `tile` in px is the bundle's own unless given. Raises as
-    `Backend.load`.
+    `strength` is that of `StageRunner`; `tile` in px is the bundle's own unless given; `notify` is told what
+    was done otherwise than planned. Raises as `Backend.load`.
     """
     loaded = {} if loaded is None else loaded
     backend = open_backend(choice.backend)
     precision = choice.precision or backend.precision(choice.device, AUTO, bundle.precisions)
-    target = Target(choice.device, precision.name, threads, bundle.bytes <= SMALL_MODEL, choice.engines)
+    small = bundle.bytes <= SMALL_MODEL
+    target = Target(choice.device, precision.name, threads, small, choice.engines, notify)
+    graph = GRAPHS.get(precision.name, precision.name)
     for component in (stage.encoder, stage.unet, stage.decoder):
         if component not in loaded:
-            variant = bundle.variant(component, preferred=precision.name, tile=tile)
+            variant = bundle.variant(component, preferred=graph, tile=tile)
             loaded[component] = backend.load(bundle.path(variant), variant, target)
     engines = (loaded[stage.encoder], loaded[stage.unet], loaded[stage.decoder])
     return StageRunner(*engines, strength, backend.chain(engines))

@@ -92,7 +92,14 @@ class LoadedEngines:
                 if (size, precision) == (tile, name)
             }
             runner = load_stage(
-                self._bundle, stage, choice, self._threads, loaded, self._strength[index], tile
+                self._bundle,
+                stage,
+                choice,
+                self._threads,
+                loaded,
+                self._strength[index],
+                tile,
+                self._notify,
             )
             self._loaded |= {(component, tile, name): engine for component, engine in loaded.items()}
             return runner

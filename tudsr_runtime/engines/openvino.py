@@ -28,7 +28,8 @@ from tudsr_runtime.engines import (
     as_engine_error,
     split_device,
 )
-from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.engines.openvino_weights import map_weights
+from tudsr_runtime.errors import BundleError, DeviceError, OutputError
 from tudsr_runtime.geometry import FloatArray
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
@@ -78,10 +79,9 @@ class OpenVino:
             model = core.read_model(str(graph))
             _check_interface(graph, "input", model.inputs, variant.inputs)
             _check_interface(graph, "output", model.outputs, variant.outputs)
+            del model
             streams = _streams(target)
-            compiled = core.compile_model(
-                _with_float_ends(model), _plugin(target.device), _config(target, variant, streams)
-            )
+            compiled = _compile(core, graph, variant, target, streams)
         except RuntimeError as error:
             raise as_engine_error(error, f"loading {graph} with OpenVINO on {target.device}") from error
         return CompiledEngine(compiled, graph.parent.name or graph.name, streams)
@@ -186,11 +186,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _config(target: Target, variant: Variant, streams: int) -> dict[str, Any]:
+def _config(target: Target, streams: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
-        **_cache(variant),
     }
     if split_device(target.device)[0] == "cpu":
         config["NUM_STREAMS"] = str(streams)
@@ -199,14 +198,31 @@ def _config(target: Target, variant: Variant, streams: int) -> dict[str, Any]:
     return config
 
 
-def _cache(variant: Variant) -> dict[str, str]:
+def _cache(folder: Path) -> dict[str, str]:
     """Where compiled models are kept; without a folder that can be written, each start compiles again."""
-    folder = cache_folder() / "openvino" / variant.files[0].sha256[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return {}
     return {"CACHE_DIR": str(folder)} if os.access(folder, os.W_OK) else {}
+
+
+def _compile(core: Any, graph: Path, variant: Variant, target: Target, streams: int) -> Any:
+    config, kept = _config(target, streams), cache_folder() / "openvino" / variant.files[0].sha256[:16]
+    plugin = _plugin(target.device)
+    if plugin == "CPU":
+        name = " ".join(file.sha256 for file in variant.files)
+        try:
+            model, weights = map_weights(lambda: core.read_model(str(graph)), kept, name, target.notify)
+        except (OutputError, OSError) as error:
+            target.notify(
+                f"{graph.parent.name} takes several times the memory: its weights go to no file ({error})"
+            )
+        else:
+            if weights is not None:
+                with weights.evicted():
+                    return core.compile_model(_with_float_ends(model), plugin, config)
+    return core.compile_model(_with_float_ends(core.read_model(str(graph))), plugin, config | _cache(kept))
 
 
 def _with_float_ends(model: Any) -> Any:
