@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import ImageFile, TiffImagePlugin
 
 from tudsr_runtime.metadata import upright
 
@@ -19,6 +19,13 @@ Deep = NDArray[np.uint16]
 OPAQUE = 65535
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284
 """TIFF tags; the second is 2 where each channel is stored by itself."""
+
+# Grey with alpha in 16 bits, which Pillow's TIFF reader has no entry for: named as in a PNG, so that only
+# `decode_deep` makes anything of it.
+for _prefix, _order in ((TiffImagePlugin.II, "L"), (TiffImagePlugin.MM, "B")):
+    for _extra, _kind in ((1, "La"), (2, "LA")):
+        _key = (_prefix, 1, (1,), 1, (16, 16), (_extra,))
+        TiffImagePlugin.OPEN_INFO.setdefault(_key, ("RGBA", f"{_kind};16{_order}"))
 
 
 def raw_mode(image: ImageFile.ImageFile) -> str:
@@ -38,7 +45,7 @@ def is_deep(image: ImageFile.ImageFile) -> bool:
     if _planar(image):
         bits = image.tag_v2.get(BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]
         return kind == "R" and set(bits) == {16}
-    return depth.startswith("16") and kind in ("RGB", "RGBA", "RGBa", "RGBX", "LA")
+    return depth.startswith("16") and kind in ("RGB", "RGBA", "RGBa", "RGBX", "LA", "La")
 
 
 def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Deep:
@@ -47,16 +54,17 @@ def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Deep:
     Colour that the file stores multiplied by alpha is divided by it.
     """
     kind, _, depth = raw_mode(image).partition(";")
-    if kind == "LA":
+    if kind in ("LA", "La"):
         # Two values of two bytes are what Pillow knows as RGBA.
         octets = _decoded(image)
-        return _joined(octets[..., 0::2], octets[..., 1::2])
+        first, second = octets[..., 0::2], octets[..., 1::2]
+        levels = _joined(first, second) if _is_big(depth) else _joined(second, first)
+        return _divided_by_alpha(levels) if kind == "La" else levels
     if _planar(image):
         depth = "16B" if image.tag_v2.prefix == b"MM" else "16L"  # type: ignore[attr-defined]
-    big = depth == "16B" or (depth == "16N" and sys.byteorder == "big")
     high, low = (
         (_decoded(image, "16B"), _decoded(again, "16L"))
-        if big
+        if _is_big(depth)
         else (_decoded(image, "16L"), _decoded(again, "16B"))
     )
     levels = _joined(high, low)
@@ -69,6 +77,10 @@ def with_transparent(levels: Deep, transparent: object) -> Deep:
         return levels
     alpha = np.where((levels == np.array(transparent)).all(axis=2), 0, OPAQUE)
     return np.dstack([levels, alpha.astype(np.uint16)])
+
+
+def _is_big(depth: str) -> bool:
+    return depth == "16B" or (depth == "16N" and sys.byteorder == "big")
 
 
 def _planar(image: ImageFile.ImageFile) -> bool:
@@ -93,7 +105,7 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> Deep:
 
 
 def _divided_by_alpha(levels: Deep) -> Deep:
-    alpha = levels[..., 3:].astype(np.float32)
-    colour = levels[..., :3] * np.divide(OPAQUE, alpha, out=np.zeros_like(alpha), where=alpha > 0)
+    alpha = levels[..., -1:].astype(np.float32)
+    colour = levels[..., :-1] * np.divide(OPAQUE, alpha, out=np.zeros_like(alpha), where=alpha > 0)
     plain = np.clip(np.rint(colour), 0, OPAQUE).astype(np.uint16)
-    return np.concatenate([plain, levels[..., 3:]], axis=2)
+    return np.concatenate([plain, levels[..., -1:]], axis=2)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tudsr_runtime.encode import Encoding, write_picture
+from tudsr_runtime.errors import InputError
 from tudsr_runtime.image_io import read_header, read_picture
 from tudsr_runtime.picture import Picture
 
@@ -151,6 +152,44 @@ def test_a_negative_of_16_bits_is_turned_round(tmp_path: Path) -> None:
     pixels = noise(HEIGHT, WIDTH)
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="miniswhite")
     assert np.array_equal(read(tmp_path / "in.tif").levels, 65535 - pixels)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_of_grey_with_alpha_is_read_to_the_last_bit(
+    tmp_path: Path, byteorder: str, compression: str | None
+) -> None:
+    pixels = noise(HEIGHT, WIDTH, 2)
+    options = {"photometric": "minisblack", "planarconfig": "contig", "byteorder": byteorder}
+    tifffile.imwrite(
+        tmp_path / "in.tif", pixels, extrasamples=["unassalpha"], compression=compression, **options
+    )
+    picture = read(tmp_path / "in.tif")
+    assert picture.grey
+    assert (channels(picture) == pixels).all()
+    plain = np.dstack([noise(HEIGHT, WIDTH) // 4, np.full((HEIGHT, WIDTH), 32768)]).astype(np.uint16)
+    multiplied = np.dstack([plain[..., 0] // 2, plain[..., 1]])
+    tifffile.imwrite(
+        tmp_path / "multiplied.tif",
+        multiplied,
+        extrasamples=["assocalpha"],
+        compression=compression,
+        **options,
+    )
+    assert np.abs(channels(read(tmp_path / "multiplied.tif")).astype(int) - plain).max() <= 2
+
+
+def test_tiff_of_grey_and_alpha_stored_apart_is_refused(tmp_path: Path) -> None:
+    planes = noise(2, HEIGHT, WIDTH)
+    tifffile.imwrite(
+        tmp_path / "in.tif",
+        planes,
+        photometric="minisblack",
+        planarconfig="separate",
+        extrasamples=["unassalpha"],
+    )
+    with pytest.raises(InputError):
+        read(tmp_path / "in.tif")
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
