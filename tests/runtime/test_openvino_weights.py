@@ -84,6 +84,8 @@ def test_the_file_is_written_once_and_again_when_it_was_cut_short(tmp_path: Path
     def mapped(name: str) -> Any:
         return map_weights(lambda: core.read_model(path), folder, name, told.append)[0]
 
+    folder.mkdir()
+    (folder / ".tudsr-killed.tmp").write_bytes(b"what a killed process left")
     expected = ran(mapped("name"))
     (file,) = folder.iterdir()
     written = file.stat()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.atomic import atomic_write, sweep
 
 LARGE = 100_000_000
 """Bytes of float32 weights from which a model is worth a file of its own."""
@@ -122,6 +122,7 @@ def map_weights(
     if not path.is_file() or path.stat().st_size != size:
         notify(f"keeping {size / 1e9:.1f} GB of weights for OpenVINO, for this time and the next, in {path}")
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         with atomic_write(path) as file:
             for weight in weights:
                 file.seek(weight.offset)
