@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tudsr_runtime import engines
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import Choice, Precision, Target, load_stage, openvino, select
 from tudsr_runtime.engines.openvino import OpenVino
@@ -80,41 +79,6 @@ def test_threads_do_not_disturb_each_other(make_bundle: MakeBundle, tmp_path: Pa
     for worker in workers:
         worker.join()
     assert not wrong
-
-
-@pytest.mark.usefixtures("backend")
-def test_a_large_model_gives_its_activations_back_and_stays_right(
-    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released: list[str] = []
-    rest = openvino.CompiledEngine.rest
-
-    def spy(engine: openvino.CompiledEngine) -> None:
-        assert engine._lean
-        released.append(engine.component)
-        rest(engine)
-
-    monkeypatch.setattr(openvino.CompiledEngine, "rest", spy)
-    monkeypatch.setattr(engines, "SMALL_MODEL", 0)
-    bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
-    stage = load_stage(bundle, bundle.manifest.stages[0], on_cpu(), threads=2)
-    wrong: list[float] = []
-
-    def work(value: float) -> None:
-        for _ in range(50):
-            y = stage.run(np.full((1, 3, 64, 64), value, np.float32))
-            if np.abs(y - (value + 0.25)).max() > 1e-6:
-                wrong.append(value)
-
-    work(0.5)
-    assert released[:3] == ["vae_encoder", "unet_stage1", "vae_decoder"]
-    workers = [threading.Thread(target=work, args=(i / 8,)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
-    assert len(released) == 3 * 50 * 5
 
 
 def test_results_are_arrays_of_their_own(backend: OpenVino, make_bundle: MakeBundle, tmp_path: Path) -> None:
