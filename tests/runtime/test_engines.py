@@ -66,6 +66,24 @@ def test_stage_runs_encoder_unet_and_decoder(make_bundle: MakeBundle, tmp_path: 
     assert np.abs(y - (x + 0.25)).max() <= {"float32": 1e-6, "float16": 2e-3}[dtype]
 
 
+@pytest.mark.parametrize(("precision", "graph"), [("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")])
+def test_arithmetic_that_no_graph_is_stored_in_starts_from_float32(
+    monkeypatch: pytest.MonkeyPatch, precision: str, graph: str
+) -> None:
+    loaded: list[tuple[str, str]] = []
+
+    def load(_path: Path, variant: Variant, target: Target) -> SimpleNamespace:
+        loaded.append((variant.precision, target.precision))
+        return SimpleNamespace(parallel=1)
+
+    fake = SimpleNamespace(load=load, chain=lambda _: None)
+    monkeypatch.setattr(engines, "open_backend", lambda _: fake)
+    bundle = open_bundle("nano")
+    choice = Choice("openvino", "cpu", "for the test", Precision(precision, "for the test"))
+    load_stage(bundle, bundle.manifest.stages[0], choice)
+    assert loaded == [(graph, precision)] * 3
+
+
 @pytest.mark.usefixtures("ort")
 def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", tile=64))

@@ -128,6 +128,25 @@ def test_without_a_file_it_runs_all_the_same_and_says_so(
     assert "no space left" in told.lines[0]
 
 
+def test_a_bundle_runs_the_same_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUDSR_CACHE", str(tmp_path / "cache"))
+    bundle = open_bundle("nano")
+    variant = bundle.variant("unet_stage1", preferred="fp32")
+    x = np.random.default_rng(0).standard_normal(variant.inputs[0].shape, dtype=np.float32)
+
+    def ran() -> np.ndarray:
+        return openvino_backend.OpenVino().load(bundle.path(variant), variant, Target("cpu", "fp32")).run(x)
+
+    mapped = ran()
+    files = list((tmp_path / "cache").rglob("*.f32"))
+    assert [file.parent.name for file in files] == [variant.files[0].sha256[:16]]
+    assert not list((tmp_path / "cache").rglob("*.blob"))
+    monkeypatch.setattr(openvino_weights, "LARGE", 1 << 40)
+    expected = ran()
+    assert list((tmp_path / "cache").rglob("*.blob"))
+    assert np.abs(mapped - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 MEASURED = """
 import sys
 from pathlib import Path
