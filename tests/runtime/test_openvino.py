@@ -161,12 +161,14 @@ def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch
 
 
 FREED_ELSEWHERE = """
-import gc, os, signal, sys, threading
+import gc, os, signal, sys, threading, time
 from pathlib import Path
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import Target
 from tudsr_runtime.engines.openvino import OpenVino
 
+# A shell starts what runs in the background with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 bundle = open_bundle(sys.argv[1])
 variant = bundle.variant("vae_encoder")
 backend = OpenVino()
@@ -177,6 +179,7 @@ thread.start()
 thread.join()
 try:
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")
 """
