@@ -208,21 +208,25 @@ def _cache(folder: Path) -> dict[str, str]:
 
 
 def _compile(core: Any, graph: Path, variant: Variant, target: Target, streams: int) -> Any:
+    def read() -> Any:
+        return core.read_model(str(graph))
+
     config, kept = _config(target, streams), cache_folder() / "openvino" / variant.files[0].sha256[:16]
     plugin = _plugin(target.device)
-    if plugin == "CPU":
+    if plugin != "CPU":
+        return core.compile_model(_with_float_ends(read()), plugin, config | _cache(kept))
+    try:
         name = " ".join(file.sha256 for file in variant.files)
-        try:
-            model, weights = map_weights(lambda: core.read_model(str(graph)), kept, name, target.notify)
-        except (OutputError, OSError) as error:
-            target.notify(
-                f"{graph.parent.name} takes several times the memory: its weights go to no file ({error})"
-            )
-        else:
-            if weights is not None:
-                with weights.evicted():
-                    return core.compile_model(_with_float_ends(model), plugin, config)
-    return core.compile_model(_with_float_ends(core.read_model(str(graph))), plugin, config | _cache(kept))
+        model, weights = map_weights(read, kept, name, target.notify)
+    except (OutputError, OSError) as error:
+        target.notify(
+            f"{graph.parent.name} takes several times the memory: its weights go to no file ({error})"
+        )
+        model, weights = read(), None
+    if weights is None:
+        return core.compile_model(_with_float_ends(model), plugin, config | _cache(kept))
+    with weights.evicted():
+        return core.compile_model(_with_float_ends(model), plugin, config)
 
 
 def _with_float_ends(model: Any) -> Any:
