@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tudsr_runtime.errors import InputError, UsageError
+from tudsr_runtime.errors import InputError, TudsrError, UsageError
 from tudsr_runtime.folder import is_folder
 
 DASH = Path("-")
@@ -42,7 +42,11 @@ def without_dashes(
         if DASH in inputs:
             _save_stdin(piped)
         named = [piped if path == DASH else path for path in inputs]
-        yield named, Path(folder, f"stdout{suffix}") if output == DASH else output, output == DASH
+        try:
+            yield named, Path(folder, f"stdout{suffix}") if output == DASH else output, output == DASH
+        except TudsrError as error:
+            # What the user gave is stdin; where it lay meanwhile tells nobody anything.
+            raise type(error)(str(error).replace(str(piped), "stdin"), hint=error.hint) from error
 
 
 def _save_stdin(path: Path) -> None:

@@ -18,6 +18,7 @@ from tudsr_train.dists import DistsConfig
 from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
 from tudsr_train.real_esrgan import RealESRGAN
+from tudsr_train.schedule import SCHEDULES
 from tudsr_train.sources import Data, Recipe
 
 
@@ -87,6 +88,10 @@ class Optimization:
         _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers")
         if max(self.betas) >= 1:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
+        if self.schedule not in SCHEDULES:
+            raise TrainingError(
+                f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.config import Optimization
+
+if TYPE_CHECKING:
+    from tudsr_train.config import Optimization
 
 LOWEST = 0.01
 """Share of the learning rate that the falling schedules end with."""
@@ -28,8 +31,6 @@ def lr_factor(step: int, optimization: Optimization) -> float:
 
     A function of the step alone: there is nothing to save, and the number of processes does not enter.
     """
-    if optimization.schedule not in SCHEDULES:
-        raise TrainingError(f"schedule {optimization.schedule!r} is not known; {', '.join(SCHEDULES)} are")
     if step < optimization.warmup:
         return (step + 1) / optimization.warmup
     progress = (step - optimization.warmup) / max(1, optimization.steps - optimization.warmup)

@@ -225,6 +225,8 @@ def test_stdin_with_other_options(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
     assert run(data, "-", "-o", tmp_path / "b.tif") == 0
     assert size(tmp_path / "b.tif") == (104, 72)
     assert run(b"", "-") == 3
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
+    assert "error: stdin: " in tudsr("upscale", "-").err
     assert run(data, "-", "--json") == 2
     assert run(data, "-", tmp_path / "a.png", "-o", "-") == 2
     assert run(data, tmp_path, "-o", "-") == 2

@@ -40,6 +40,8 @@ def test_the_defaults_of_both_stages_are_the_papers() -> None:
     ("text", "message"),
     [
         ("optimization: {steps: 0}", "steps must be at least 1, not 0"),
+        ("optimization: {schedule: sawtooth}", "schedule 'sawtooth' is not known; constant, linear"),
+        ("loss: {mae: -1}", "loss: mae must be at least 0, not -1"),
         ("optimisation: {}", "did you mean 'optimization'"),
         ("optimization: {learning_rate: 1}", "unknown key 'learning_rate'"),
         ("R: big", "R must be of type int, not 'big'"),
