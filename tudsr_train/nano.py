@@ -24,9 +24,9 @@ class NanoBase:
 
     patch_size: int = 4
     """Pixels per latent cell, per axis."""
-    margin: int = 24
+    margin: int = 16
     """Pixels reflected around every picture and cut off again (see `PatchAutoencoder`)."""
-    block_out_channels: tuple[int, ...] = (96, 96, 112)
+    block_out_channels: tuple[int, ...] = (64, 96, 128)
     """UNet channels per level, finest first; the coarsest level attends."""
     layers_per_block: int = 1
     num_attention_heads: int = 4

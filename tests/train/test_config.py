@@ -65,7 +65,12 @@ def test_a_missing_file_and_a_bare_override_are_named(tmp_path: Path) -> None:
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS: dict[str, type] = {"base": BaseConfig, "stage1": Stage1Config, "stage2": Stage2Config}
+KINDS: dict[str, type] = {
+    "base": BaseConfig,
+    "base-soft": BaseConfig,
+    "stage1": Stage1Config,
+    "stage2": Stage2Config,
+}
 
 
 @pytest.mark.parametrize(
