@@ -6,8 +6,9 @@ Real-ESRGAN (Wang et al., ICCVW 2021) is the RRDBNet of ESRGAN (Wang et al., ECC
 residual dense blocks of 64 channels, growth 32. x4plus takes 256 x 256 to 1024 x 1024; x2plus (a pixel
 unshuffle by 2 before the same network) takes that to 2048 x 2048. Both are written here from the papers, with
 random weights: these take as long as trained ones. They are exported to ONNX and run by the same back end in
-the same precision as `nano`, each as one pass over the whole picture where memory allows, which is their
-fastest way; --tile cuts x2plus's input into squares without overlap instead, and so favours it.
+the same precision as `nano`. Real-ESRGAN's own program takes the whole picture in one pass unless told
+otherwise: --tile 1024. By default x2plus's input is cut into squares here, without the overlap that the
+program gives to its tiles, which is faster on a CPU and so favours it.
 """
 
 from __future__ import annotations
