@@ -168,7 +168,7 @@ class BaseConfig:
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
+        _check_shared(self)
         _require(self, "", 0, "t1", "t2")
         _require(self, "", 1, "N")
 
@@ -207,7 +207,7 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         _check_posterior(self.posterior)
-        _check_sizes(self)
+        _check_shared(self)
         _require(self, "", 0, "t1")
 
 
@@ -255,7 +255,7 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         _check_posterior(self.posterior)
-        _check_sizes(self)
+        _check_shared(self)
         _require(self, "", 0, "t1", "t2")
         _require(self, "", 1, "N")
 
@@ -265,8 +265,9 @@ def _check_posterior(posterior: str) -> None:
         raise TrainingError(f"posterior is {posterior!r}; sample and mode are known")
 
 
-def _check_sizes(config: BaseConfig | Stage1Config | Stage2Config) -> None:
+def _check_shared(config: BaseConfig | Stage1Config | Stage2Config) -> None:
     _require(config, "", 0, "seed")
     _require(config, "", 1, "R", "M")
+    _require(config.loss, "loss: ", 0, *vars(config.loss))
     if not config.M or max(config.M) > config.R:
         raise TrainingError(f"M must name factors of at most R = {config.R}, not {list(config.M)}")
