@@ -299,7 +299,7 @@ def bundle_triton(
 
     One model for each component, and one ensemble for each stage, which takes a tile.
     """
-    from tudsr_runtime.build.command import triton as run
+    from tudsr_runtime.engines.tensorrt.command import triton as run
 
     run(bundle, repository, engines)
 
@@ -494,7 +494,7 @@ def build(
 
     TensorRT for RTX needs no GPU for it: an RTX 40 card is sm89. TensorRT builds on the GPU that will run.
     """
-    from tudsr_runtime.build.command import build as run
+    from tudsr_runtime.engines.tensorrt.command import build as run
 
     run(bundle, engine, target, output, precision, inspect, as_json, quiet)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tudsr_runtime.build.command import build, triton
-from tudsr_runtime.build.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.command import build, triton
+from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tudsr_export.component import Graph
 from tudsr_export.parity import ENGINES, Measurement, Report
-from tudsr_runtime.build import BuiltEngine, Library, build_engine, open_library
+from tudsr_runtime.engines.tensorrt import BuiltEngine, Library, build_engine, open_library
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 
 LIBRARY, TARGET = "tensorrt-rtx", "sm89"

@@ -105,7 +105,7 @@ def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
     """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
     choice = upscaler.choice
     if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.build.command import build_for_device
+        from tudsr_runtime.engines.tensorrt.command import build_for_device
 
         build_for_device(upscaler.bundle, choice, terminal)
 

@@ -80,7 +80,7 @@ class Upscaler:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
         if engines is not None:
-            from tudsr_runtime.build.record import library_of_engines
+            from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
         choice = select(backend, device, precision, self.bundle.precisions)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.build.fakes import FakeCuda, FakeTensorRT
 from tests.runtime.conftest import write_bundle
-from tudsr_runtime.build import Library
 from tudsr_runtime.engines import open_backend
-from tudsr_runtime.engines.tensorrt import TensorRT
+from tudsr_runtime.engines.tensorrt import Library
+from tudsr_runtime.engines.tensorrt.backend import TensorRT
 
 MakeBundle = Callable[..., Path]
 

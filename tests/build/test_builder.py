@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.build.graphs import write_graph
-from tudsr_runtime.build import TARGETS, Library, build_engine, open_library
-from tudsr_runtime.build.library import choose_target
-from tudsr_runtime.build.listen import Phases
 from tudsr_runtime.bundle import TensorSpec
+from tudsr_runtime.engines.tensorrt import TARGETS, Library, build_engine, open_library
+from tudsr_runtime.engines.tensorrt.build_log import Phases
+from tudsr_runtime.engines.tensorrt.library import choose_target
 from tudsr_runtime.errors import DeviceError, UsageError
 
 
@@ -96,7 +96,7 @@ def test_tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (0, 1), cudaGetDeviceProperties=lambda _: (0, properties)
     )
-    monkeypatch.setattr("tudsr_runtime.cuda.open_cuda", lambda: fake)
+    monkeypatch.setattr("tudsr_runtime.engines.tensorrt.cuda.open_cuda", lambda: fake)
     assert choose_target(native, None) == ("sm90", "this machine's NVIDIA H200")
     with pytest.raises(DeviceError, match="NVIDIA H200 is sm90, not sm89"):
         choose_target(native, "sm89")
@@ -140,4 +140,4 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (100, 0), cudaGetErrorString=lambda _: (0, b"no CUDA device is detected")
     )
-    monkeypatch.setattr("tudsr_runtime.cuda.open_cuda", lambda: fake)
+    monkeypatch.setattr("tudsr_runtime.engines.tensorrt.cuda.open_cuda", lambda: fake)

@@ -25,11 +25,11 @@ import pytest
 from tests.build.conftest import Machine
 from tests.build.fakes import Usage
 from tests.build.graphs import write_graph
-from tudsr_runtime.build import build_engine
-from tudsr_runtime.build.listen import BuildLog, Watcher, make_logger, make_monitor
-from tudsr_runtime.build.store import Wanted, ensure_engines
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import Choice, Engine, load_stage
+from tudsr_runtime.engines.tensorrt import build_engine
+from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Watcher, make_logger, make_monitor
+from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import DeviceError
 
 MakeBundle = Callable[..., Path]

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.build.conftest import Machine
-from tudsr_runtime.build import Library, build_engine, open_library, store
-from tudsr_runtime.build.inspection import inspect
-from tudsr_runtime.build.layers import read_layers
-from tudsr_runtime.build.lock import exclusive
-from tudsr_runtime.build.record import RECORD_NAME, engine_folder, read_record
-from tudsr_runtime.build.store import Reporter, Wanted, ensure_engines, expected_seconds
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.tensorrt import Library, build_engine, open_library, store
+from tudsr_runtime.engines.tensorrt.inspection import inspect
+from tudsr_runtime.engines.tensorrt.layers import read_layers
+from tudsr_runtime.engines.tensorrt.lock import exclusive
+from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
+from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError
 
 MakeBundle = Callable[..., Path]
@@ -94,7 +94,8 @@ def test_two_at_a_time_build_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatc
 
 def test_the_lock_holds_between_processes_and_ends_with_its_holder(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom tudsr_runtime.build.lock import exclusive\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from tudsr_runtime.engines.tensorrt.lock import exclusive\n"
         "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     lock = tmp_path / "lock"

@@ -20,11 +20,11 @@ from PIL import Image
 
 import cli
 from tests.build.conftest import Machine
-from tudsr_runtime.build.record import RECORD_NAME
-from tudsr_runtime.build.store import Wanted, ensure_engines
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines import Choice, Engine, Target, load_stage, select
-from tudsr_runtime.engines.chain import SLOTS
+from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
+from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
+from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
 from tudsr_runtime.upscaler import Upscaler
 

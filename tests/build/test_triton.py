@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.build.conftest import Machine
-from tudsr_runtime.build.store import Wanted, ensure_engines
-from tudsr_runtime.build.triton import write_repository
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
+from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.errors import DeviceError, OutputError, UsageError
 
 MakeBundle = Callable[..., Path]

@@ -26,7 +26,7 @@ TileFunction = Callable[[FloatArray], FloatArray]
 BACKENDS = {
     "openvino": "tudsr_runtime.engines.openvino",
     "onnxruntime": "tudsr_runtime.engines.onnxruntime",
-    "tensorrt": "tudsr_runtime.engines.tensorrt",
+    "tensorrt": "tudsr_runtime.engines.tensorrt.backend",
     "tensorrt-rtx": "tudsr_runtime.engines.tensorrt_rtx",
 }
 """Name of each back end and the module that holds it."""

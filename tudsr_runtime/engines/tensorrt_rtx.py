@@ -1,7 +1,7 @@
-"""TensorRT for RTX as a back end; see `tudsr_runtime.engines.tensorrt`."""
+"""TensorRT for RTX as a back end; see `tudsr_runtime.engines.tensorrt.backend`."""
 
 from __future__ import annotations
 
-from tudsr_runtime.engines.tensorrt import TensorRT
+from tudsr_runtime.engines.tensorrt.backend import TensorRT
 
 BACKEND = TensorRT("tensorrt-rtx")

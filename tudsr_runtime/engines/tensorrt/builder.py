@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tudsr_runtime.build.layers import Layer, read_layers
-from tudsr_runtime.build.library import Library, choose_target, open_library
-from tudsr_runtime.build.listen import BuildLog, Progress, Watcher, make_logger, make_monitor
 from tudsr_runtime.bundle import TensorSpec
+from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Progress, Watcher, make_logger, make_monitor
+from tudsr_runtime.engines.tensorrt.layers import Layer, read_layers
+from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
 DTYPES = {"HALF": "float16", "FLOAT": "float32"}

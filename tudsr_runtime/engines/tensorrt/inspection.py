@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tudsr_runtime.build.layers import Layer
-from tudsr_runtime.build.record import EngineRecord, Plan
+from tudsr_runtime.engines.tensorrt.layers import Layer
+from tudsr_runtime.engines.tensorrt.record import EngineRecord, Plan
 
 SHOWN_FUSIONS = 5
 

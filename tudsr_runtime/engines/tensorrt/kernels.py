@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.build.library import Library
 from tudsr_runtime.cache import cache_folder
+from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import OutputError
 
 DIGEST = hashlib.sha256().digest_size

@@ -14,7 +14,7 @@ Needs a TensorRT library and numpy; neither torch nor onnx, since the machine th
 
 from __future__ import annotations
 
-from tudsr_runtime.build.builder import BuiltEngine, EngineFacts, build_engine
-from tudsr_runtime.build.library import TARGETS, Library, open_library
+from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, EngineFacts, build_engine
+from tudsr_runtime.engines.tensorrt.library import TARGETS, Library, open_library
 
 __all__ = ["TARGETS", "BuiltEngine", "EngineFacts", "Library", "build_engine", "open_library"]

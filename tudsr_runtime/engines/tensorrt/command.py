@@ -6,12 +6,12 @@ import dataclasses
 import time
 from pathlib import Path
 
-from tudsr_runtime.build.inspection import inspect, outline
-from tudsr_runtime.build.library import choose_target, open_library
-from tudsr_runtime.build.store import EngineFolder, Reporter, Wanted, ensure_engines
-from tudsr_runtime.build.triton import write_repository
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines import Choice, split_device
+from tudsr_runtime.engines.tensorrt.inspection import inspect, outline
+from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines
+from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.terminal import Terminal
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.build.listen import BuildLog, make_logger
 from tudsr_runtime.bundle import TensorSpec
-from tudsr_runtime.cuda import call
 from tudsr_runtime.engines import as_engine_error
+from tudsr_runtime.engines.tensorrt.build_log import BuildLog, make_logger
+from tudsr_runtime.engines.tensorrt.cuda import call
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, TudsrError
 from tudsr_runtime.geometry import FloatArray
 
@@ -98,7 +98,7 @@ class Device:
         self("cudaSetDevice", self.number)
 
     def __call__(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; raises as `tudsr_runtime.cuda.call`."""
+        """Call a function of the CUDA runtime; raises as `tudsr_runtime.engines.tensorrt.cuda.call`."""
         return call(self.cuda, function, *arguments)
 
     def holdings(self) -> Holdings:

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT for RTX: engines that `tudsr build` made, on an NVIDIA GPU, without torch.
 
 An engine is executable code. It is read from the user's own cache or the folder that was named, only after
-its record (`tudsr_runtime.build.record`) fits the library, the GPU and the bundle's graphs, and only if its
-bytes have the recorded SHA-256; code in it for the host is not allowed to run.
+its record (`tudsr_runtime.engines.tensorrt.record`) fits the library, the GPU and the bundle's graphs, and
+only if its bytes have the recorded SHA-256; code in it for the host is not allowed to run.
 
 Nobody has run this on a GPU yet: what the tests show is shown with stand-ins for both libraries.
 """
@@ -17,15 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tudsr_runtime.build.builder import tensor_spec
-from tudsr_runtime.build.kernels import KernelCache
-from tudsr_runtime.build.library import INSTALL, TARGETS, Library, open_library
-from tudsr_runtime.build.record import Plan, engine_folder, read_plan, read_record
 from tudsr_runtime.bundle import TensorSpec, Variant, open_bundle
-from tudsr_runtime.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines import Engine, Precision, Target, TileFunction, Unavailable, split_device
 from tudsr_runtime.engines import graph_precision as choose_precision
-from tudsr_runtime.engines.chain import SLOTS, Chain, Device, Loaded
+from tudsr_runtime.engines.tensorrt.builder import tensor_spec
+from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
+from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, Loaded
+from tudsr_runtime.engines.tensorrt.kernels import KernelCache
+from tudsr_runtime.engines.tensorrt.library import INSTALL, TARGETS, Library, open_library
+from tudsr_runtime.engines.tensorrt.record import Plan, engine_folder, read_plan, read_record
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 from tudsr_runtime.geometry import FloatArray
 

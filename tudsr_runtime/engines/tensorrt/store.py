@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write
-from tudsr_runtime.build.builder import BuiltEngine, build_engine
-from tudsr_runtime.build.library import Library
-from tudsr_runtime.build.lock import exclusive
-from tudsr_runtime.build.record import (
+from tudsr_runtime.bundle import Bundle, BundleFile, Variant
+from tudsr_runtime.cache import cache_folder
+from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
+from tudsr_runtime.engines.tensorrt.library import Library
+from tudsr_runtime.engines.tensorrt.lock import exclusive
+from tudsr_runtime.engines.tensorrt.record import (
     RECORD_NAME,
     SCHEMA_VERSION,
     EngineRecord,
@@ -28,8 +30,6 @@ from tudsr_runtime.build.record import (
     engine_variants,
     read_record,
 )
-from tudsr_runtime.bundle import Bundle, BundleFile, Variant
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError, TudsrError
 
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tudsr_runtime.cuda import find_gpu
+from tudsr_runtime.engines.tensorrt.cuda import find_gpu
 from tudsr_runtime.errors import DeviceError, UsageError
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
-from tudsr_runtime.build.record import EngineRecord, read_plan, read_record
 from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
+from tudsr_runtime.engines.tensorrt.record import EngineRecord, read_plan, read_record
 from tudsr_runtime.errors import DeviceError, UsageError
 
 DTYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
