@@ -15,8 +15,8 @@ from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
 
 if TYPE_CHECKING:
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import ExportPlan
+    from tudsr_export.export import ExportPlan
+    from tudsr_export.gates import Report
 
 PRECISIONS = ("fp16", "fp32")
 UNKNOWN_LICENCE = "unspecified"
@@ -67,8 +67,8 @@ def run(options: ExportOptions) -> None:
     if options.licence == UNKNOWN_LICENCE:
         _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import export_bundle
+    from tudsr_export.export import export_bundle
+    from tudsr_export.gates import Report
 
     plan = plan_of()
     _make_parent(options.output)
@@ -104,7 +104,7 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
 
     def plan() -> ExportPlan:
-        from tudsr_export.pipeline import ExportPlan
+        from tudsr_export.export import ExportPlan
 
         return ExportPlan(
             options.base,

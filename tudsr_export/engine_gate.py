@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tudsr_export.component import Graph
-from tudsr_export.parity import ENGINES, Measurement, Report
+from tudsr_export.gates import ENGINES, Measurement, Report
+from tudsr_export.part import Graph
 from tudsr_runtime.engines.tensorrt import BuiltEngine, Library, build_engine, open_library
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 

@@ -16,8 +16,8 @@ from diffusers.utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from tudsr_export.gates import require_finite
 from tudsr_export.layouts import EPSILON, RESIDUAL, Lora, StageAdapter, read_adapter
-from tudsr_export.parity import require_finite
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
 from tudsr_train.generator import Generator, encode_prompt, one_step

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.engines import AUTO, select
-from tudsr_runtime.golden import LEAST_DB, require_close, run_golden
+from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
 from tudsr_runtime.terminal import Terminal
 
 

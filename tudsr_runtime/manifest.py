@@ -133,7 +133,7 @@ class Latent:
 @dataclass(frozen=True)
 class Golden:
     """One tile to check engines with: `input` a PNG; per stage, the centre of what it makes of the one
-    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden`)."""
+    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden_tile`)."""
 
     input: BundleFile
     outputs: tuple[BundleFile, ...]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tudsr_export.bundle_writer import bundle_file
-from tudsr_runtime.golden import centre
+from tudsr_runtime.golden_tile import centre
 from tudsr_runtime.manifest import Golden
 
 GOLDEN = "golden"

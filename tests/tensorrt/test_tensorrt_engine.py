@@ -1,4 +1,4 @@
-"""The TensorRT back ends on stand-ins for both libraries and for CUDA (tests/build/fakes.py).
+"""The TensorRT back ends on stand-ins for both libraries and for CUDA (tests/tensorrt/fakes.py).
 
 What this shows: the order of work, the addresses, what is refused, and that everything is freed. What it
 cannot show: that a GPU computes the same, and how fast.
@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import cli
-from tests.build.conftest import Machine
+from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines import Choice, Engine, Target, load_stage, select
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.conftest import Machine
+from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.tensorrt import Library, build_engine, open_library, store
 from tudsr_runtime.engines.tensorrt.inspection import inspect

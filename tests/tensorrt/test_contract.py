@@ -1,7 +1,7 @@
 """Every name and call that the TensorRT back ends and the builder make, bound to the real libraries.
 
-The stand-ins (tests/build/fakes.py) record what is asked of them during a build and a run; here the record is
-held against TensorRT's own Python bindings of 10 and 11, whose names and signatures can be read without a
+The stand-ins (tests/tensorrt/fakes.py) record what is asked of them during a build and a run; here the record
+is held against TensorRT's own Python bindings of 10 and 11, whose names and signatures can be read without a
 GPU, against TensorRT for RTX, and against cuda-bindings.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.build.conftest import Machine
-from tests.build.fakes import Usage
-from tests.build.graphs import write_graph
+from tests.tensorrt.conftest import Machine
+from tests.tensorrt.fakes import Usage
+from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import Choice, Engine, load_stage
 from tudsr_runtime.engines.tensorrt import build_engine

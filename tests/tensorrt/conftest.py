@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.fakes import FakeCuda, FakeTensorRT
 from tests.runtime.conftest import write_bundle
+from tests.tensorrt.fakes import FakeCuda, FakeTensorRT
 from tudsr_runtime.engines import open_backend
 from tudsr_runtime.engines.tensorrt import Library
 from tudsr_runtime.engines.tensorrt.backend import TensorRT

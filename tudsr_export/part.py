@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tudsr_export.islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
+from tudsr_export.float32_graph import widen
+from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
+from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
 from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
-from tudsr_export.parity import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
-from tudsr_export.widen import widen
 
 TENSOR_DTYPES = {"fp32": "float32", "fp16": "float16"}
 

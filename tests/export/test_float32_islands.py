@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from tests.export.conftest import Source, export, make_adapter, make_nano
-from tudsr_export.islands import (
+from tudsr_export.float32_islands import (
     NONE,
     Float32Island,
     Islands,
@@ -128,8 +128,8 @@ def loud_source(folder: Path) -> Source:
 
 def test_an_export_keeps_an_island_says_so_and_passes_every_gate(tmp_path):
     lines: list[str] = []
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import export_bundle
+    from tudsr_export.export import export_bundle
+    from tudsr_export.gates import Report
 
     source = loud_source(tmp_path)
     export_bundle(source.plan(tmp_path / "out", "fp16", stages=(1,)), Report(), lines.append)
@@ -144,12 +144,12 @@ def test_an_export_keeps_an_island_says_so_and_passes_every_gate(tmp_path):
 
 
 def test_without_islands_the_same_export_fails(tmp_path, monkeypatch):
-    from tudsr_export import component
+    from tudsr_export import part
 
     def none(module, tiles, limit):
         del limit
         return NONE, *run_scanned(module, tiles)
 
-    monkeypatch.setattr(component, "find_islands", none)
+    monkeypatch.setattr(part, "find_islands", none)
     with pytest.raises(NotFiniteError, match="fp16_range, unet_stage1"):
         export(loud_source(tmp_path).plan(tmp_path / "out", "fp16", stages=(1,)))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.export.test_bundle_equals_generator import export
+from tudsr_export.float32_graph import WIDE_NAME, widen
+from tudsr_export.gates import run_onnx
 from tudsr_export.onnx_export import Port, export_onnx
-from tudsr_export.parity import run_onnx
-from tudsr_export.widen import WIDE_NAME, widen
 from tudsr_runtime.bundle import open_bundle
 
 SHAPE = (1, 8, 16, 16)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.build.graphs import write_graph
+from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.tensorrt import TARGETS, Library, build_engine, open_library
 from tudsr_runtime.engines.tensorrt.build_log import Phases

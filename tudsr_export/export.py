@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tudsr_export.bundle_writer import DECODER, BundleFacts, write_bundle_files
 from tudsr_export.calibration import calibration_tiles, synthetic_tile
-from tudsr_export.component import Graph, Part, Shape, write_graphs
 from tudsr_export.engine_gate import build_all
-from tudsr_export.golden import write_golden
+from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
+from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, denoised, merge_adapter
-from tudsr_export.parity import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
+from tudsr_export.part import Graph, Part, Shape, write_graphs
 from tudsr_export.round_trip import RoundTrip
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import MANIFEST_NAME

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.build.conftest import Machine
+from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.engines.tensorrt.triton import write_repository
