@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle
-from tudsr_runtime.engines import Choice, Engine, load_stage
+from tudsr_runtime.engines.backend import Choice, Engine, load_stage
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.manifest import Golden

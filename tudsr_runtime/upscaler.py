@@ -15,8 +15,8 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.engines import AUTO, Choice, StageRunner, select
-from tudsr_runtime.engines.loaded import LoadedEngines, Notify
+from tudsr_runtime.engines.backend import AUTO, Choice, StageRunner, select
+from tudsr_runtime.engines.stages import LoadedEngines, Notify
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.in_memory import like, to_picture
@@ -38,8 +38,8 @@ class Upscaler:
 
     Args:
         bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
-        backend: "auto" or a name in `tudsr_runtime.engines.BACKENDS`.
-        device: "auto" or a name in `tudsr_runtime.engines.DEVICES`, numbered if need be: "cuda:1".
+        backend: "auto" or a name in `tudsr_runtime.engines.backend.BACKENDS`.
+        device: "auto" or a name in `tudsr_runtime.engines.backend.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tudsr_runtime import engines
 from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, open_bundle
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines import backend as engines
+from tudsr_runtime.engines.backend import (
     Choice,
     Engine,
     Precision,

@@ -13,7 +13,7 @@ from skimage import data
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.command import parse_strength
-from tudsr_runtime.engines import Precision
+from tudsr_runtime.engines.backend import Precision
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.guard import find_fault
 
@@ -62,8 +62,8 @@ def upscaler_with(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """`upscaler_with(backend)`: an Upscaler on it, and what it told its user."""
 
     def make(backend: FakeBackend, **options: Any) -> tuple[Upscaler, list[str]]:
-        for module in ("", ".loaded"):
-            monkeypatch.setattr(f"tudsr_runtime.engines{module}.open_backend", lambda _: backend)
+        for module in ("backend", "stages"):
+            monkeypatch.setattr(f"tudsr_runtime.engines.{module}.open_backend", lambda _: backend)
         notes: list[str] = []
         return Upscaler(bundle, overlap=24, notify=notes.append, **options), notes
 
@@ -178,8 +178,8 @@ def test_the_command_starts_the_picture_again(
     import cli
 
     backend = FakeBackend(fp32=exhausted_at(128))
-    for module in ("", ".loaded"):
-        monkeypatch.setattr(f"tudsr_runtime.engines{module}.open_backend", lambda _: backend)
+    for module in ("backend", "stages"):
+        monkeypatch.setattr(f"tudsr_runtime.engines.{module}.open_backend", lambda _: backend)
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     words = ["upscale", str(tmp_path / "photo.png"), "--bundle", str(bundle.folder), "--overlap", "24"]
     cli.app(words, standalone_mode=False)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Choice, Precision, Target, load_stage, openvino, select
+from tudsr_runtime.engines import openvino
+from tudsr_runtime.engines.backend import Choice, Precision, Target, load_stage, select
 from tudsr_runtime.engines.openvino import OpenVino
 from tudsr_runtime.errors import BundleError, DeviceError
 
@@ -164,7 +165,7 @@ FREED_ELSEWHERE = """
 import gc, os, signal, sys, threading, time
 from pathlib import Path
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Target
+from tudsr_runtime.engines.backend import Target
 from tudsr_runtime.engines.openvino import OpenVino
 
 # A shell starts what runs in the background with this signal ignored.

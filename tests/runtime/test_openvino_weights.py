@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Target, openvino_weights
 from tudsr_runtime.engines import openvino as openvino_backend
+from tudsr_runtime.engines import openvino_weights
+from tudsr_runtime.engines.backend import Target
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import OutputError
 

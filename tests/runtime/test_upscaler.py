@@ -17,7 +17,7 @@ import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import COLOR_METHODS
-from tudsr_runtime.engines import Choice, Precision
+from tudsr_runtime.engines.backend import Choice, Precision
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.resample import resize, upsample
 
@@ -48,7 +48,7 @@ def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str
             return None
 
     FakeBackend.load = staticmethod(load)  # type: ignore[attr-defined]
-    monkeypatch.setattr("tudsr_runtime.engines.open_backend", lambda _: FakeBackend())
+    monkeypatch.setattr("tudsr_runtime.engines.backend.open_backend", lambda _: FakeBackend())
     return made
 
 

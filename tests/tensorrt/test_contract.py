@@ -26,7 +26,7 @@ from tests.tensorrt.conftest import Machine
 from tests.tensorrt.fakes import Usage
 from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Choice, Engine, load_stage
+from tudsr_runtime.engines.backend import Choice, Engine, load_stage
 from tudsr_runtime.engines.tensorrt import build_engine
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Watcher, make_logger, make_monitor
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines

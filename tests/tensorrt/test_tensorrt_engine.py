@@ -21,7 +21,7 @@ from PIL import Image
 import cli
 from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.engines import Choice, Engine, Target, load_stage, select
+from tudsr_runtime.engines.backend import Choice, Engine, Target, load_stage, select
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines

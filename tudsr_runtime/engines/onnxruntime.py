@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.bundle import TensorSpec, Variant
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
@@ -54,7 +54,7 @@ IDENTITY_GRAPH = (
 
 
 class OnnxRuntime:
-    """The `onnxruntime` back end (see `tudsr_runtime.engines.Backend`)."""
+    """The `onnxruntime` back end (see `tudsr_runtime.engines.backend.Backend`)."""
 
     def probe(self, device: str) -> Unavailable | None:
         """None if ONNX Runtime is installed and starts on `device`."""
@@ -77,7 +77,7 @@ class OnnxRuntime:
         return graph_precision(asked, offered, "fp32" if device == "cpu" else None)
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
-        """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
+        """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
         session = _open_session(str(graph), target.device, target.threads)
         _check_interface(graph, "input", session.get_inputs(), variant.inputs)
         _check_interface(graph, "output", session.get_outputs(), variant.outputs)

@@ -18,7 +18,7 @@ import numpy as np
 
 from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.cache import cache_folder
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines.backend import (
     AUTO,
     Engine,
     Precision,
@@ -43,7 +43,7 @@ MAX_STREAMS = 4
 
 
 class OpenVino:
-    """The `openvino` back end (see `tudsr_runtime.engines.Backend`)."""
+    """The `openvino` back end (see `tudsr_runtime.engines.backend.Backend`)."""
 
     def probe(self, device: str) -> Unavailable | None:
         """None if OpenVINO is installed and knows `device`."""
@@ -73,7 +73,7 @@ class OpenVino:
         return Precision("fp32", f"the processor has no {fast}")
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
-        """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
+        """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
         core = open_core()
         try:
             model = core.read_model(str(graph))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tudsr_runtime.bundle import TensorSpec, Variant, open_bundle
-from tudsr_runtime.engines import Engine, Precision, Target, TileFunction, Unavailable, split_device
-from tudsr_runtime.engines import graph_precision as choose_precision
+from tudsr_runtime.engines.backend import Engine, Precision, Target, TileFunction, Unavailable, split_device
+from tudsr_runtime.engines.backend import graph_precision as choose_precision
 from tudsr_runtime.engines.tensorrt.builder import tensor_spec
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, Loaded
@@ -31,7 +31,7 @@ from tudsr_runtime.geometry import FloatArray
 
 
 class TensorRT:
-    """A back end (see `tudsr_runtime.engines.Backend`); `name` is "tensorrt" or "tensorrt-rtx"."""
+    """A back end (see `tudsr_runtime.engines.backend.Backend`); `name` is "tensorrt" or "tensorrt-rtx"."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -50,12 +50,12 @@ class TensorRT:
         return None
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
-        """What the graphs say is what runs (see `tudsr_runtime.engines.Backend.precision`)."""
+        """What the graphs say is what runs (see `tudsr_runtime.engines.backend.Backend.precision`)."""
         del device
         return choose_precision(asked, offered)
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
-        """Load the engine that was built from one graph (see `tudsr_runtime.engines.Backend.load`).
+        """Load the engine that was built from one graph (see `tudsr_runtime.engines.backend.Backend.load`).
 
         Raises:
             DeviceError: there is none, it is not for this GPU or library, or it is not what was built.
@@ -196,7 +196,7 @@ class TensorRTEngine:
     _lock: Any = field(default_factory=threading.RLock)
 
     def run(self, x: FloatArray) -> FloatArray:
-        """Run the graph (see `tudsr_runtime.engines.Engine.run`)."""
+        """Run the graph (see `tudsr_runtime.engines.backend.Engine.run`)."""
         return self.joined([self])(x)
 
     def joined(self, engines: Sequence[TensorRTEngine]) -> Callable[[FloatArray], FloatArray]:

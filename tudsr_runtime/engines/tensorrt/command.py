@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.engines import Choice, split_device
+from tudsr_runtime.engines.backend import Choice, split_device
 from tudsr_runtime.engines.tensorrt.inspection import inspect, outline
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines

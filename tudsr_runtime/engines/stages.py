@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from tudsr_runtime.bundle import Bundle
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines.backend import (
     Choice,
     Engine,
     Precision,
