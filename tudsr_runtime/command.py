@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tudsr_runtime.batch import Batch
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
-from tudsr_runtime.engines.backend import BY_NAME
+from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
 from tudsr_runtime.image_io import Metadata

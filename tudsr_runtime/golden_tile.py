@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle
-from tudsr_runtime.engines.backend import Choice, Engine, load_stage
+from tudsr_runtime.engines.backend import Choice
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.manifest import Golden
@@ -52,12 +53,8 @@ def run_golden(bundle: Bundle, golden: Golden, choice: Choice, threads: int | No
         BundleError: the tile or what is stored of it has another size than the manifest says.
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
-    loaded: dict[str, Engine] = {}
-    try:
-        return list(_figures(bundle, golden, choice, threads, loaded))
-    finally:
-        for engine in loaded.values():
-            engine.close()
+    with LoadedEngines(bundle, choice, threads) as engines:
+        return list(_figures(bundle, golden, engines))
 
 
 def require_close(figures: list[Figure]) -> None:
@@ -71,12 +68,10 @@ def require_close(figures: list[Figure]) -> None:
             )
 
 
-def _figures(
-    bundle: Bundle, golden: Golden, choice: Choice, threads: int | None, loaded: dict[str, Engine]
-) -> Iterator[Figure]:
+def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator[Figure]:
     x = _read_tile(bundle, golden)
-    for stage, stored in zip(bundle.manifest.stages, golden.outputs, strict=True):
-        output = load_stage(bundle, stage, choice, threads, loaded).run(x)
+    for index, (stage, stored) in enumerate(zip(bundle.manifest.stages, golden.outputs, strict=True)):
+        output = engines.stage(index).run(x)
         if not np.isfinite(output).all():
             raise NotFiniteError(f"{stage.name} made NaN or infinity of the golden tile")
         x = np.clip(output, -1, 1)

@@ -30,7 +30,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str, Any]:
+def fake_engines(install_backend: Callable[..., None], fake_engine: type) -> dict[str, Any]:
     """Engines that return their input in place of a back end's; by component, as they are loaded."""
     made: dict[str, Any] = {}
 
@@ -48,7 +48,7 @@ def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str
             return None
 
     FakeBackend.load = staticmethod(load)  # type: ignore[attr-defined]
-    monkeypatch.setattr("tudsr_runtime.engines.backend.open_backend", lambda _: FakeBackend())
+    install_backend(FakeBackend())
     return made
 
 

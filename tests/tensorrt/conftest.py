@@ -11,7 +11,7 @@ import pytest
 
 from tests.runtime.conftest import write_bundle
 from tests.tensorrt.fakes import FakeCuda, FakeTensorRT
-from tudsr_runtime.engines.backend import open_backend
+from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.engines.tensorrt import Library
 from tudsr_runtime.engines.tensorrt.backend import TensorRT
 

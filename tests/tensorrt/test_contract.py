@@ -26,7 +26,8 @@ from tests.tensorrt.conftest import Machine
 from tests.tensorrt.fakes import Usage
 from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines.backend import Choice, Engine, load_stage
+from tudsr_runtime.engines.backend import Choice
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt import build_engine
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Watcher, make_logger, make_monitor
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
@@ -46,13 +47,8 @@ def usage(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> Usage:
     """What a build that fails, one that does not, and a run of a stage ask of the library."""
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=64))
     ensure_engines(Wanted(bundle, machine.library, "sm89"))
-    loaded: dict[str, Engine] = {}
-    choice = Choice(machine.name, "cuda", "for the test")
-    load_stage(bundle, bundle.manifest.stages[0], choice, loaded=loaded).run(
-        np.zeros((1, 3, 64, 64), np.float32)
-    )
-    for engine in loaded.values():
-        engine.close()
+    with LoadedEngines(bundle, Choice(machine.name, "cuda", "for the test")) as loaded:
+        loaded.stage(0).run(np.zeros((1, 3, 64, 64), np.float32))
     build_engine(write_graph(tmp_path / "cast.onnx", "Cast"), "sm89", machine.library)
     with pytest.raises(DeviceError, match="No importer registered for op"):
         build_engine(write_graph(tmp_path / "foreign.onnx", "MyThing", domain="x"), "sm89", machine.library)

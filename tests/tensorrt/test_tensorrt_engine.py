@@ -21,7 +21,9 @@ from PIL import Image
 import cli
 from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.engines.backend import Choice, Engine, Target, load_stage, select
+from tudsr_runtime.engines.backend import Choice, Engine, Target
+from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
@@ -58,24 +60,23 @@ def tile(seed: int = 0) -> np.ndarray:
 
 @pytest.mark.usefixtures("engines")
 def test_a_stage_runs_as_one_graph(machine: Machine, bundle: Bundle) -> None:
-    loaded: dict[str, Engine] = {}
-    stage = load_stage(bundle, bundle.manifest.stages[0], choice(machine), loaded=loaded)
+    stage = LoadedEngines(bundle, choice(machine)).stage(0)
     y = stage.run(tile())
     assert (y.dtype, y.shape) == (np.float32, (1, 3, 64, 64))
     assert np.abs(y - (tile() + 0.25)).max() <= 2e-3
     assert machine.cuda.launches == 1
     assert stage.parallel == SLOTS
-    for engine in loaded.values():
+    for engine in stage.engines:
         engine.close()
         engine.close()
 
 
 @pytest.mark.usefixtures("engines")
 def test_engines_that_are_dropped_free_what_they_held(machine: Machine, bundle: Bundle) -> None:
-    loaded: dict[str, Engine] = {}
-    stage = load_stage(bundle, bundle.manifest.stages[0], choice(machine), loaded=loaded)
+    loaded = LoadedEngines(bundle, choice(machine))
+    stage = loaded.stage(0)
     stage.run(tile())
-    loaded.clear()
+    assert not loaded.give_way(tile=64)
     assert np.abs(stage.run(tile()) - (tile() + 0.25)).max() <= 2e-3
     del stage
     assert machine.cuda.live() == 0
@@ -83,28 +84,23 @@ def test_engines_that_are_dropped_free_what_they_held(machine: Machine, bundle: 
 
 @pytest.mark.usefixtures("engines")
 def test_only_the_ends_of_a_stage_travel_to_and_from_the_host(machine: Machine, bundle: Bundle) -> None:
-    loaded: dict[str, Engine] = {}
-    stage = load_stage(bundle, bundle.manifest.stages[0], choice(machine), loaded=loaded)
-    machine.cuda._usage.calls.clear()
-    stage.run(tile())
+    with LoadedEngines(bundle, choice(machine)) as loaded:
+        stage = loaded.stage(0)
+        machine.cuda._usage.calls.clear()
+        stage.run(tile())
     copies = [call for call in machine.cuda._usage.calls if call[0] == "cudaMemcpyAsync"]
     assert [call[1][3] for call in copies] == ["up", "down"]
     assert {call[1][2] for call in copies} == {3 * 64 * 64 * 2}
     assert len({call[1][4] for call in copies}) == 2, "one stream up, another one down"
-    for engine in loaded.values():
-        engine.close()
 
 
 @pytest.mark.usefixtures("engines")
 def test_many_threads_get_their_own_results(machine: Machine, bundle: Bundle) -> None:
-    loaded: dict[str, Engine] = {}
-    stages = [load_stage(bundle, stage, choice(machine), loaded=loaded) for stage in bundle.manifest.stages]
-    with ThreadPoolExecutor(6) as pool:
+    with LoadedEngines(bundle, choice(machine)) as loaded, ThreadPoolExecutor(6) as pool:
+        stages = [loaded.stage(index) for index in range(2)]
         found = list(pool.map(lambda i: stages[i % 2].run(tile(i)), range(24)))
     for i, y in enumerate(found):
         assert np.abs(y - (tile(i) + 0.25)).max() <= 2e-3
-    for engine in loaded.values():
-        engine.close()
 
 
 @pytest.mark.usefixtures("engines")
@@ -249,7 +245,7 @@ def test_an_engine_with_other_tensors_than_the_manifest_is_refused(
         decoder["file"], encoder["file"] = encoder["file"], decoder["file"]
 
     rewrite(engines, swap)
-    with pytest.raises(BundleError, match=r"the engine of vae_encoder has .* the manifest says"):
+    with pytest.raises(BundleError, match=r"the engine of vae_encoder: its input is .* the manifest says"):
         load(machine, bundle, component="vae_encoder")
 
 

@@ -17,16 +17,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tudsr_runtime.bundle import TensorSpec, Variant, open_bundle
-from tudsr_runtime.engines.backend import Engine, Precision, Target, TileFunction, Unavailable, split_device
+from tudsr_runtime.bundle import Variant, open_bundle
+from tudsr_runtime.engines.backend import (
+    End,
+    Engine,
+    Precision,
+    Target,
+    TileFunction,
+    Unavailable,
+    as_end,
+    check_interface,
+    split_device,
+)
 from tudsr_runtime.engines.backend import graph_precision as choose_precision
 from tudsr_runtime.engines.tensorrt.builder import tensor_spec
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
-from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, Loaded
+from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, LoadedEngine
 from tudsr_runtime.engines.tensorrt.kernels import KernelCache
 from tudsr_runtime.engines.tensorrt.library import INSTALL, TARGETS, Library, open_library
-from tudsr_runtime.engines.tensorrt.record import Plan, engine_folder, read_plan, read_record
-from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
+from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
+from tudsr_runtime.errors import DeviceError, TudsrError
 from tudsr_runtime.geometry import FloatArray
 
 
@@ -127,7 +137,9 @@ class _Runtime:
             self.device.use()
             engine = self._deserialize(name, data)
         _check_interface(name, engine, variant, plan)
-        loaded = Loaded(name, engine, variant.inputs[0], variant.outputs[0], lambda: self._context(engine))
+        loaded = LoadedEngine(
+            name, engine, variant.inputs[0], variant.outputs[0], lambda: self._context(engine)
+        )
         return TensorRTEngine(self, loaded)
 
     def release(self) -> None:
@@ -140,7 +152,7 @@ class _Runtime:
         self._runtime = None
         self.device.close()
 
-    def _read(self, graph: Path, variant: Variant, target: Target) -> tuple[Plan, bytes]:
+    def _read(self, graph: Path, variant: Variant, target: Target) -> tuple[BuiltPlan, bytes]:
         """The engine of a graph: its record, which fits, and its bytes, which are those recorded."""
         folder = target.engines
         if folder is None:
@@ -190,7 +202,7 @@ class TensorRTEngine:
     """An engine on a GPU. `run` may be called from several threads; `SLOTS` of them keep the GPU busy."""
 
     runtime: _Runtime
-    loaded: Loaded
+    loaded: LoadedEngine
     parallel: int = SLOTS
     _chains: dict[tuple[int, ...], Chain] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.RLock)
@@ -226,16 +238,15 @@ class TensorRTEngine:
             self.close()
 
 
-def _check_interface(name: str, engine: Any, variant: Variant, plan: Plan) -> None:
+def _check_interface(name: str, engine: Any, variant: Variant, plan: BuiltPlan) -> None:
     """The engine's own tensors, and those of its record, are what the manifest lists."""
-    found: dict[str, list[TensorSpec]] = {"INPUT": [], "OUTPUT": []}
+    found: dict[str, list[End]] = {"INPUT": [], "OUTPUT": []}
     for i in range(engine.num_io_tensors):
         tensor = engine.get_tensor_name(i)
         spec = tensor_spec(tensor, engine.get_tensor_dtype(tensor).name, engine.get_tensor_shape(tensor))
-        found[engine.get_tensor_mode(tensor).name].append(spec)
-    listed = (variant.inputs, variant.outputs)
-    if (tuple(found["INPUT"]), tuple(found["OUTPUT"])) != listed or (plan.inputs, plan.outputs) != listed:
-        raise BundleError(f"the engine of {name} has {found}, the manifest says {listed}")
+        found[engine.get_tensor_mode(tensor).name].append(as_end(spec))
+    check_interface(f"the engine of {name}", found["INPUT"], found["OUTPUT"], variant)
+    check_interface(f"the record of {name}", map(as_end, plan.inputs), map(as_end, plan.outputs), variant)
 
 
 def _reasons(trt: Any, diagnostics: Any) -> str:
@@ -245,4 +256,5 @@ def _reasons(trt: Any, diagnostics: Any) -> str:
     return ", ".join(names).lower().replace("_", " ") or f"reason {int(diagnostics)}"
 
 
-BACKEND = TensorRT("tensorrt")
+TENSORRT, TENSORRT_RTX = TensorRT("tensorrt"), TensorRT("tensorrt-rtx")
+"""Both back ends; the two libraries have the same names."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Progress = Callable[[float, str], None]
+BuildProgress = Callable[[float, str], None]
 """Called with the finished part of a build, 0 to 1, and the name of the phase at work."""
 
 LAYERS = "Layers:\n"
@@ -103,7 +103,7 @@ def make_logger(trt: Any, log: BuildLog) -> Any:
 class Watcher:
     """Receives progress and can end the build: TensorRT asks after every step."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: BuildProgress | None) -> None:
         self._progress = progress
         self._phases = Phases()
         self.stop = False

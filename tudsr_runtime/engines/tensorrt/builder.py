@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tudsr_runtime.bundle import TensorSpec
-from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Progress, Watcher, make_logger, make_monitor
+from tudsr_runtime.engines.tensorrt.build_log import (
+    BuildLog,
+    BuildProgress,
+    Watcher,
+    make_logger,
+    make_monitor,
+)
 from tudsr_runtime.engines.tensorrt.layers import Layer, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
-DTYPES = {"HALF": "float16", "FLOAT": "float32"}
+TENSOR_TYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}
 POLL_SECONDS = 0.1
 T = TypeVar("T")
@@ -67,7 +73,7 @@ def build_engine(
     library: str | Library = "tensorrt-rtx",
     *,
     timing_cache: bytes = b"",
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> BuiltEngine:
     """Build one ONNX graph, whose external weights lie beside it.
 
@@ -93,7 +99,7 @@ def build_engine(
 class _Build:
     """One build. TensorRT's objects must not outlive the logger, so that all are kept here."""
 
-    def __init__(self, library: Library, graph: Path, target: str, progress: Progress | None) -> None:
+    def __init__(self, library: Library, graph: Path, target: str, progress: BuildProgress | None) -> None:
         self._library, self._graph, self._target = library, graph, target
         self._trt = library.module
         self._log = BuildLog()
@@ -210,11 +216,11 @@ def tensor_spec(name: str, kind: str, shape: Iterable[int]) -> TensorSpec:
         BundleError: its type or shape is none that a bundle's graph has.
     """
     sides = tuple(shape)
-    if kind not in DTYPES or min(sides, default=1) < 1:
+    if kind not in TENSOR_TYPES or min(sides, default=1) < 1:
         raise BundleError(
             f"tensor {name!r} is {kind.lower()} {sides}; graphs take and give fixed half or float"
         )
-    return TensorSpec(name, DTYPES[kind], sides)
+    return TensorSpec(name, TENSOR_TYPES[kind], sides)
 
 
 def _wait(work: Callable[[], T], watcher: Watcher) -> T:

@@ -130,7 +130,7 @@ class Device:
 
 
 @dataclass
-class Loaded:
+class LoadedEngine:
     """A deserialised engine and its one input and output. `context` makes an execution context of it."""
 
     name: str
@@ -163,7 +163,7 @@ class Chain:
         MemoryExhausted: buffers do not fit. DeviceError: TensorRT refused them.
     """
 
-    def __init__(self, device: Device, engines: Sequence[Loaded]) -> None:
+    def __init__(self, device: Device, engines: Sequence[LoadedEngine]) -> None:
         self._device, self._engines = device, tuple(engines)
         self._holdings = device.holdings()
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tudsr_runtime.engines.tensorrt.layers import Layer
-from tudsr_runtime.engines.tensorrt.record import EngineRecord, Plan
+from tudsr_runtime.engines.tensorrt.record import BuiltPlan, EngineRecord
 
 SHOWN_FUSIONS = 5
 
@@ -42,7 +42,7 @@ def inspect(folder: Path, record: EngineRecord) -> Iterator[str]:
         yield from _fusions(layers)
 
 
-def read_listing(folder: Path, plan: Plan) -> tuple[Layer, ...]:
+def read_listing(folder: Path, plan: BuiltPlan) -> tuple[Layer, ...]:
     """The layers of an engine, as they were listed when it was built."""
     listed = json.loads((folder / plan.layers.path).read_text(encoding="utf-8"))
     return tuple(
@@ -60,7 +60,7 @@ def _fusions(layers: tuple[Layer, ...]) -> Iterator[str]:
         yield f"    {len(layer.nodes):>3}  {layer.name}: {shown}"
 
 
-def _tensors(plan: Plan) -> str:
+def _tensors(plan: BuiltPlan) -> str:
     sides = [
         ", ".join(f"{one.name} {one.dtype} {'x'.join(map(str, one.shape))}" for one in side)
         for side in (plan.inputs, plan.outputs)

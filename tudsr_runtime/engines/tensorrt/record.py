@@ -27,7 +27,7 @@ MAX_RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltPlan:
     """One engine of a folder: the serialised engine `file`, its listing of `layers`, and the graph's files.
 
     `component` is a name of `engine_variants`. `graph` holds the ONNX file and its external weights with
@@ -57,7 +57,7 @@ class EngineRecord:
     platform: str
     bundle: str
     bundle_sha256: str
-    plans: dict[str, Plan]
+    plans: dict[str, BuiltPlan]
 
     def to_json(self) -> str:
         """The text of engine.json."""
@@ -149,7 +149,7 @@ def library_of_engines(folder: Path, asked: str) -> str:
     return library
 
 
-def read_plan(folder: Path, plan: Plan) -> bytes:
+def read_plan(folder: Path, plan: BuiltPlan) -> bytes:
     """The bytes of an engine, which are those that were built. Raises DeviceError if they are not."""
     path = folder / plan.file.path
     try:
@@ -175,8 +175,8 @@ def _record(value: dict[str, Any]) -> EngineRecord:
     return EngineRecord(**value, plans=plans)
 
 
-def _plan(value: dict[str, Any]) -> Plan:
-    plan = Plan(
+def _plan(value: dict[str, Any]) -> BuiltPlan:
+    plan = BuiltPlan(
         component=str(value["component"]),
         file=BundleFile(**value["file"]),
         layers=BundleFile(**value["layers"]),

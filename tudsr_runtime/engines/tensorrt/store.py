@@ -17,20 +17,21 @@ from pathlib import Path
 from tudsr_runtime.atomic import atomic_dir, atomic_write
 from tudsr_runtime.bundle import Bundle, BundleFile, Variant
 from tudsr_runtime.cache import cache_folder
+from tudsr_runtime.engines.backend import as_end, check_interface
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.engines.tensorrt.lock import exclusive
 from tudsr_runtime.engines.tensorrt.record import (
     RECORD_NAME,
     SCHEMA_VERSION,
+    BuiltPlan,
     EngineRecord,
-    Plan,
     engine_cache,
     engine_folder,
     engine_variants,
     read_record,
 )
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError, TudsrError
+from tudsr_runtime.errors import DeviceError, OutputError, TudsrError
 
 
 class Reporter:
@@ -159,7 +160,9 @@ def recorded() -> Iterator[EngineRecord]:
             yield read_record(file.parent)
 
 
-def expected_seconds(library: Library, graph_bytes: int, just_built: Iterable[Plan] = ()) -> float | None:
+def expected_seconds(
+    library: Library, graph_bytes: int, just_built: Iterable[BuiltPlan] = ()
+) -> float | None:
     """How long the graph nearest in size took that this machine has built, scaled by the sizes; of equals,
     the one `just_built`.
 
@@ -183,7 +186,7 @@ def _graph_bytes(files: Iterable[BundleFile]) -> int:
 def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
     library, bundle = wanted.library, wanted.bundle
     timings = _Timings(library, wanted.target)
-    plans: dict[str, Plan] = {}
+    plans: dict[str, BuiltPlan] = {}
     with atomic_dir(path, overwrite=True) as partial:
         for number, (name, variant) in enumerate(wanted.variants.items(), 1):
             expected = expected_seconds(library, _graph_bytes(variant.files), plans.values())
@@ -196,7 +199,7 @@ def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
                 progress=reporter.progress,
             )
             timings.data = built.timing_cache
-            _check_interface(variant, built)
+            check_interface(variant.model, map(as_end, built.inputs), map(as_end, built.outputs), variant)
             plans[variant.model] = _write(partial, name, variant, built)
         record = EngineRecord(
             SCHEMA_VERSION,
@@ -213,9 +216,9 @@ def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
     return record
 
 
-def _write(folder: Path, name: str, variant: Variant, built: BuiltEngine) -> Plan:
+def _write(folder: Path, name: str, variant: Variant, built: BuiltEngine) -> BuiltPlan:
     listing = json.dumps([dataclasses.asdict(layer) for layer in built.layers], indent=1)
-    return Plan(
+    return BuiltPlan(
         name,
         _write_file(folder, f"{name}.plan", built.plan),
         _write_file(folder, f"{name}.layers.json", listing.encode()),
@@ -229,15 +232,6 @@ def _write(folder: Path, name: str, variant: Variant, built: BuiltEngine) -> Pla
 def _write_file(folder: Path, name: str, data: bytes | memoryview) -> BundleFile:
     (folder / name).write_bytes(data)
     return BundleFile(name, hashlib.sha256(data).hexdigest(), len(data))
-
-
-def _check_interface(variant: Variant, built: BuiltEngine) -> None:
-    for side, listed, actual in (
-        ("input", variant.inputs, built.inputs),
-        ("output", variant.outputs, built.outputs),
-    ):
-        if listed != actual:
-            raise BundleError(f"{variant.model}: its {side} is {actual}, the manifest says {listed}")
 
 
 class _Timings:
