@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tudsr_export.gates import ENGINES, Measurement, Report
 from tudsr_export.part import Graph
-from tudsr_runtime.engines.tensorrt import BuiltEngine, Library, build_engine, open_library
+from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
+from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 
 LIBRARY, TARGET = "tensorrt-rtx", "sm89"

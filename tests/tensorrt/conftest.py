@@ -12,8 +12,8 @@ import pytest
 from tests.runtime.conftest import write_bundle
 from tests.tensorrt.fakes import FakeCuda, FakeTensorRT
 from tudsr_runtime.engines.select import open_backend
-from tudsr_runtime.engines.tensorrt import Library
 from tudsr_runtime.engines.tensorrt.backend import TensorRT
+from tudsr_runtime.engines.tensorrt.library import Library
 
 MakeBundle = Callable[..., Path]
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import TensorSpec
-from tudsr_runtime.engines.tensorrt import TARGETS, Library, build_engine, open_library
 from tudsr_runtime.engines.tensorrt.build_log import Phases
-from tudsr_runtime.engines.tensorrt.library import choose_target
+from tudsr_runtime.engines.tensorrt.builder import build_engine
+from tudsr_runtime.engines.tensorrt.library import TARGETS, Library, choose_target, open_library
 from tudsr_runtime.errors import DeviceError, UsageError
 
 

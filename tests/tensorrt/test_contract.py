@@ -28,8 +28,8 @@ from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
-from tudsr_runtime.engines.tensorrt import build_engine
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Watcher, make_logger, make_monitor
+from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import DeviceError
 

@@ -15,9 +15,11 @@ import pytest
 
 from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.engines.tensorrt import Library, build_engine, open_library, store
+from tudsr_runtime.engines.tensorrt import store
+from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.inspection import inspect
 from tudsr_runtime.engines.tensorrt.layers import read_layers
+from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.lock import exclusive
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
 from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
