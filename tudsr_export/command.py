@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
@@ -19,30 +20,6 @@ if TYPE_CHECKING:
     from tudsr_export.gates import Report
 
 PRECISIONS = ("fp16", "fp32")
-UNKNOWN_LICENCE = "unspecified"
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """The options of `tudsr export`, as its help describes them."""
-
-    base: Path
-    stage1: Path | None
-    stage2: Path | None
-    output: Path
-    merge_lora: bool = True
-    precision: str = "fp16"
-    timesteps: str | None = None
-    prompt: str | None = None
-    batch: tuple[int, ...] = ()
-    tile: tuple[int, ...] = ()
-    name: str | None = None
-    licence: str = UNKNOWN_LICENCE
-    about: Path | None = None
-    overwrite: bool = False
-    engine: tuple[str, ...] = ()
-    target: str | None = None
-    triton: Path | None = None
 
 
 def run(options: ExportOptions) -> None:
@@ -80,7 +57,7 @@ def run(options: ExportOptions) -> None:
     sys.stdout.write(f"{options.output}\n")
     sys.stdout.flush()
     for engine in options.engine:
-        build(str(options.output), engine, options.target, None, None, False)
+        build(BuildOptions(str(options.output), engine, options.target))
     if options.triton is not None:
         triton(str(options.output), options.triton, [])
 

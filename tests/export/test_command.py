@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from tests.export.conftest import TILE, make_adapter
 from tudsr_export import command, part
 from tudsr_export import export as whole_export
-from tudsr_export.command import ExportOptions
+from tudsr_export.options import ExportOptions
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageError
 
@@ -29,7 +29,7 @@ def small_tile(monkeypatch):
 
 
 def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
-    command.run(ExportOptions(base, stage1, stage2, output, **options))
+    command.run(ExportOptions(base, output, stage1, stage2, **options))
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):

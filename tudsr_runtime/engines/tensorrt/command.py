@@ -10,6 +10,7 @@ from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, split_device
 from tudsr_runtime.engines.tensorrt.inspection import inspect, outline
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines
 from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.terminal import Terminal
@@ -48,16 +49,7 @@ class Narrator(Reporter):
         self._terminal.note(f"{self._label}: {fraction:.0%}, {phase.lower()}, {spent:.0f} s{left}")
 
 
-def build(
-    bundle: str,
-    engine: str,
-    target: str | None,
-    output: Path | None,
-    precision: str | None,
-    show_layers: bool,
-    as_json: bool = False,
-    quiet: bool = False,
-) -> None:
+def build(options: BuildOptions) -> None:
     """Build the engines of a bundle, or find them built; prints their folder.
 
     Raises:
@@ -66,18 +58,18 @@ def build(
         DeviceError: the library or GPU is not there, or a graph cannot be built.
         OutputError: the folder cannot be written.
     """
-    terminal = Terminal(quiet)
-    opened = open_bundle(bundle)
-    library = open_library(engine)
-    target, reason = choose_target(library, target)
+    terminal = Terminal(options.quiet)
+    opened = open_bundle(options.bundle)
+    library = open_library(options.engine)
+    target, reason = choose_target(library, options.target)
     terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {opened.manifest.name}")
-    found = _ensure(Wanted(opened, library, target, precision), output, terminal)
-    if as_json:
+    found = _ensure(Wanted(opened, library, target, options.precision), options.output, terminal)
+    if options.as_json:
         terminal.json({"folder": str(found.path), "built": found.built, **dataclasses.asdict(found.record)})
         return
-    for line in inspect(found.path, found.record) if show_layers else ():
+    for line in inspect(found.path, found.record) if options.inspect else ():
         terminal.result(line)
-    if not show_layers:
+    if not options.inspect:
         for line in outline(found.record):
             terminal.note(line)
         terminal.result(found.path)
