@@ -42,7 +42,7 @@ def run(options: ExportOptions) -> None:
     if options.triton is not None and options.triton.exists():
         raise OutputError(f"{options.triton} exists", hint="another folder for --triton, or remove it")
     if options.licence == UNKNOWN_LICENCE:
-        _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
+        _notify("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
     from tudsr_export.export import export_bundle
     from tudsr_export.gates import Report
@@ -51,7 +51,7 @@ def run(options: ExportOptions) -> None:
     _make_parent(options.output)
     report = Report()
     try:
-        export_bundle(plan, report, _say)
+        export_bundle(plan, report, _notify)
     finally:
         _show(report)
     sys.stdout.write(f"{options.output}\n")
@@ -129,7 +129,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"--about {path}: not a readable text file ({error})") from error
 
 
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from tudsr_export.engine_gate import build_all
 from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
-from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, denoised, merge_adapter
+from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
 from tudsr_export.part import Graph, Part, Shape, write_graphs
 from tudsr_export.round_trip import RoundTrip
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import MANIFEST_NAME
+from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import Golden
-from tudsr_train.generator import Generator
+from tudsr_train.generator import Generator, one_step
 
-Say = Callable[[str], None]
 HALF_RETRIES = 4
 """How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
 
@@ -67,7 +67,7 @@ class ExportPlan:
         return tuple(dict.fromkeys((own, *more)))
 
 
-def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
+def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
     """Write the bundle `plan.output`, whole or not at all; the gates' figures are added to `report`.
 
     Raises:
@@ -78,8 +78,8 @@ def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
     with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
         base = Generator.load(plan.base).eval()
         _require_shapes(plan, base)
-        say(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
-        export = _Export(plan, folder, base, report, say)
+        notify(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
+        export = _Export(plan, folder, base, report, notify)
         for stage, adapter in sorted(plan.adapters.items()):
             export.stage(stage, adapter)
         export.autoencoder()
@@ -87,7 +87,7 @@ def export_bundle(plan: ExportPlan, report: Report, say: Say) -> None:
         write_bundle_files(folder, facts, report.as_json())
         export.forget()
         export.trip.compare(folder, plan.precision, report)
-        build_all(folder, export.graphs, report, say)
+        build_all(folder, export.graphs, report, notify)
         write_bundle_files(folder, facts, report.as_json())
 
 
@@ -106,8 +106,10 @@ class _Export:
     far, clamped, and `halved` what the exported modules make of them.
     """
 
-    def __init__(self, plan: ExportPlan, folder: Path, base: Generator, report: Report, say: Say) -> None:
-        self.plan, self.folder, self.base, self.report, self.say = plan, folder, base, report, say
+    def __init__(
+        self, plan: ExportPlan, folder: Path, base: Generator, report: Report, notify: Notify
+    ) -> None:
+        self.plan, self.folder, self.base, self.report, self.notify = plan, folder, base, report, notify
         self.tiles = self.now = self.halved = calibration_tiles(plan.tile)
         self.stages: list[StageSettings] = []
         self.outputs: list[Tensor] = []
@@ -179,7 +181,7 @@ class _Export:
         alpha_t = self.base.alphas_cumprod[settings.timestep]
         z_L = [generator.encode(x) for x in self.now]
         predictions = [generator.predict(z, settings.timestep) for z in z_L]
-        z_H = [denoised(z, p, alpha_t, settings.formula) for z, p in zip(z_L, predictions, strict=True)]
+        z_H = [one_step(z, p, alpha_t, settings.formula) for z, p in zip(z_L, predictions, strict=True)]
         if self.plan.merge:
             self._merge(generator, settings, z_L[0], predictions[0])
         self._restore_photo(generator, settings)
@@ -201,7 +203,7 @@ class _Export:
         def restore(x: Tensor) -> Tensor:
             z_L = generator.encode(x)
             prediction = generator.predict(z_L, settings.timestep)
-            return generator.decode(denoised(z_L, prediction, alpha_t, settings.formula))
+            return generator.decode(one_step(z_L, prediction, alpha_t, settings.formula))
 
         self.trip.through(restore)
 
@@ -219,8 +221,8 @@ class _Export:
             if self._decibels(halved) >= float(HALF.limit or 0):
                 break
             part = max(parts, key=lambda p: p.candidate()[0])
-            part.widen_islands(part.candidate()[1])
-            self.say(f"{subject}: half is not exact enough; {part.name} keeps {_named(part)} in float32")
+            part.keep_in_float32(part.candidate()[1])
+            self.notify(f"{subject}: half is not exact enough; {part.name} keeps {_named(part)} in float32")
             halved = self._in_half(parts)
         self.report.psnr(HALF, subject, torch.cat(halved), torch.cat(self.now), span=2)
         self.halved = halved
@@ -240,9 +242,9 @@ class _Export:
 
     def _write(self, part: Part) -> None:
         """Export one part for every shape, compare, and forget it."""
-        self.say(f"{part.name}: exporting in {self.plan.precision}")
+        self.notify(f"{part.name}: exporting in {self.plan.precision}")
         if part.islands:
-            self.say(f"{part.name}: {_named(part)} stays in float32")
+            self.notify(f"{part.name}: {_named(part)} stays in float32")
             self.islands[part.name] = part.islands.as_json()
         examples = {shape: self._example(part, shape) for shape in self.plan.shapes}
         self.graphs[part.name] = write_graphs(part, self.folder / part.name, examples, self.report)
@@ -256,16 +258,16 @@ class _Export:
         return x, part.module(x)
 
     def _announce(self, settings: StageSettings) -> None:
-        self.say(
+        self.notify(
             f"{settings.name}: {settings.layout} adapter, timestep {settings.timestep}, factor "
             f"{settings.factor} ({settings.reason}); rank {settings.rank}, formula {settings.formula}"
         )
         if settings.encoder != BASE_ENCODER:
-            self.say(f"{settings.name}: the adapter changes the VAE's encoder: {settings.encoder}")
+            self.notify(f"{settings.name}: the adapter changes the VAE's encoder: {settings.encoder}")
         if settings.note:
-            self.say(f"{settings.name}: {settings.note}")
+            self.notify(f"{settings.name}: {settings.note}")
         if settings.prompt_sha256 not in (None, settings.used_prompt_sha256):
-            self.say(
+            self.notify(
                 f"{settings.name}: the prompt embedding differs from the one that it was trained with; "
                 "text encoders round differently on another machine or version"
             )

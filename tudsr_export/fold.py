@@ -7,7 +7,6 @@ what falls away is inputs (timestep, prompt) and the layers that only served the
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -16,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError
+from tudsr_train.generator import one_step_weights
 
 
 class Constant(nn.Module):
@@ -85,30 +85,15 @@ def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
 
 @torch.no_grad()
 def bake_one_step(unet: nn.Module, alpha_t: float, formula: str) -> float:
-    """Scale `conv_out` so that z_H = c z_L + unet(z_L); returns c. Eq. (2), second line.
-
-    Args:
-        alpha_t: alphas_cumprod[t], in (0, 1].
-        formula: "epsilon" (c = 1 / sqrt(alpha_t)), "v_prediction" (c = sqrt(alpha_t)), or "residual" (c = 1:
-            z_H = z_L - prediction).
-    """
-    z_weight, prediction_weight = _weights(alpha_t, formula)
+    """Scale `conv_out` so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
+    a, b = one_step_weights(alpha_t, formula)
     conv = plain(unet.conv_out)
-    conv.weight *= prediction_weight
-    conv.bias *= prediction_weight
+    conv.weight *= b
+    conv.bias *= b
     if isinstance(unet.conv_out, BaseTunerLayer):
         for product in unet.conv_out.lora_B.values():
-            product.weight *= prediction_weight
-    return z_weight
-
-
-def _weights(alpha_t: float, formula: str) -> tuple[float, float]:
-    """Of z_L, and of the prediction, in z_H."""
-    if formula == "residual":
-        return 1.0, -1.0
-    if formula == "v_prediction":
-        return math.sqrt(alpha_t), -math.sqrt(1 - alpha_t)
-    return 1 / math.sqrt(alpha_t), -math.sqrt((1 - alpha_t) / alpha_t)
+            product.weight *= b
+    return float(a)
 
 
 def plain(layer: nn.Module) -> nn.Module:

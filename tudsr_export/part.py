@@ -69,9 +69,9 @@ class Part:
         report.relative(BAKED, subject, torch.cat(outputs), torch.cat(expected))
         if self.precision == "fp16":
             report.add(Measurement(FP16_RANGE, subject, peaks.largest))
-            self.widen_islands(islands, peaks)
+            self.keep_in_float32(islands, peaks)
 
-    def widen_islands(self, more: Islands, peaks: Peaks | None = None) -> None:
+    def keep_in_float32(self, more: Islands, peaks: Peaks | None = None) -> None:
         """Keep more in float32."""
         if peaks is not None:
             self.peaks = peaks
