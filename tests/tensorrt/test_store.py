@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.backend import Choice
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt import store
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.inspection import inspect
@@ -285,3 +289,17 @@ def rewrite(folder: Path, **changes: object) -> None:
     """Change entries of the record."""
     path = folder / RECORD_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
+def test_engines_of_an_earlier_tudsr_are_found_and_run(machine: Machine, tmp_path: Path) -> None:
+    """tests/tensorrt/recorded was written by tudsr before `engines/tensorrt` was a folder."""
+    shutil.copytree(Path(__file__).with_name("recorded"), tmp_path / "recorded")
+    bundle, engines = open_bundle(tmp_path / "recorded" / "bundle"), tmp_path / "recorded" / "engines"
+    found = ensure_engines(Wanted(bundle, machine.library, "sm89"), engines)
+    assert not found.built
+    assert found.record.to_json() == (engines / RECORD_NAME).read_text()
+    choice = Choice(machine.name, "cuda", "for the test", engines=engines)
+    x = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32) * 2 - 1
+    with LoadedEngines(bundle, choice) as loaded:
+        assert np.abs(loaded.stage(0).run(x) - (x + 0.25)).max() <= 2e-3

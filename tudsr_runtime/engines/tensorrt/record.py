@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
 from tudsr_runtime.cache import cache_folder
@@ -20,6 +19,7 @@ from tudsr_runtime.engines.tensorrt.builder import EngineFacts
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import DeviceError, UsageError
 from tudsr_runtime.manifest import NAME
+from tudsr_runtime.typed import parse_json, read_typed
 
 RECORD_NAME = "engine.json"
 SCHEMA_VERSION = 1
@@ -42,6 +42,11 @@ class BuiltPlan:
     outputs: tuple[TensorSpec, ...]
     facts: EngineFacts
 
+    def __post_init__(self) -> None:
+        for file in (self.file, self.layers):
+            if not NAME.fullmatch(file.path):
+                raise ValueError(f"{file.path[:80]!r} is no plain name")
+
 
 @dataclass(frozen=True)
 class EngineRecord:
@@ -58,6 +63,10 @@ class EngineRecord:
     bundle: str
     bundle_sha256: str
     plans: dict[str, BuiltPlan]
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {self.schema_version}, this tudsr reads {SCHEMA_VERSION}")
 
     def to_json(self) -> str:
         """The text of engine.json."""
@@ -128,9 +137,9 @@ def read_record(folder: Path) -> EngineRecord:
     try:
         if len(raw) > MAX_RECORD_BYTES:
             raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
-        return _record(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
+        return read_typed(EngineRecord, parse_json(raw), ValueError, whole="it")
+    except ValueError as error:
+        reason = str(error)[:200]
         raise DeviceError(f"{path} is damaged ({reason})", hint="build the engines again") from None
 
 
@@ -166,30 +175,3 @@ def read_plan(folder: Path, plan: BuiltPlan) -> bytes:
             hint="build the engines again",
         )
     return data
-
-
-def _record(value: dict[str, Any]) -> EngineRecord:
-    if value["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {value['schema_version']!r}, this tudsr reads {SCHEMA_VERSION}")
-    plans = {str(name): _plan(plan) for name, plan in value.pop("plans").items()}
-    return EngineRecord(**value, plans=plans)
-
-
-def _plan(value: dict[str, Any]) -> BuiltPlan:
-    plan = BuiltPlan(
-        component=str(value["component"]),
-        file=BundleFile(**value["file"]),
-        layers=BundleFile(**value["layers"]),
-        graph=tuple(BundleFile(**file) for file in value["graph"]),
-        inputs=_specs(value["inputs"]),
-        outputs=_specs(value["outputs"]),
-        facts=EngineFacts(**value["facts"]),
-    )
-    for file in (plan.file, plan.layers):
-        if not NAME.fullmatch(file.path):
-            raise ValueError(f"{file.path[:80]!r} is no plain name")
-    return plan
-
-
-def _specs(values: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(one["name"], one["dtype"], tuple(map(int, one["shape"]))) for one in values)
