@@ -24,10 +24,10 @@ from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.inspection import inspect
 from tudsr_runtime.engines.tensorrt.layers import read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
-from tudsr_runtime.engines.tensorrt.lock import exclusive
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
 from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.files import exclusive
 
 MakeBundle = Callable[..., Path]
 COMPONENTS = ("unet_stage1", "unet_stage2", "vae_decoder", "vae_encoder")
@@ -101,7 +101,7 @@ def test_two_at_a_time_build_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatc
 def test_the_lock_holds_between_processes_and_ends_with_its_holder(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from tudsr_runtime.engines.tensorrt.lock import exclusive\n"
+        "from tudsr_runtime.files import exclusive\n"
         "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     lock = tmp_path / "lock"

@@ -20,7 +20,6 @@ from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.backend import as_end, check_interface
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
 from tudsr_runtime.engines.tensorrt.library import Library
-from tudsr_runtime.engines.tensorrt.lock import exclusive
 from tudsr_runtime.engines.tensorrt.record import (
     RECORD_NAME,
     SCHEMA_VERSION,
@@ -32,6 +31,7 @@ from tudsr_runtime.engines.tensorrt.record import (
     read_record,
 )
 from tudsr_runtime.errors import DeviceError, OutputError, TudsrError
+from tudsr_runtime.files import exclusive
 
 
 class Reporter:
