@@ -328,7 +328,7 @@ def test_while_one_tile_is_computed_the_next_one_is_submitted(machine: Machine, 
     engine = load(machine, bundle)
     z = np.zeros((1, 48, 16, 16), np.float32)
     engine.run(z)
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=300)
     wait = machine.cuda.cudaEventSynchronize
 
     def meet(event: object) -> object:
