@@ -338,7 +338,7 @@ def _in_the_way(job: Job) -> UsageError:
 
 def _links_note(target: Path) -> tuple[str, ...]:
     links = other_names(target)
-    return (f"{links} other names of it (hard links) keep the old picture",) if links > 0 else ()
+    return (f"its other names (hard links: {links}) keep the old picture",) if links > 0 else ()
 
 
 def _timed(bands: Iterator[FloatArray], seconds: dict[str, float]) -> Iterator[FloatArray]:

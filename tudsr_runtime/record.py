@@ -103,7 +103,7 @@ class Record:
             self._tell_unusable(error)
             return
         if damaged:
-            self._tell("damaged", f"{self._path}: {damaged} lines that are damaged are left out")
+            self._tell("damaged", f"{self._path}: damaged lines are left out ({damaged})")
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         """Whole lines, too long ones cut; one that is not ended yet is left for the next time."""
