@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import os
 import signal
 import sys
@@ -212,7 +213,7 @@ def upscale(
     """Enlarge pictures.
 
     PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
-    files and earlier results (NAME_x8.EXT beside NAME). The path of each result is printed.
+    files and earlier results. The path of each result is printed.
     """
     from tudsr_runtime.command import UpscaleOptions
     from tudsr_runtime.command import upscale as run
@@ -419,11 +420,35 @@ def main() -> int:
     _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    from tudsr_runtime.streams import lenient_streams
+
+    with lenient_streams():
+        return _run() or _report_stdout()
+
+
+def _run() -> int:
+    """The exit code of the command."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except SystemExit as stop:
+        code = stop.code
     except Exception as error:
-        return _report(error)
-    return 0
+        return _report_usage(error) if hasattr(error, "show") else _report(error)
+    return code if isinstance(code, int) else 0
+
+
+def _report_stdout() -> int:
+    """The exit code for results that stdout did not take; quietly where nobody reads any more."""
+    from tudsr_runtime.errors import OutputError
+    from tudsr_runtime.streams import failure_of
+    from tudsr_runtime.terminal import BROKEN_PIPE_EXIT
+
+    failure = failure_of(sys.stdout)
+    if failure is None:
+        return 0
+    if isinstance(failure, BrokenPipeError):
+        return BROKEN_PIPE_EXIT
+    return _report(OutputError(f"cannot write to stdout: {failure.strerror or failure}"))
 
 
 def _open_closed_streams() -> None:
@@ -447,13 +472,23 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _report_usage(error: Any) -> int:
+    """What the parser says of a command line; a pattern of the shell may have put any file name there."""
+    from tudsr_runtime.terminal import printable_lines
+
+    said = io.StringIO()
+    error.show(file=said)
+    typer.echo(printable_lines(said.getvalue()), err=True, nl=False)
+    return int(error.exit_code)
+
+
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.terminal import describe
+    from tudsr_runtime.terminal import describe, printable_lines
 
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
-        traceback.print_exception(error)
+        typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True, nl=False)
     if isinstance(error, TudsrError):
         typer.echo(describe(error), err=True)
         return error.exit_code

@@ -16,6 +16,7 @@ from tudsr_runtime.image_io import Metadata
 from tudsr_runtime.job import OnExists, Request
 from tudsr_runtime.piped import without_dashes
 from tudsr_runtime.plan import DEFAULT_SCALE
+from tudsr_runtime.record import Records
 from tudsr_runtime.size import target_size
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -72,7 +73,8 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
     started = time.monotonic()
     terminal = Terminal(options.quiet)
     request = _request(inputs, options, suffix, to_stdout)
-    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None)
+    records = Records(lambda text: terminal.note(f"note: {text}"))
+    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None, records)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with Upscaler(
@@ -89,7 +91,7 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
     ) as upscaler:
         terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.note(f"back end: {upscaler.choice}")
-        batch = Batch(request, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records)
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, create_folders=not options.dry_run)
