@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_runtime.options import UpscaleOptions
 
 
 def _group(help_text: str) -> typer.Typer:
@@ -105,6 +106,7 @@ def _common(
 
 
 @app.command()
+@_from_options
 def upscale(
     inputs: Annotated[
         list[Path],
@@ -113,139 +115,15 @@ def upscale(
             metavar="INPUT...", readable=False, help="Pictures, folders of them, patterns, or - for stdin."
         ),
     ],
-    scale: Annotated[
-        float | None,
-        typer.Option(help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"),
-    ] = None,
-    width: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Width of the result.")] = None,
-    height: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Height of the result.")] = None,
-    longest: Annotated[
-        int | None, typer.Option(metavar="PX", min=1, help="Longest side of the result.")
-    ] = None,
-    megapixels: Annotated[
-        float | None, typer.Option(metavar="MP", help="Size of the result, in 10^6 pixels.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE|DIR",
-            readable=False,
-            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
-            "  [default: NAME_x8.EXT beside each input]",
-        ),
-    ] = None,
-    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
-    engines: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
-    ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt."
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="auto, cpu, cuda or cuda:1; untested: gpu, npu, coreml, directml, migraphx."
-        ),
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-    ] = None,
-    factors: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MxN", help="Factors of stage 1 and 2, such as 4x2, 4x- or -x4.  [default: by --scale]"
-        ),
-    ] = None,
-    overlap: Annotated[int, typer.Option(metavar="PX", help="Least overlap of neighbouring tiles.")] = 128,
-    color: Annotated[
-        str, typer.Option(metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none.")
-    ] = "lowfreq",
-    strength: Annotated[
-        str,
-        typer.Option(
-            metavar="S[,S2]",
-            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
-        ),
-    ] = "1",
-    recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Search folders below folders.")
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="The same as --on-exists overwrite."),
-    ] = False,
-    on_exists: Annotated[
-        Literal["error", "skip", "overwrite", "rename"],
-        typer.Option(help="What to do where an output exists; what the same command made is skipped."),
-    ] = "error",
-    output_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="EXT", help="png, jpg, webp, tif, bmp or avif.  [default: the input's]"
-        ),
-    ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF.")] = 95,
-    compression: Annotated[
-        int,
-        typer.Option(min=0, max=9, help="Of PNG and TIFF, 0 (none) to 9 (slow); 1 is good for photographs."),
-    ] = 1,
-    metadata: Annotated[
-        Literal["keep", "strip"], typer.Option(help="EXIF and XMP; the colour profile is always kept.")
-    ] = "keep",
-    max_output_megapixels: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Refuse pictures that would become larger than this.")
-    ] = 268,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show tiles, memory and a time estimate; write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+    options: UpscaleOptions,
 ) -> None:
     """Enlarge pictures.
 
     PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
     files and earlier results. The path of each result is printed.
     """
-    from tudsr_runtime.command import UpscaleOptions
     from tudsr_runtime.command import upscale as run
 
-    options = UpscaleOptions(
-        output=output,
-        scale=scale,
-        factors=factors,
-        bundle=bundle,
-        engines=engines,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        overlap=overlap,
-        color=color,
-        strength=strength,
-        recursive=recursive,
-        on_exists="overwrite" if overwrite else on_exists,
-        format=output_format,
-        width=width,
-        height=height,
-        longest=longest,
-        megapixels=megapixels,
-        metadata=metadata,
-        quality=quality,
-        compression=compression,
-        max_output_megapixels=max_output_megapixels,
-        as_json=as_json,
-        dry_run=dry_run,
-        quiet=quiet,
-    )
     run(inputs, options)
 
 
@@ -503,13 +381,12 @@ def _needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         from tudsr_runtime.errors import DeviceError
+        from tudsr_runtime.installation import install_hint
 
         package = (error.name or "").partition(".")[0]
         if package.startswith("tudsr"):
             raise
-        raise DeviceError(
-            f"the package {package} is not installed", hint=f'pip install "tudsr[{extra}]"'
-        ) from error
+        raise DeviceError(f"the package {package} is not installed", hint=install_hint(extra)) from error
 
 
 if __name__ == "__main__":

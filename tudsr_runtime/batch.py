@@ -23,7 +23,7 @@ from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
 from tudsr_runtime.record import Records
-from tudsr_runtime.terminal import ProgressBar, Terminal, clock
+from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -161,7 +161,7 @@ class Batch:
         if not self.request.single:
             self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
         if tally.failed:
-            raise BatchError(f"{tally.failed} of {sum(vars(tally).values())} pictures failed")
+            raise BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
 
     def _settle(self, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Job]:
         """The jobs that are left to do, each with an output that is nobody else's."""
@@ -219,7 +219,7 @@ class Batch:
         """The jobs whose output can be written, as far as one can tell; makes missing folders."""
         refused, swept = make_folders([job.target for job in jobs], create=self.request.to_folder)
         if swept:
-            self.terminal.note(f"note: removed {swept} unfinished files of runs that were killed")
+            self.terminal.note(f"note: removed {counted(swept, 'unfinished file')} of runs that were killed")
         if refused and all(job.target.parent in refused for job in jobs):
             raise next(iter(refused.values()))
         prepared: list[Job] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.batch import Batch
@@ -12,46 +11,14 @@ from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
-from tudsr_runtime.image_io import Metadata
-from tudsr_runtime.job import OnExists, Request
+from tudsr_runtime.job import Request
+from tudsr_runtime.options import UpscaleOptions
 from tudsr_runtime.piped import without_dashes
 from tudsr_runtime.plan import DEFAULT_SCALE
 from tudsr_runtime.record import Records
 from tudsr_runtime.size import target_size
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
-
-
-@dataclass(frozen=True)
-class UpscaleOptions:
-    """The options of `tudsr upscale`, as its help describes them."""
-
-    output: Path | None
-    scale: float | None
-    factors: str | None
-    bundle: str
-    engines: Path | None
-    backend: str
-    device: str
-    precision: str
-    threads: int | None
-    overlap: int
-    color: str
-    strength: str
-    recursive: bool
-    on_exists: OnExists
-    format: str | None
-    width: int | None
-    height: int | None
-    longest: int | None
-    megapixels: float | None
-    metadata: Metadata
-    quality: int
-    compression: int
-    max_output_megapixels: int
-    as_json: bool
-    dry_run: bool
-    quiet: bool
 
 
 def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
@@ -71,7 +38,7 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
 
 def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to_stdout: bool) -> None:
     started = time.monotonic()
-    terminal = Terminal(options.quiet)
+    terminal = Terminal(options.quiet, options.verbose or options.dry_run)
     request = _request(inputs, options, suffix, to_stdout)
     records = Records(lambda text: terminal.note(f"note: {text}"))
     found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None, records)
@@ -89,8 +56,9 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         notify=lambda text: terminal.note(f"note: {text}"),
         engines=options.engines,
     ) as upscaler:
-        terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
-        terminal.note(f"back end: {upscaler.choice}")
+        terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
+        terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
+        terminal.detail(f"back end: {upscaler.choice}")
         batch = Batch(request, upscaler, terminal, records)
         for path, error in found.unreadable:
             batch.fail(path, error)
@@ -151,7 +119,7 @@ def _request(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         single=len(inputs) == 1 and not is_folder(inputs[0]),
         suffix=suffix,
         to_stdout=to_stdout,
-        on_exists="overwrite" if to_stdout else options.on_exists,
+        on_exists="overwrite" if to_stdout else options.where_taken,
         metadata=options.metadata,
         encoding=Encoding(options.quality, options.compression),
         max_output_megapixels=options.max_output_megapixels,

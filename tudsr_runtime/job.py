@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.encode import Encoding
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.folder import Source, name_output
 from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
+from tudsr_runtime.options import OnExists
 from tudsr_runtime.picture import Picture
 from tudsr_runtime.plan import Plan
 from tudsr_runtime.record import Records
 from tudsr_runtime.size import TargetSize
+from tudsr_runtime.terminal import counted
 from tudsr_runtime.upscaler import Upscaler
-
-OnExists = Literal["error", "skip", "overwrite", "rename"]
-"""What becomes of an output that exists and is not what the same command made of the same picture."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
 def outline(plan: Plan) -> str:
     """Sizes, tiles and factors in a line."""
     sizes = f"{plan.width} x {plan.height} -> {plan.output_width} x {plan.output_height} px"
-    return f"{sizes}, {plan.tiles} tiles, factors {plan.reason}"
+    return f"{sizes}, {counted(plan.tiles, 'tile')}, factors {plan.reason}"
 
 
 def _settings(request: Request, upscaler: Upscaler, plan: Plan) -> dict[str, object]:

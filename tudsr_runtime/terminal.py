@@ -35,10 +35,13 @@ BROKEN_PIPE_EXIT = 141
 
 
 class Terminal:
-    """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results."""
+    """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+    `verbose` lets `detail` through.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
         self._bar: Progress | None = None
         # A file name may hold bytes that are no text, or text that the encoding of stdout lacks.
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -70,6 +73,11 @@ class Terminal:
         """Something that the user may want to know."""
         if not self._quiet:
             self._stderr(printable(text))
+
+    def detail(self, text: str) -> None:
+        """A note for those who asked for more of them."""
+        if self._verbose:
+            self.note(text)
 
     def error(self, error: TudsrError) -> None:
         """An error that does not end the command."""
@@ -173,6 +181,11 @@ def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return os.fsencode(error.object[error.start : error.end]), error.end
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 tile", "2 tiles"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def clock(seconds: float) -> str:

@@ -411,7 +411,8 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "torch", None)
     result = tudsr(*arguments)
     assert result.code == 6
-    assert f'the package torch is not installed\nTry: pip install "tudsr[{extra}]"' in result.err
+    assert 'the package torch is not installed\nTry: pip install "torch>=2.10" "diffusers' in result.err
+    assert ('"onnx>=' in result.err) == (extra == "export")
 
 
 def test_bundle_info_and_verify(tudsr: Tudsr, small_bundle: Path, tmp_path: Path) -> None:

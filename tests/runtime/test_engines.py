@@ -240,13 +240,13 @@ def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry, "PREFERENCE", [one for one in registry.PREFERENCE if one[0] != "openvino"])
     with pytest.raises(DeviceError, match="ONNX Runtime cannot be imported") as caught:
         select(device=device)
-    assert caught.value.hint == 'pip install "tudsr[cpu]"'
+    assert caught.value.hint == 'pip install "onnxruntime>=1.20"'
 
 
 def test_cuda_that_falls_back_to_the_cpu_is_an_error(fake_ort: SimpleNamespace) -> None:
     with pytest.raises(DeviceError, match="cuda was asked for but ONNX Runtime started CPUExec") as caught:
         select(device="cuda")
-    assert 'pip install "tudsr[gpu]"' in (caught.value.hint or "")
+    assert 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.21"' in (caught.value.hint or "")
     assert fake_ort.get_available_providers()[0] == "CUDAExecutionProvider"
 
 
