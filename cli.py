@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
@@ -28,18 +29,34 @@ from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.options import UpscaleOptions
 
 
-def _group(help_text: str) -> typer.Typer:
+class _Grouped(TyperCommand):
+    """A command whose help lists its options in groups, in plain text, as they are declared."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one list for each `rich_help_panel`, what has none as "Options"."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            default = "Options" if isinstance(parameter, TyperOption) else "Arguments"
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for name in sorted(groups, key=lambda name: (name != "Arguments", name == "Options")):
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
+
+
+def _group(help_text: str, add_completion: bool = False) -> typer.Typer:
     return typer.Typer(
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=add_completion,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.")
+app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
 train_app = _group("Train the base model and the LoRA adapter of each stage.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
@@ -80,12 +97,29 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         values = {name: given.pop(name) for name in types}
-        command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
+        with _failures_as_json(values.get("as_json", False)):
+            command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+@contextmanager
+def _failures_as_json(wanted: bool) -> Iterator[None]:
+    """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
+    from tudsr_runtime.errors import TudsrError
+    from tudsr_runtime.terminal import Terminal, failure
+
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        known = isinstance(error, TudsrError) and error.told_on_stdout
+        stopped = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > 128)
+        if wanted and not known and not stopped:
+            Terminal().json(failure(error))
+        raise
 
 
 def _print_version(wanted: bool) -> None:
@@ -105,7 +139,7 @@ def _common(
     pass
 
 
-@app.command()
+@app.command(cls=_Grouped)
 @_from_options
 def upscale(
     inputs: Annotated[
@@ -135,7 +169,8 @@ def bundle_info(
     """Print what a bundle says about itself."""
     from tudsr_runtime.bundle_command import bundle_info as run
 
-    run(bundle, as_json)
+    with _failures_as_json(as_json):
+        run(bundle, as_json)
 
 
 @bundle_app.command("verify")

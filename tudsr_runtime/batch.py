@@ -23,7 +23,7 @@ from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
 from tudsr_runtime.record import Records
-from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted
+from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -145,9 +145,8 @@ class Batch:
         """Report a picture that failed; a single input's error is raised instead of shown."""
         self.tally.failed += 1
         if self.request.as_json:
-            said = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
-            record = {"input": str(path), "status": "failed"}
-            self.terminal.json({**record, "error": {**said, "exit_code": error.exit_code}})
+            self.terminal.json(failure(error, path))
+            error.told_on_stdout = True
         if self.request.single:
             raise error
         self.terminal.error(error)
@@ -161,7 +160,9 @@ class Batch:
         if not self.request.single:
             self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
         if tally.failed:
-            raise BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
+            raised = BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
+            raised.told_on_stdout = self.request.as_json
+            raise raised
 
     def _settle(self, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Job]:
         """The jobs that are left to do, each with an output that is nobody else's."""

@@ -46,7 +46,9 @@ def without_dashes(
             yield named, Path(folder, f"stdout{suffix}") if output == DASH else output, output == DASH
         except TudsrError as error:
             # What the user gave is stdin; where it lay meanwhile tells nobody anything.
-            raise type(error)(str(error).replace(str(piped), "stdin"), hint=error.hint) from error
+            renamed = type(error)(str(error).replace(str(piped), "stdin"), hint=error.hint)
+            renamed.told_on_stdout = error.told_on_stdout
+            raise renamed from error
 
 
 def _save_stdin(path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,22 @@ def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return os.fsencode(error.object[error.start : error.end]), error.end
+
+
+def failure(error: BaseException, source: Path | None = None) -> dict[str, object]:
+    """The JSON object that stands for a failure: of one picture, or, without `source`, of the command.
+
+    What is no `TudsrError` is a bug of tudsr, with its traceback; SystemExit is a signal that ended it.
+    """
+    record: dict[str, object] = {} if source is None else {"input": str(source)}
+    if isinstance(error, SystemExit):
+        return {**record, "status": "stopped", "exit_code": error.code}
+    said: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, TudsrError):
+        said |= {"hint": error.hint, "exit_code": error.exit_code}
+    else:
+        said |= {"hint": None, "exit_code": 1, "traceback": "".join(traceback.format_exception(error))}
+    return {**record, "status": "failed", "error": said}
 
 
 def counted(number: int, thing: str) -> str:
