@@ -141,7 +141,8 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=MACHINE,
             metavar="NAME",
-            help="auto, cpu, cuda (NVIDIA) or cuda:1; untested: gpu and npu (Intel), coreml, directml, migraphx.",
+            help="auto, cpu, cuda (NVIDIA) or cuda:1; untested: gpu and npu (Intel), coreml, directml, "
+            "migraphx.",
         ),
     ] = "auto"
     precision: Annotated[
