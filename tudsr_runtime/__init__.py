@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from tudsr_runtime.plan import Plan, plan_upscale
     from tudsr_runtime.upscaler import Upscaler
+    from tudsr_runtime.version import __version__
 
 __all__ = [
     "BatchError",
@@ -52,6 +53,7 @@ __all__ = [
     "TudsrError",
     "Upscaler",
     "UsageError",
+    "__version__",
     "open_bundle",
     "plan_upscale",
 ]
@@ -61,6 +63,7 @@ _HOMES = {
     "Choice": "engines.backend",
     "Plan": "plan",
     "Upscaler": "upscaler",
+    "__version__": "version",
     "open_bundle": "bundle",
     "plan_upscale": "plan",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.errors import InputError
@@ -25,7 +27,9 @@ def to_picture(image: Levels | Image.Image) -> Picture:
     if isinstance(image, Image.Image):
         return from_image(image)
     if not isinstance(image, np.ndarray):
-        raise InputError(f"a picture must be an array or a Pillow image, not {type(image).__name__}")
+        raise InputError(
+            f"a picture must be an array or a Pillow image, not {type(image).__name__}", hint=_opened(image)
+        )
     _check(image)
     return from_channels(image)
 
@@ -54,12 +58,32 @@ def like(
     return made
 
 
+def _opened(thing: object) -> str | None:
+    """What makes a picture of what is none."""
+    if isinstance(thing, (str, os.PathLike)):
+        return "PIL.Image.open(...) of the file"
+    return "numpy.asarray(...) of it, as (h, w, channels)" if hasattr(thing, "__array__") else None
+
+
+def _mended(image: NDArray[np.generic]) -> str | None:
+    """What would make a picture of the array."""
+    shape = image.shape
+    if image.ndim == 4 and shape[0] == 1:
+        return "image[0], one picture at a time"
+    if image.ndim == 3 and shape[0] in range(1, 5) and shape[2] not in range(1, 5):
+        return "image.transpose(1, 2, 0), channels last"
+    if image.dtype.kind == "f" and image.dtype.name not in DTYPES:
+        return "image.astype(numpy.float32), in [0, 1]"
+    return "image.astype(numpy.uint8), in 0 to 255" if image.dtype.kind in "iub" and image.size else None
+
+
 def _check(image: Levels) -> None:
     shape, kind = image.shape, image.dtype
     channels = shape[2] if len(shape) == 3 else 1
     if kind.name not in DTYPES or len(shape) not in (2, 3) or channels not in range(1, 5) or image.size == 0:
         raise InputError(
-            f"a picture must be a (h, w) or (h, w, 1 to 4) array of {', '.join(DTYPES)}, not {kind} {shape}"
+            f"a picture must be a (h, w) or (h, w, 1 to 4) array of {', '.join(DTYPES)}, not {kind} {shape}",
+            hint=_mended(image),
         )
     if kind == np.float32:
         low, high = image.min(), image.max()

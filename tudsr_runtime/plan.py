@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
 from tudsr_runtime.geometry import OVERLAP, TILE, Axis, plan_axis
@@ -44,6 +47,10 @@ class Plan:
     stages: tuple[StagePlan, ...]
     reason: str
 
+    def __repr__(self) -> str:
+        sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
+        return f"<Plan {sizes}, {self.reason}; tiles: {self.tiles}>"
+
     @property
     def factors(self) -> tuple[int, ...]:
         """The factor of each stage that runs."""
@@ -63,7 +70,7 @@ class Plan:
 def plan_upscale(
     width: int,
     height: int,
-    scale: float | None = DEFAULT_SCALE,
+    scale: float | None = None,
     factors: str | None = None,
     *,
     size: tuple[int, int] | None = None,
@@ -77,7 +84,7 @@ def plan_upscale(
     antialiased resize then meets the scale: output side = floor(side scale + 0.5), or `size` exactly.
 
     Args:
-        scale: 1 to 32; None means the product of `factors`.
+        scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8.
         factors: None to choose by the scale, else "4x2" (both stages), "4x-" (stage 1) or "-x4" (stage 2).
         size: (width, height) of the result in px, in the place of `scale`; each side 1 to 32 times as long.
         stages: how many stages the bundle has, 1 or 2.
@@ -93,7 +100,11 @@ def plan_upscale(
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width}x{height} px has nothing to upscale")
     if size is not None:
-        scale = _scale_to(size, width, height)
+        if scale is not None:
+            raise UsageError(f"scale {scale} and size {size} both say how large the result is; give one")
+        scale = _scale_to(_checked_size(size), width, height)
+    elif scale is None and factors is None:
+        scale = DEFAULT_SCALE
     chosen = _parse(factors, stages) if factors is not None else _choose(_checked(scale), stages)
     product = math.prod(factor for _, factor in chosen)
     scale = float(product) if scale is None else _checked(scale)
@@ -108,6 +119,14 @@ def plan_upscale(
     )
 
 
+def _checked_size(size: object) -> tuple[int, int]:
+    try:
+        width, height = map(operator.index, size)  # type: ignore[call-overload]  # what is no pair ends here
+    except (TypeError, ValueError):
+        raise UsageError(f"size must be (width, height) in whole px, not {size!r}") from None
+    return width, height
+
+
 def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
     """The scale of the side that grows most."""
     scales = size[0] / width, size[1] / height
@@ -118,10 +137,15 @@ def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
     return max(scales)
 
 
-def _checked(scale: float | None) -> float:
-    if scale is None or not 1 <= scale <= MAX_SCALE:
-        raise UsageError(f"scale must be 1 to {MAX_SCALE}, not {scale}")
+def _checked(scale: object) -> float:
+    if not is_number(scale) or not 1 <= float(scale) <= MAX_SCALE:
+        raise UsageError(f"scale must be a number from 1 to {MAX_SCALE}, not {scale!r}")
     return float(scale)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, of numpy too; no boolean and no text."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _choose(scale: float, stages: int) -> tuple[tuple[int, int], ...]:
@@ -133,7 +157,7 @@ def _choose(scale: float, stages: int) -> tuple[tuple[int, int], ...]:
 
 
 def _parse(factors: str, stages: int) -> tuple[tuple[int, int], ...]:
-    match = re.fullmatch(r"(\d{1,2}|-)x(\d{1,2}|-)", factors, re.ASCII)
+    match = re.fullmatch(r"(\d{1,2}|-)x(\d{1,2}|-)", str(factors), re.ASCII)
     chosen = tuple((i, int(part)) for i, part in enumerate(match.groups()) if part != "-") if match else ()
     if not chosen or not 1 <= math.prod(factor for _, factor in chosen) <= MAX_SCALE:
         raise UsageError(
