@@ -13,6 +13,7 @@ from tudsr_runtime.build.library import choose_target, open_library
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
+from tudsr_runtime.streams import printable_lines
 
 if TYPE_CHECKING:
     from tudsr_export.parity import Report
@@ -153,7 +154,7 @@ def _text(path: Path) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable_lines(line)}\n")
 
 
 def _show(report: Report) -> None:

@@ -238,7 +238,8 @@ class Batch:
         """Whether a job whose output exists is done or skipped; then that is said."""
         request = self.request
         if not request.single or request.on_exists == "error":
-            done = job.done(self.records)
+            # Where one output was named, no other will do.
+            done = job.done(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
                 return True

@@ -181,6 +181,8 @@ def test_other_names_keep_the_old_content(tmp_path: Path) -> None:
 def test_a_folder_that_is_replaced_passes_on_its_mode(tmp_path: Path, mode: int) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d").chmod(mode)
+    # Some systems drop the bit for a group that is not the user's own.
+    mode = (tmp_path / "d").stat().st_mode & 0o7777
     with atomic_dir(tmp_path / "d", overwrite=True) as partial:
         assert partial.stat().st_mode & 0o077 == 0
     assert (tmp_path / "d").stat().st_mode & 0o7777 == mode
