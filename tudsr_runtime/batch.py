@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.atomic import AppearedError, claim, other_names
+from tudsr_runtime.atomic import AppearedError, other_names
+from tudsr_runtime.claim import claim
 from tudsr_runtime.encode import check_transparency, held_bytes, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.estimate import Estimator, host_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tudsr_runtime.batch import Batch
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
-from tudsr_runtime.engines import BY_NAME
+from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
 from tudsr_runtime.image_io import Metadata
@@ -107,7 +107,7 @@ def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
     """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
     choice = upscaler.choice
     if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.build.command import build_for_device
+        from tudsr_runtime.engines.tensorrt.command import build_for_device
 
         build_for_device(upscaler.bundle, choice, terminal)
 

@@ -149,6 +149,8 @@ class Record:
             # One write of a file opened for appending: lines of several processes do not mix.
             if os.write(file.fileno(), line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # The result is on the disk; after a loss of power it must not lie there without its line.
+            os.fsync(file.fileno())
 
     def _open(self, flags: int) -> BinaryIO:
         """Raises OSError, also if it is no plain file."""

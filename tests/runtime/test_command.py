@@ -399,7 +399,7 @@ def test_debug_shows_the_traceback_of_any_error(
     ("arguments", "package", "extra"),
     [
         (["train", "base", "--config", "x.yaml"], "tudsr_train.base", "train"),
-        (["export", "--base", "x", "--stage1", "y", "-o", "z"], "tudsr_export.pipeline", "export"),
+        (["export", "--base", "x", "--stage1", "y", "-o", "z"], "tudsr_export.export", "export"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(
