@@ -387,7 +387,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def _report_usage(error: Any) -> int:
     """What the parser says of a command line; a pattern of the shell may have put any file name there."""
-    from tudsr_runtime.terminal import printable_lines
+    from tudsr_runtime.streams import printable_lines
 
     said = io.StringIO()
     error.show(file=said)
@@ -397,7 +397,8 @@ def _report_usage(error: Any) -> int:
 
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.terminal import describe, printable_lines
+    from tudsr_runtime.streams import printable_lines
+    from tudsr_runtime.terminal import describe
 
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":

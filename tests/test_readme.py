@@ -55,6 +55,17 @@ def test_a_documented_command_runs(line: str, tmp_path: Path) -> None:
         assert (tmp_path / path).is_file()
 
 
+def test_the_first_command_may_be_run_twice(tmp_path: Path) -> None:
+    first = next(line for name, line in commands() if name == "README.md" and "tudsr upscale" in line)
+    words = shlex.split(first[first.index("tudsr upscale") :])
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / words[2], tmp_path / words[2])
+    for said in ("", "was made so by an earlier run"):
+        done = subprocess.run([TUDSR, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
+
+
 @pytest.mark.parametrize("line", PARSED)
 def test_a_documented_command_is_one(line: str) -> None:
     sys.path.insert(0, str(ROOT))

@@ -14,6 +14,7 @@ from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
+from tudsr_runtime.streams import printable_lines
 
 if TYPE_CHECKING:
     from tudsr_export.export import ExportPlan
@@ -130,7 +131,7 @@ def _text(path: Path) -> str:
 
 
 def _notify(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable_lines(line)}\n")
 
 
 def _show(report: Report) -> None:

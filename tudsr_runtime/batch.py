@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.atomic import AppearedError, claim, other_names
+from tudsr_runtime.atomic import AppearedError, other_names
+from tudsr_runtime.claim import claim
 from tudsr_runtime.encode import check_transparency, held_bytes, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.estimate import Estimator, host_bytes
@@ -239,7 +240,8 @@ class Batch:
         """Whether a job whose output exists is done or skipped; then that is said."""
         request = self.request
         if not request.single or request.on_exists == "error":
-            done = job.done(self.records)
+            # Where one output was named, no other will do.
+            done = job.done(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
                 return True

@@ -64,9 +64,10 @@ class Job:
         """Of the input file when first asked for. Raises InputError."""
         return self._hash()
 
-    def done(self, records: Records) -> Path | None:
-        """The result of this very job, if an earlier run left it. Raises InputError."""
-        return records[self.target.parent].find(self.source.name, self.sha256, self.settings)
+    def done(self, records: Records, any_name: bool) -> Path | None:
+        """The result of this very job, if an earlier run left it, be it renamed. Raises InputError."""
+        output = None if any_name else self.target.name
+        return records[self.target.parent].find(self.source.name, self.sha256, self.settings, output)
 
     def read(self, metadata: Metadata) -> tuple[Picture, str]:
         """The picture, and the hash of the very bytes that were decoded.

@@ -62,12 +62,19 @@ class Record:
         self._results: dict[tuple[str, str, str], dict[str, int]] = {}
         self._inputs: dict[str, set[str]] = {}
 
-    def find(self, name: str, sha256: str, options: Mapping[str, object]) -> Path | None:
-        """The result that was made from the picture of this name and hash with these options, if intact."""
+    def find(
+        self, name: str, sha256: str, options: Mapping[str, object], output: str | None = None
+    ) -> Path | None:
+        """The result that was made from the picture of this name and hash with these options, if intact.
+
+        `output`: the only name for it that will do.
+        """
         self._catch_up()
         made = self._results.get((name, sha256, _key(options)), {})
-        for output, size in reversed(made.items()):
-            path = self._folder / output
+        for found, size in reversed(made.items()):
+            if output not in (None, found):
+                continue
+            path = self._folder / found
             with suppress(OSError, ValueError):
                 if path.is_file() and path.stat().st_size == size:
                     return path
@@ -142,6 +149,8 @@ class Record:
             # One write of a file opened for appending: lines of several processes do not mix.
             if os.write(file.fileno(), line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # The result is on the disk; after a loss of power it must not lie there without its line.
+            os.fsync(file.fileno())
 
     def _open(self, flags: int) -> BinaryIO:
         """Raises OSError, also if it is no plain file."""

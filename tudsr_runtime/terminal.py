@@ -6,7 +6,6 @@ import codecs
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -17,13 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_runtime.errors import OutputError, TudsrError
-from tudsr_runtime.streams import discard
+from tudsr_runtime.streams import discard, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys (control characters, turns of the writing direction), and bytes that are no text."""
 
 NAMES_AS_BYTES = "tudsr.names-as-bytes"
 """How stdout writes what it has no letters for: as the file system does."""
@@ -215,13 +211,3 @@ def clock(seconds: float) -> str:
 def describe(error: TudsrError) -> str:
     """The lines that stand for an error on stderr."""
     return printable(f"error: {error}") + (f"\n{printable(f'Try: {error.hint}')}" if error.hint else "")
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey, line feeds too: a file name may hold anything."""
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def printable_lines(text: str) -> str:
-    """The same for several lines."""
-    return "\n".join(map(printable, text.split("\n")))

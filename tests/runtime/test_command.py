@@ -67,7 +67,10 @@ def test_one_picture(tudsr: Tudsr, photo: Path) -> None:
     assert result.code == 0
     assert result.out == f"{photo.with_name('photo_x8.png')}\n"
     assert size(photo.with_name("photo_x8.png")) == (104, 72)
-    assert re.search(r"back end: (openvino|onnxruntime) on cpu \(.+\), fp32 \(.+\)", result.err)
+    assert re.search(r"^small, with (OpenVINO|ONNX Runtime) on the CPU", result.err)
+    assert "back end:" not in result.err
+    told = tudsr("upscale", photo, "-v", "--overwrite")
+    assert re.search(r"back end: (openvino|onnxruntime) on cpu \(.+\), fp32 \(.+\)", told.err)
     assert "13 x 9 -> 104 x 72 px, 2 tiles" in result.err
 
 

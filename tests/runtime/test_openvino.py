@@ -150,7 +150,7 @@ def test_devices_are_those_that_openvino_finds(fake_core: tuple[OpenVino, Simple
     assert backend.probe("gpu") is backend.probe("gpu:1") is backend.probe("cpu") is None
     unavailable = backend.probe("npu")
     assert unavailable is not None
-    assert unavailable.problem == "OpenVINO finds no NPU here, only CPU, GPU.0, GPU.1"
+    assert unavailable.problem == "OpenVINO finds no Intel NPU here, only CPU, GPU.0, GPU.1"
     core.available_devices = ["CPU"]
     assert backend.probe("gpu:1") is not None
 

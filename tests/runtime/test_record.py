@@ -236,3 +236,14 @@ def test_the_same_command_twice_is_no_error(tudsr: Tudsr, folder: Path) -> None:
     assert tudsr("upscale", source, "--color", "none").code == 2
     draw(source, seed=1)
     assert tudsr("upscale", source).code == 2
+
+
+def test_only_the_output_that_was_named_counts_as_done(tudsr: Tudsr, folder: Path) -> None:
+    source, mine = folder / "in" / "a.png", folder / "out" / "mine.png"
+    run = ("upscale", source, "-o")
+    assert tudsr(*run, folder / "out" / "a.png").code == 0
+    mine.write_bytes(b"mine")
+    again = tudsr(*run, mine)
+    assert (again.code, "mine.png exists already" in again.err) == (2, True)
+    assert tudsr(*run, folder / "out" / "a.png").code == 0
+    assert mine.read_bytes() == b"mine"
