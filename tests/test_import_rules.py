@@ -110,7 +110,8 @@ def test_export_does_not_import_the_command_line() -> None:
 
 def test_command_line_imports_packages_only_inside_commands() -> None:
     light = {*sys.stdlib_module_names, "typer"}
-    runtime = {f"tudsr_runtime.{name}" for name in ("errors", "installation", "streams", "terminal", "version")}
+    names = ("errors", "installation", "streams", "terminal", "version")
+    runtime = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
         if one.package not in OURS:

@@ -282,9 +282,10 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
-        levels, scale, factors = picture.levels, plan.scale, request.factors
         while True:
-            upscaled = partial(self.upscaler.upscale_rows, levels, scale, factors, bar.tile, size=size)
+            upscaled = partial(
+                self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
+            )
             bands = _timed(_named(upscaled, job.source), seconds)
             try:
                 return write_picture(picture, bands, *size, job.target, request.encoding, replace)

@@ -57,6 +57,12 @@ class Plan:
         return tuple(stage.factor for stage in self.stages)
 
     @property
+    def notation(self) -> str:
+        """The factors as `plan_upscale` takes them: "4x2", "4x-" or "-x4"."""
+        parts = {stage.stage: str(stage.factor) for stage in self.stages}
+        return "x".join(parts.get(stage, "-") for stage in range(2))
+
+    @property
     def product(self) -> int:
         """The integer enlargement that the stages make, before the final resize."""
         return math.prod(self.factors)
@@ -139,7 +145,7 @@ def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
 
 def _checked(scale: object) -> float:
     if not is_number(scale) or not 1 <= float(scale) <= MAX_SCALE:
-        raise UsageError(f"scale must be a number from 1 to {MAX_SCALE}, not {scale!r}")
+        raise UsageError(f"scale must be 1 to {MAX_SCALE}, not {scale!r}")
     return float(scale)
 
 
