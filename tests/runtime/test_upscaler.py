@@ -296,7 +296,7 @@ def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, 
     ],
 )
 def test_what_is_no_size_is_said(bundle: Bundle, given: dict[str, Any], said: str) -> None:
-    with Upscaler(bundle) as upscaler, pytest.raises(UsageError, match=said):
+    with Upscaler(bundle, overlap=32) as upscaler, pytest.raises(UsageError, match=said):
         upscaler.upscale(image(8, 8), **given)
 
 
@@ -309,7 +309,7 @@ def test_what_is_no_strength_is_said(bundle: Bundle, strength: Any) -> None:
 
 
 def test_a_list_of_strengths_is_a_pair(bundle: Bundle) -> None:
-    assert Upscaler(bundle, strength=[1, 0.5]).settings["strength"] == (1.0, 0.5)
+    assert Upscaler(bundle, strength=[1, 0.5], overlap=32).settings["strength"] == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
@@ -333,7 +333,7 @@ def test_what_is_no_number_of_threads_is_said(bundle: Bundle, threads: Any) -> N
 def test_what_is_no_picture_is_said_with_what_would_make_one_of_it(
     bundle: Bundle, picture: Any, hint: str | None
 ) -> None:
-    with Upscaler(bundle) as upscaler, pytest.raises(InputError, match="a picture must be") as caught:
+    with Upscaler(bundle, overlap=32) as upscaler, pytest.raises(InputError, match="a picture must be") as caught:
         upscaler.upscale(picture)
     assert caught.value.hint == hint
 
@@ -343,18 +343,18 @@ def test_the_layout_in_memory_does_not_matter(bundle: Bundle, change: Callable[.
     picture = (image(8, 8) * 255).astype(np.uint8)
     changed = change(picture)
     changed.flags.writeable = False
-    with Upscaler(bundle, sanity=False) as upscaler:
+    with Upscaler(bundle, sanity=False, overlap=32) as upscaler:
         expected = upscaler.upscale(np.ascontiguousarray(changed), 2)
         assert np.array_equal(upscaler.upscale(changed, 2), expected)
 
 
 def test_a_plan_and_an_upscaler_show_what_they_are(bundle: Bundle) -> None:
-    with Upscaler(bundle) as upscaler:
+    with Upscaler(bundle, overlap=32) as upscaler:
         shown = repr(upscaler)
         assert shown.startswith(f"<Upscaler {bundle.manifest.name}: ")
         assert upscaler.choice.backend in shown
         plan = repr(upscaler.plan(13, 9))
-    assert plan.startswith("<Plan 13x9 -> 104x72 px, 4x2")
+    assert plan.startswith("<Plan 13x9 -> 104x72 px, 4x2, ")
 
 
 def test_public_names_are_sorted_and_there() -> None:
