@@ -21,7 +21,7 @@ from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.image_io import read_picture
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
-from tudsr_runtime.terminal import ProgressBar, Terminal, clock
+from tudsr_runtime.terminal import ProgressBar, Terminal, as_record, clock
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -59,7 +59,7 @@ class Batch:
         for source in sources:
             try:
                 jobs.append(plan_job(self.request, self.upscaler, source))
-            except TudsrError as error:
+            except Exception as error:  # whatever it is, the others go on
                 self.fail(source.path, error)
         check_collisions((job.source, job.target) for job in jobs)
         jobs = self._settle(jobs)
@@ -102,7 +102,7 @@ class Batch:
                     if not (self._exists(job) and self._skips(job)):
                         self._run_one(job, bar)
                     refusals = 0
-                except TudsrError as error:
+                except Exception as error:
                     refusals = refusals + 1 if isinstance(error, OutputError) else 0
                     self.fail(job.source, error)
                 bar.finish(job.plan.tiles)
@@ -110,16 +110,19 @@ class Batch:
                     self._give_up(jobs[number:])
                     break
 
-    def fail(self, path: Path, error: TudsrError) -> None:
-        """Report a picture that failed; a single input's error is raised instead of shown."""
+    def fail(self, path: Path, error: Exception) -> None:
+        """Report a picture that failed; a single input's error is raised instead of shown.
+
+        What tudsr did not raise on purpose is a bug of it, and is reported with its traceback.
+        """
         self.tally.failed += 1
+        if isinstance(error, MemoryError):
+            error = MemoryExhausted(f"{path}: out of memory")
         if self.request.as_json:
-            said = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
-            record = {"input": str(path), "status": "failed"}
-            self.terminal.json({**record, "error": {**said, "exit_code": error.exit_code}})
+            self.terminal.json({"input": str(path), "status": "failed", "error": as_record(error)})
         if self.request.single:
             raise error
-        self.terminal.error(error)
+        self.terminal.error(error, path)
 
     def finish(self, seconds: float) -> None:
         """Print the summary; BatchError if any picture failed."""
@@ -143,7 +146,7 @@ class Batch:
                 elif not self._skips(job):
                     settled.append(job.renamed(free_name(job.target, taken)))
                     taken.add(identity(settled[-1].target))
-            except TudsrError as error:
+            except Exception as error:
                 self.fail(job.source, error)
         return settled
 

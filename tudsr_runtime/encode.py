@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.errors import MemoryExhausted, OutputError, UsageError
+from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
 from tudsr_runtime.metadata import fitting_icc
 from tudsr_runtime.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.pillow import is_pillows
 from tudsr_runtime.png import PngWriter
 from tudsr_runtime.tiff import TiffWriter
 
@@ -38,10 +39,10 @@ class Format:
 # 16384 x 16384 px and 32768 px a side are what libavif reads by default; a BMP ends at 4 GiB.
 FORMATS = {
     "PNG": Format((".png",), deep=True),
-    "JPEG": Format((".jpg", ".jpeg"), alpha=False, side=65500),
+    "JPEG": Format((".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, side=65500),
     "WEBP": Format((".webp",), grey=False, side=16383),
     "TIFF": Format((".tif", ".tiff"), deep=True),
-    "BMP": Format((".bmp",), alpha=False, area=2**32 // 3 - 2**20),
+    "BMP": Format((".bmp", ".dib"), alpha=False, area=2**32 // 3 - 2**20),
     "AVIF": Format((".avif",), grey=False, side=32768, area=16384 * 16384),
 }
 
@@ -157,6 +158,7 @@ def write_picture(
 
     Raises:
         OutputError: the system refused.
+        InputError: the encoder refused.
         UsageError: `target` exists and is not to be replaced.
         MemoryExhausted: the encoded picture does not fit into memory.
     """
@@ -189,8 +191,14 @@ class PillowWriter:
         self._row += len(rows)
 
     def finish(self) -> None:
-        """Encode."""
-        self._image.save(self._file, format=self._kind, **self._options)
+        """Encode. Raises InputError where Pillow cannot, for a reason that is not the system's."""
+        try:
+            self._image.save(self._file, format=self._kind, **self._options)
+        except Exception as error:
+            if not is_pillows(error) or getattr(error, "errno", None) is not None:
+                raise
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the picture cannot be encoded as {self._kind} ({reason})") from error
 
 
 def _open_writer(

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,9 +64,13 @@ class Terminal:
         if not self._quiet:
             self._stderr(text)
 
-    def error(self, error: TudsrError) -> None:
-        """An error that does not end the command."""
-        self._stderr(describe(error))
+    def error(self, error: Exception, path: Path | None = None) -> None:
+        """An error that does not end the command; of a bug, the traceback and the picture that it met."""
+        if isinstance(error, TudsrError):
+            self._stderr(describe(error))
+            return
+        lines = "".join(traceback.format_exception(error))
+        self._stderr(f"{lines}error: {path}: this is a bug of tudsr; please report it with the lines above")
 
     @contextmanager
     def progress(self, tiles: int) -> Iterator[ProgressBar]:
@@ -177,6 +182,16 @@ def clock(seconds: float) -> str:
 def describe(error: TudsrError) -> str:
     """The lines that stand for an error on stderr."""
     return printable(f"error: {error}" + (f"\nTry: {error.hint}" if error.hint else ""))
+
+
+def as_record(error: Exception) -> dict[str, object]:
+    """An error for `--json`: type, message, hint and exit code; of a bug, the traceback too."""
+    said = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, TudsrError):
+        return {**said, "hint": error.hint, "exit_code": error.exit_code}
+    lines = "".join(traceback.format_exception(error))
+    hint = "this is a bug of tudsr; please report it with its traceback"
+    return {**said, "hint": hint, "exit_code": 1, "traceback": lines}
 
 
 def printable(text: str) -> str:

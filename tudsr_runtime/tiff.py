@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from tudsr_runtime.metadata import EXIF_ERRORS, SUB_DIRECTORIES
+from tudsr_runtime.metadata import SUB_DIRECTORIES
 from tudsr_runtime.picture import Layout
+from tudsr_runtime.pillow import is_pillows
 
 CLASSIC_LIMIT = 4_000_000_000
 """Uncompressed bytes from which on the file becomes a BigTIFF; compression may fail to reduce it."""
@@ -129,9 +130,11 @@ def _add_exif(directory: TiffImagePlugin.ImageFileDirectory_v2, block: bytes) ->
     for tag, value in exif.items():
         entry = T.ImageFileDirectory_v2(directory._get_ifh())
         entry.reset()
-        entry[tag] = exif.get_ifd(tag) if tag in SUB_DIRECTORIES else value
         try:
+            entry[tag] = exif.get_ifd(tag) if tag in SUB_DIRECTORIES else value
             entry.tobytes()
-        except EXIF_ERRORS:
+        except Exception as error:
+            if not is_pillows(error):
+                raise
             continue
         directory[tag] = entry[tag]
