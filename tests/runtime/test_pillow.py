@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from tests.runtime.conftest import Tudsr
 from tests.runtime.test_image_io import SRGB, chunk, copy_through, image, noise, png, save
 from tudsr_runtime import image_io
 from tudsr_runtime.batch import Batch
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.image_io import read_header, read_picture
 from tudsr_runtime.picture import Picture, from_image
-
-from .conftest import Tudsr
 
 ROOT = Path(__file__).parents[2]
 MAKE = 0x010F
