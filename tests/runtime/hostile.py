@@ -100,7 +100,8 @@ def add_tiffs(add: Callable[..., None]) -> None:
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags.update({MAKE: "Maker", ORIENTATION: 6, XMP_TAG: XMP % 6, 33550: (1.0, 1.0, 0.0)})
         what = f"{mode}{' big' if big else ''}"
-        packing = {"1": "group4"}.get(mode, "tiff_deflate" if big else "raw")
+        packed = {"1": "group4", "L": "raw", "LA": "raw"}.get(mode, "tiff_deflate")
+        packing = "raw" if big else packed  # Pillow has libtiff write no BigTIFF.
         add("TIFF", what, picture(mode), tiffinfo=tags, compression=packing, big_tiff=big, turn=6)
     for packing in ("raw", "tiff_lzw"):
         tags = {XMP_TAG: XMP % 8}
