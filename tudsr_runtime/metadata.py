@@ -45,6 +45,9 @@ XMP_TURN = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>)\s*)([1-8])""")
 XMP_SIZE = re.compile(rb"""\s(?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length))\s*=\s*["']\d+["']""")
 """What XMP says about the old pixels."""
 
+MAX_PROFILE = 255 * 65519
+"""Bytes of a colour profile: what the segments of a JPEG hold (ICC.1 B.4), just less than `MAX_TEXT_CHUNK`."""
+
 ICC_SPACES = {b"RGB ": False, b"GRAY": True}
 """Colour space, at byte 16 of an ICC profile, to whether it describes grey."""
 
@@ -150,8 +153,10 @@ def kept_xmp(image: Image.Image) -> tuple[bytes | None, str | None]:
 
 
 def kept_icc(image: Image.Image) -> tuple[bytes | None, str | None]:
-    """The colour profile; and a note if what the file has in its place is none."""
+    """The colour profile; and a note if what the file has in its place is none, or no JPEG could hold it."""
     stated = image.info.get("icc_profile")
+    if isinstance(stated, bytes) and len(stated) > MAX_PROFILE:
+        return None, f"the colour profile, of {len(stated) / 1e6:.0f} MB, is too large and dropped"
     if stated is None or isinstance(stated, bytes):
         return stated or None, None
     return None, "the colour profile is damaged and dropped"
@@ -161,7 +166,7 @@ def _readable(block: bytes) -> bytes:
     """`block`, if all that writes it again can read it. Raises what Pillow does."""
     again = Image.Exif()
     again.load(block)
-    for tag in SUB_DIRECTORIES:
+    for tag in set(SUB_DIRECTORIES) & set(again):
         again.get_ifd(tag)
     return block
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from tests.runtime.conftest import Tudsr
+from tests.runtime.test_fuzz import write
 from tests.runtime.test_image_io import SRGB, chunk, copy_through, image, noise, png, save
 from tudsr_runtime import image_io
 from tudsr_runtime.batch import Batch
@@ -80,6 +81,17 @@ def test_a_block_that_is_a_number_costs_only_the_block(tmp_path: Path, tag: int,
     assert np.array_equal(np.asarray(result), np.asarray(image("RGB")))
     assert [note for note in notes if said in note and "damaged" in note]
     assert not [note for note in notes if "EXIF" in note]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "tif"])
+def test_a_profile_that_some_formats_cannot_hold_is_dropped_and_said(tmp_path: Path, suffix: str) -> None:
+    path = save(image("RGB"), tmp_path / "in.tif", icc_profile=SRGB + bytes(17_000_000))
+    picture = read_picture(read_header(path))
+    assert picture.icc is None
+    assert picture.notes == ("the colour profile, of 17 MB, is too large and dropped",)
+    largest = save(image("RGB"), tmp_path / "big.tif", icc_profile=SRGB + bytes(255 * 65519 - len(SRGB)))
+    write(read_picture(read_header(largest)), tmp_path / f"out.{suffix}")
+    assert read_picture(read_header(tmp_path / f"out.{suffix}")).icc == SRGB.ljust(255 * 65519, b"\0")
 
 
 def test_an_exif_text_that_is_no_hexadecimal_costs_only_the_exif(tmp_path: Path) -> None:
