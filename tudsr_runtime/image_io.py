@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from tudsr_runtime.carried import carried, check_colour
 from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
 from tudsr_runtime.encode import check_format_limits
 from tudsr_runtime.errors import InputError, MemoryExhausted
@@ -85,6 +86,7 @@ def read_header(path: Path) -> Header:
         width, height = image.size
         if orientation(image) >= 5:
             width, height = height, width
+        check_colour(path, _format(image))
         return Header(path, _format(image), width, height, image.has_transparency_data)
 
 
@@ -106,8 +108,12 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         picture = _decoded(header.path, image)
         exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
         xmp = kept_xmp(image) if metadata == "keep" else None
-    notes += [*picture.notes, *([lost] if lost else []), *warned]
-    return replace(picture, exif=exif, xmp=xmp, notes=tuple(notes))
+        if metadata == "keep" and xmp is None and image.info.get("xmp"):
+            notes.append("XMP is damaged and dropped")
+        found = carried(header.path, image, header.format, keep=metadata == "keep")
+    notes += [*picture.notes, *([lost] if lost else []), *found.notes, *warned]
+    icc = None if found.colour and found.colour_wins else picture.icc or found.icc
+    return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))
 
 
 def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:
