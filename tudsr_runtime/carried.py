@@ -160,7 +160,8 @@ def _of_gamma(parts: Parts) -> Colour | None:
 
 def _of_nclx(data: bytes) -> Colour | None:
     items = avif_items(data)
-    for name, body in (*items.primary, *items.properties):
+    # Of other items, such as an HDR rendition, the colours are others.
+    for name, body in items.primary or items.properties:
         if name == b"colr" and body[:4] == b"nclx" and len(body) >= 8:
             return _accepted(signalled.from_code_points("nclx", *struct.unpack(">HH", body[4:8])))
     return None
@@ -211,13 +212,18 @@ def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[st
     iso = any(body.startswith(ISO_GAIN_MAP) for body in parts.named(b"APP2"))
     second = b"\xff\xd8\xff" in rest
     gain = (
-        (second and (iso or said(xmp, "hdrgm:", "HDRGainMap") or b"hdr-gain-map/" in rest or ISO_GAIN_MAP in rest))
+        (
+            second
+            and (iso or said(xmp, "hdrgm:", "HDRGainMap") or b"hdr-gain-map/" in rest or ISO_GAIN_MAP in rest)
+        )
         or b"tmap" in (avif_items(data).kinds if kind == "AVIF" else ())
         or any(b"gainmap" in name.lower() for name in types)
     )
-    video = re.search(rb".{4}ftyp", rest, re.DOTALL) is not None
+    video = re.search(rb"ftyp[a-zA-Z0-9 ]{4}", rest) is not None
     depth = said(xmp, "GDepth:", "depthData:") or any(name in DEPTH_TYPES for name in types)
-    other = [name for name in types if name not in (*ALPHA_TYPES, *DEPTH_TYPES) and b"gainmap" not in name.lower()]
+    other = [
+        name for name in types if name not in (*ALPHA_TYPES, *DEPTH_TYPES) and b"gainmap" not in name.lower()
+    ]
     if gain:
         yield GAIN_MAP
     if video:
@@ -312,7 +318,9 @@ def _dpi(image: Image.Image, kind: str) -> tuple[float, float] | None:
     if len(numbers) != 2 or not all(0.01 <= number <= 1e6 for number in numbers):
         return None
     # A PNG counts per metre: 300 becomes 299.9994.
-    across, down = (round(number, 1) if abs(number - round(number)) > 0.02 else round(number) for number in numbers)
+    across, down = (
+        round(number, 1) if abs(number - round(number)) > 0.02 else round(number) for number in numbers
+    )
     return float(across), float(down)
 
 
@@ -370,7 +378,8 @@ def scaled_geo(
         if len(points) % 6:
             return {}
         made[33922] = tuple(
-            (value + shift) * (across, down)[at % 6] - shift if at % 6 < 2 else value for at, value in enumerate(points)
+            (value + shift) * (across, down)[at % 6] - shift if at % 6 < 2 else value
+            for at, value in enumerate(points)
         )
     if matrix:
         if len(matrix) != 16:

@@ -68,7 +68,11 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
         del blocks["dpi"]
     lost = [NAMES[name] for name, block in blocks.items() if block and name not in held and name != "srgb"]
     if lost:
-        shown = f" ({', '.join(text.key for text in texts)[:200]})" if "texts" in blocks and texts and "texts" not in held else ""
+        shown = (
+            f" ({', '.join(text.key for text in texts)[:200]})"
+            if "texts" in blocks and texts and "texts" not in held
+            else ""
+        )
         notes.append(f"{kind} does not hold, so dropped: {', '.join(lost)}{shown}")
     for name, limit in MAX_JPEG_BLOCK.items() if kind == "JPEG" else ():
         block = blocks.get(name)
@@ -97,7 +101,9 @@ def _icc(picture: Picture, layout: Layout, held: bool) -> tuple[bytes | None, li
     colour = picture.carried.colour
     if picture.icc is None and colour is not None and not colour.is_srgb:
         if not held:
-            return None, [f"the colours ({colour.name}) cannot be said in this format: they will look different"]
+            return None, [
+                f"the colours ({colour.name}) cannot be said in this format: they will look different"
+            ]
         return colour.profile(layout.grey), [f"the colours ({colour.name}) are written as an ICC profile"]
     icc, lost = fitting_icc(picture.icc, layout.grey)
     return icc, [lost] if lost else []

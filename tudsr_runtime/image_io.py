@@ -106,11 +106,12 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         if header.format == "AVIF" and _avif_is_deep(header.path):
             notes.append("more than 8 bits per channel are processed as 8")
         picture = _decoded(header.path, image)
+        # First, as `kept_exif` takes out of the image's EXIF what is told of here.
+        found = carried(header.path, image, header.format, keep=metadata == "keep")
         exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
         xmp = kept_xmp(image) if metadata == "keep" else None
         if metadata == "keep" and xmp is None and image.info.get("xmp"):
             notes.append("XMP is damaged and dropped")
-        found = carried(header.path, image, header.format, keep=metadata == "keep")
     notes += [*picture.notes, *([lost] if lost else []), *found.notes, *warned]
     icc = None if found.colour and found.colour_wins else picture.icc or found.icc
     return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))

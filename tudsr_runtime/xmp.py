@@ -29,7 +29,18 @@ NAMESPACES = {
 }
 """The usual prefix of each name space of which something goes or is scaled."""
 
-ANNOUNCING = ("hdrgm", "HDRGainMap", "apdi", "depthData", "Container", "Item", "GImage", "GAudio", "GDepth", "Device")
+ANNOUNCING = (
+    "hdrgm",
+    "HDRGainMap",
+    "apdi",
+    "depthData",
+    "Container",
+    "Item",
+    "GImage",
+    "GAudio",
+    "GDepth",
+    "Device",
+)
 """Prefixes of which everything tells of other data in the file."""
 
 STALE = {
