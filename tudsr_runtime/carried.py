@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from tudsr_runtime import signalled
-from tudsr_runtime.containers import Parts, avif_items, boxes, jpeg_parts, png_parts, riff_parts
+from tudsr_runtime.containers import Parts, avif_items, boxes, jpeg_parts, png_head, png_parts, riff_parts
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metadata import EXIF_ERRORS
 from tudsr_runtime.signalled import Colour
@@ -23,14 +23,14 @@ from tudsr_runtime.xmp import said
 
 GEO = {33550: "ModelPixelScale", 33922: "ModelTiepoint", 34264: "ModelTransformation"}
 GEO_TAGS = (*GEO, 34735, 34736, 34737)
-"""TIFF tags that place pixels on the earth (GeoTIFF 1.1): grids, and the keys that say in what coordinates."""
+"""TIFF tags that place pixels on the earth (GeoTIFF 1.1): grids, and keys that say in what coordinates."""
 
 METRE = 0.0254
 """Metres in an inch."""
 
 STRUCTURAL = {
-    "PNG": {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"tEXt",
-            b"zTXt", b"iTXt", b"pHYs"},
+    "PNG": {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf",
+            b"tEXt", b"zTXt", b"iTXt", b"pHYs"},
     "WEBP": {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP "},
 }  # fmt: skip
 """Parts that are treated elsewhere or are the picture itself; others are named in a note."""
@@ -63,8 +63,8 @@ class Text:
 class Carried:
     """What may be written again. `colour` counts where there is no profile, or if `colour_wins`.
 
-    `icc` is a profile that Pillow does not show; `dpi` is across and down; `iptc` is the IIM block; `geo` is by
-    TIFF tag; `notes` say what is never kept.
+    `icc` is a profile that Pillow does not show; `dpi` is across and down; `iptc` is the IIM block; `geo` is
+    by TIFF tag; `notes` say what is never kept.
     """
 
     colour: Colour | None = None
@@ -80,7 +80,9 @@ class Carried:
 
 def check_colour(path: Path, kind: str) -> None:
     """Refuse HDR and unknown colour before anything is decoded. Raises InputError."""
-    if kind in ("PNG", "AVIF"):
+    if kind == "PNG":
+        _signalled(png_head(path), kind)
+    elif kind == "AVIF":
         _signalled(path.read_bytes(), kind)
 
 
@@ -90,7 +92,8 @@ def carried(path: Path, image: Image.Image, kind: str, *, keep: bool) -> Carried
     Raises:
         InputError: HDR, or colours of an unknown kind.
     """
-    data = path.read_bytes()
+    # A TIFF, the largest of all, is asked through Pillow.
+    data = b"" if kind == "TIFF" else path.read_bytes()
     colour, wins = _signalled(data, kind)
     icc = _icc_of_bmp(data) if kind == "BMP" else None
     if colour is None and icc is None and not image.info.get("icc_profile") and image.mode != "CMYK":
@@ -183,16 +186,22 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
         exif = image.getexif()
         white, corners = _numbers(exif.get(318)), _numbers(exif.get(319))
         if len(corners) == 6:
-            gamma = _numbers(exif.get_ifd(ExifTags.IFD.Exif).get(0xA500))
+            gamma = _numbers(_below(exif, ExifTags.IFD.Exif).get(0xA500))
             curve = gamma[:1] or signalled.TIFF_GAMMA
             primaries = (*(white if len(white) == 2 else signalled.D65), *corners)
             return signalled.from_chromaticities("PrimaryChromaticities", primaries, curve)
-        space = exif.get_ifd(ExifTags.IFD.Exif).get(0xA001)
-        if space == 0xFFFF and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03":
+        exif_directory = _below(exif, ExifTags.IFD.Exif)
+        uncalibrated = exif_directory.get(0xA001) == 0xFFFF and ExifTags.IFD.Interop in exif_directory
+        if uncalibrated and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03":
             return Colour(signalled.ADOBE_RGB, signalled.ADOBE_GAMMA, "Adobe RGB by Exif")
     except EXIF_ERRORS:
         pass
     return None
+
+
+def _below(exif: Image.Exif, tag: int) -> Mapping[int, object]:
+    """A directory below the first; Pillow's own way to ask would add an empty one."""
+    return exif.get_ifd(tag) if tag in exif else {}
 
 
 def _numbers(value: object) -> tuple[float, ...]:
@@ -346,7 +355,7 @@ def _geo(image: Image.Image) -> dict[int, tuple[float, ...] | str]:
 def _is_turned(path: Path) -> bool:
     try:
         with Image.open(path, formats=("TIFF",)) as stored:
-            return getattr(stored, "tag_v2", {}).get(274, 1) != 1
+            return bool(getattr(stored, "tag_v2", {}).get(274, 1) != 1)
     except EXIF_ERRORS:
         return True
 
@@ -408,8 +417,8 @@ STALE_EXIF = {
 """Exif tags in pixels of the old picture."""
 
 UNKEPT_TIFF = {
-    301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks", 37724: "Photoshop's layers",
-    50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures", 34732: "layers",
+    301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks",
+    37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures", 34732: "layers",
 }  # fmt: skip
 
 
@@ -417,7 +426,7 @@ def _stale_exif(image: Image.Image) -> list[str]:
     """A note that names tags which are left out because they no longer hold."""
     try:
         exif = image.getexif()
-        below = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
+        below = _below(exif, ExifTags.IFD.Exif)
         names = [name for tag, name in STALE_EXIF.items() if tag in below]
         names += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
     except EXIF_ERRORS:

@@ -1,7 +1,7 @@
 """The parts that a picture file is made of, by name, and never a pixel: what Pillow does not show of a file.
 
-Every reader here takes any bytes and raises nothing: what is damaged ends the list. Each is linear in the size
-of the file.
+Every reader here takes any bytes and raises nothing: what is damaged ends the list. Each is linear in the
+size of the file.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 Part: TypeAlias = tuple[bytes, bytes]
 """The name of a chunk, segment or box, and its content."""
 
 MAX_PARTS = 100_000
+MAX_HEAD = 64 << 20
+"""Bytes of a PNG that are looked at before its pixels."""
 SOS, EOI, COMMENT = 0xDA, 0xD9, 0xFE
 BARE = (0x01, *range(0xD0, 0xD9))
 """JPEG markers without a length."""
@@ -55,6 +58,15 @@ def png_parts(data: bytes) -> Parts:
         if name == b"IEND":
             return Parts(tuple(parts), data[at:])
     return Parts(tuple(parts))
+
+
+def png_head(path: Path) -> bytes:
+    """A PNG as far as its pixels, where all that concerns their colours stands. Raises OSError."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read(8))
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND") and len(data) < MAX_HEAD:
+            data += head + file.read(min(int.from_bytes(head[:4]), MAX_HEAD) + 4)
+    return bytes(data)
 
 
 def riff_parts(data: bytes) -> Parts:

@@ -20,7 +20,7 @@ HOLDS = {
     "BMP": ("dpi",),
     "AVIF": ("icc", "exif", "xmp"),
 }
-"""The names under which the writers take it. Where `dpi` is not held, EXIF takes it; `srgb` is the default."""
+"""The names under which the writers take it. `dpi` may be in EXIF. Pixels are sRGB if nothing is said."""
 
 NAMES = {
     "icc": "the colour profile",

@@ -33,7 +33,8 @@ TURNS = {
 }
 
 STALE = (
-    int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight), 0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214,
+    int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight),
+    0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214,
 )  # fmt: skip
 """Exif tags in pixels of the old picture (`carried.STALE_EXIF`), and its compression."""
 
@@ -90,7 +91,7 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
 
 
 def kept_xmp(image: Image.Image) -> bytes | None:
-    """XMP without the orientation that has been applied, and without what no longer holds; None if damaged."""
+    """XMP without the orientation that has been applied and what no longer holds; None if damaged."""
     xmp = image.info.get("xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()

@@ -53,7 +53,7 @@ class Picture:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
-    carried: Carried = Carried()
+    carried: Carried = Carried()  # noqa: RUF009 - immutable
     notes: tuple[str, ...] = ()
 
     @property

@@ -41,7 +41,7 @@ CURVES: dict[int, tuple[float, ...]] = {
     1: BT709_CURVE, 4: (2.2,), 5: (2.8,), 6: BT709_CURVE, 8: (1.0,), 13: SRGB_CURVE, 14: BT709_CURVE,
     15: BT709_CURVE,
 }  # fmt: skip
-"""TransferCharacteristics of H.273, table 3, inverted: a gamma, or g, a, b, c, d of ICC's parametric type 3."""
+"""TransferCharacteristics of H.273, table 3, inverted: a gamma, or g, a, b, c, d of ICC's curve of type 3."""
 UNSPECIFIED = 2
 HDR = {16: "PQ", 18: "HLG"}
 
@@ -79,7 +79,7 @@ class Colour:
 
 
 def from_code_points(where: str, primaries: int, transfer: int) -> Colour | str | None:
-    """The colour of H.273's numbers; a text that says why the picture must be refused; None if nothing is said."""
+    """The colour of H.273's numbers; a text that says why it must be refused; None if nothing is said."""
     if transfer in HDR:
         return f"an HDR picture ({HDR[transfer]}, {where} {primaries}/{transfer})"
     if {primaries, transfer} == {UNSPECIFIED}:

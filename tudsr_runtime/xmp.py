@@ -1,4 +1,4 @@
-"""XMP of the old picture made true of the new one: what speaks of its pixels, or of data that is not kept, goes.
+"""XMP made true of the new picture: what speaks of the old pixels, or of data that is not kept, goes.
 
 The packet is edited as text: a parser of XML would write it with other prefixes, and obey its entities.
 """
@@ -63,16 +63,13 @@ STALE = {
 }  # fmt: skip
 """Properties of the old pixels, of how they were stored or cut, and of data behind them."""
 
-RESOLUTION = {"tiff:XResolution", "tiff:YResolution", "tiff:ResolutionUnit"}
-
 ACROSS = re.compile(r"GPano:\w*(?:Width|Left|X)Pixels|GPano:InitialHorizontal\w*Pixels|stDim:w")
 DOWN = re.compile(r"GPano:\w*(?:Height|Top|Y)Pixels|GPano:InitialVertical\w*Pixels|stDim:h")
 """Properties in pixels, of panoramas and of the picture that regions (mwg-rs) are fractions of."""
 
 DECLARED = re.compile(r"""xmlns:([\w.-]+)\s*=\s*["']([^"'<>]{1,200})["']""")
 TAG = re.compile(r"""<(/?)([^\s<>/!?"'=]{1,200})((?:[^<>"']|"[^"<]*"|'[^'<]*')*)>""")
-ATTRIBUTE = re.compile(r"""(\s+)([\w.-]{1,100}:[\w.-]{1,100})(\s*=\s*)("[^"]*"|'[^']*')""")
-TURN = re.compile(r"""((\w+):Orientation(?:\s*=\s*["']|>\s*))[2-8]""")
+ATTRIBUTE = re.compile(r"""(\s)([\w.-]{1,100}:[\w.-]{1,100})(\s*=\s*)("[^"]*"|'[^']*')""")
 NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 

@@ -71,7 +71,7 @@ def riff_with(name: bytes, body: bytes) -> bytes:
     return whole[:4] + struct.pack("<I", len(whole) - 8 + len(chunk)) + whole[8:] + chunk
 
 
-def exif(**more: object) -> bytes:
+def exif() -> bytes:
     """EXIF that names the maker."""
     made = Image.Exif()
     made[271] = MAKER
@@ -215,13 +215,18 @@ FILES: dict[str, dict[str, Callable[[], bytes]]] = {
 """What is carried, and in which formats there is a way to."""
 
 NOTED = {
-    "transparency": "transparency", "16 bits": "8 bits", "ICC profile": "colour profile", "EXIF": "EXIF", "XMP": "XMP",
+    "transparency": "transparency", "16 bits": "8 bits", "ICC profile": "colour profile", "EXIF": "EXIF",
+    "XMP": "XMP",
     "text": "texts (parameters)|comment|EXIF", "IPTC": "IPTC", "dpi": "resolution",
     "wide colour without a profile": "colours (", "place on the earth": "GeoTIFF", "gain map": "HDR gain map",
     "depth map": "depth map", "video of a motion photo": "motion photo", "provenance (C2PA)": "C2PA",
     "several pages, animation": "only the first picture",
 }  # fmt: skip
 """Words of the note or error that speaks of it; one of several between |."""
+
+
+OURS = "by tudsr".encode("utf-16-be")
+"""In the description of a profile that tudsr makes."""
 
 
 def _exif_dpi() -> bytes:
@@ -253,7 +258,7 @@ def survives(feature: str, image: Image.Image, content: bytes) -> bool:
         "text": lambda: WORDS.encode() in content,
         "IPTC": lambda: IPTC in content,
         "dpi": lambda: dpi(image) == (300, 300),
-        "wide colour without a profile": lambda: b"by tudsr".decode().encode("utf-16-be") in image.info.get("icc_profile", b""),
+        "wide colour without a profile": lambda: OURS in image.info.get("icc_profile", b""),
         "place on the earth": lambda: 33550 in getattr(image, "tag_v2", {}),
     }  # fmt: skip
     return feature in checks and checks[feature]()
