@@ -17,7 +17,7 @@ from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
-from tudsr_runtime.metadata import fitting_icc
+from tudsr_runtime.fitting import fitting_blocks
 from tudsr_runtime.picture import Layout, Picture, enlarged_rows
 from tudsr_runtime.pillow import is_pillows
 from tudsr_runtime.png import PngWriter
@@ -49,15 +49,16 @@ FORMATS = {
 FORMAT_OF_SUFFIX = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
 """What can be written, by the suffix of the output."""
 
-MAX_JPEG_BLOCK = {"exif": 65533, "xmp": 65504}
-"""Bytes: each must fit one JPEG segment."""
-
 PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},
     "WEBP": {},
     "BMP": {},
     "AVIF": {"subsampling": "4:4:4", "speed": 8},
 }
+
+
+PILLOW_NAMES = {"icc": "icc_profile", "iptc": "extra"}
+"""Where Pillow calls a block otherwise; JPEG segments of no kind that it knows are `extra`."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def write_picture(
         MemoryExhausted: the encoded picture does not fit into memory.
     """
     kind, layout = output_format(target), fitting_layout(picture, width, height, target)
-    blocks, notes = _fitting_blocks(picture, layout, kind)
+    blocks, notes = fitting_blocks(picture, layout, kind)
     try:
         with atomic_write(target, replace) as file:
             writer = _open_writer(file, kind, layout, blocks, encoding)
@@ -202,29 +203,11 @@ class PillowWriter:
 
 
 def _open_writer(
-    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, bytes], encoding: Encoding
+    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, Any], encoding: Encoding
 ) -> Writer:
     if kind == "PNG":
         return PngWriter(file, layout, **blocks, level=encoding.compression)
     if kind == "TIFF":
         return TiffWriter(file, layout, **blocks, level=encoding.compression)
-    options = {"icc_profile" if name == "icc" else name: block for name, block in blocks.items()}
+    options = {PILLOW_NAMES.get(name, name): block for name, block in blocks.items()}
     return PillowWriter(file, layout, kind, {**PILLOW_OPTIONS[kind], "quality": encoding.quality, **options})
-
-
-def _fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[str, bytes], list[str]]:
-    """Profile, EXIF and XMP that the file can take; and notes on all that is lost in it."""
-    icc, lost = fitting_icc(picture.icc, layout.grey)
-    notes = [lost] if lost else []
-    if picture.levels.dtype != layout.dtype:
-        notes.append(f"16 bits per channel are written with 8 bits in {kind}")
-    blocks = {"icc": icc, "exif": picture.exif, "xmp": picture.xmp}
-    for name, limit in MAX_JPEG_BLOCK.items() if kind == "JPEG" else ():
-        block = blocks[name]
-        if block is not None and len(block) > limit:
-            blocks[name] = None
-            notes.append(f"{name.upper()} is too long for JPEG and dropped")
-    if kind == "BMP" and any(blocks.values()):
-        blocks = {}
-        notes.append("BMP holds no colour profile and no metadata")
-    return {name: block for name, block in blocks.items() if block}, notes

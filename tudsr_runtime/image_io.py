@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from tudsr_runtime.carried import carried, check_colour
 from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
 from tudsr_runtime.encode import check_format_limits
 from tudsr_runtime.errors import InputError, MemoryExhausted
@@ -77,6 +78,7 @@ def read_header(path: Path) -> Header:
     """
     with borrowed(), _opened(path) as image:
         turn = orientation(image)
+        check_colour(path, _format(image))
         return Header(path, _format(image), *upright_size(image, turn), image.has_transparency_data, turn)
 
 
@@ -103,13 +105,16 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         decoded = picture.width, picture.height
         if decoded != planned:
             raise InputError(f"the pixels are {_by(*decoded)}, but the header says {_by(*planned)}")
+        # First, as `kept_exif` takes out of the image's EXIF what is told of here.
+        found = carried(header.path, image, header.format, keep=metadata == "keep")
         exif, xmp = None, None
         if metadata == "keep":
             exif, exif_lost = kept_exif(image)
             xmp, xmp_lost = kept_xmp(image)
             lost += [exif_lost, xmp_lost]
-    notes += [*picture.notes, *filter(None, lost), *warned]
-    return replace(picture, exif=exif, xmp=xmp, notes=tuple(notes))
+    notes += [*picture.notes, *filter(None, lost), *found.notes, *warned]
+    icc = None if found.colour and found.colour_wins else picture.icc or found.icc
+    return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))
 
 
 def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:

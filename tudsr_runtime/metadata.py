@@ -10,13 +10,15 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, ImageFile
 
 from tudsr_runtime.pillow import MAX_TEXT_CHUNK, StillTiff, is_pillows
+from tudsr_runtime.xmp import true_of_result
 
 ORIENTATION = int(ExifTags.Base.Orientation)
 
 STRUCTURE = frozenset(
     {
         *range(254, 270), 273, *range(277, 282), 284, *range(288, 294), 297, 301, *range(317, 326),
-        *range(330, 348), *range(512, 522), *range(529, 533), 700, 33723, 34377, 34675, 37724,
+        *range(330, 348), *range(512, 522), *range(529, 533), 700, 33550, 33723, 33922,
+        34264, 34377, 34675, 34732, *range(34735, 34738), 37724, 50844, 52545,
     }
 )  # fmt: skip
 """TIFF tags that describe how the old file stores its pixels, or embed other metadata blocks."""
@@ -31,7 +33,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-STALE = (int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight))
+STALE = (
+    int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight),
+    0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214,
+)  # fmt: skip
+"""Exif tags in pixels of the old picture (`carried.STALE_EXIF`), and its compression."""
 
 SUB_DIRECTORIES = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop))
 """Tags whose value is a directory of its own."""
@@ -42,11 +48,9 @@ PNG_EXIF = ("exif", "Raw profile type exif")
 """Where Pillow shows the EXIF of a PNG: that of its chunk, and the text that ImageMagick used to write."""
 
 XMP_TURN = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>)\s*)([1-8])""")
-XMP_SIZE = re.compile(rb"""\s(?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length))\s*=\s*["']\d+["']""")
-"""What XMP says about the old pixels."""
 
 MAX_PROFILE = 255 * 65519
-"""Bytes of a colour profile: what the segments of a JPEG hold (ICC.1 B.4), just less than `MAX_TEXT_CHUNK`."""
+"""Bytes of a colour profile: what the segments of a JPEG hold (ICC.1 B.4), less than `MAX_TEXT_CHUNK`."""
 
 ICC_SPACES = {b"RGB ": False, b"GRAY": True}
 """Colour space, at byte 16 of an ICC profile, to whether it describes grey."""
@@ -144,12 +148,13 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
 
 
 def kept_xmp(image: Image.Image) -> tuple[bytes | None, str | None]:
-    """XMP without the orientation that has been applied, and the old size; and a note if it was dropped."""
+    """XMP without the turn that has been applied and what no longer holds; and a note if it was dropped."""
     stated = image.info.get("xmp")
+    if not stated:
+        return None, None
     xmp = as_bytes(stated)
-    if xmp is None and stated is not None:
-        return None, "XMP is damaged and dropped"
-    return (XMP_SIZE.sub(b"", XMP_TURN.sub(rb"\g<1>1", xmp)) if xmp else None), None
+    kept = true_of_result(XMP_TURN.sub(rb"\g<1>1", xmp)) if xmp else None
+    return kept, "XMP is damaged and dropped" if kept is None else None
 
 
 def kept_icc(image: Image.Image) -> tuple[bytes | None, str | None]:

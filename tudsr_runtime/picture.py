@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from tudsr_runtime.carried import Carried
 from tudsr_runtime.deep import Deep, raw_mode
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metadata import upright
@@ -43,7 +44,8 @@ class Picture:
     """Pixels and what belongs to them. Upright: EXIF orientation is already applied.
 
     `levels` is (h, w) if grey, else (h, w, 3), with white at the top of its dtype; `alpha` (h, w) of the same
-    dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail.
+    dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail;
+    `carried` is what else belongs to it.
     `notes` say in plain words what was lost or converted on the way.
     """
 
@@ -52,6 +54,7 @@ class Picture:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    carried: Carried = Carried()  # noqa: RUF009 - immutable
     notes: tuple[str, ...] = ()
 
     @property
