@@ -28,6 +28,8 @@ GEO_TAGS = (*GEO, 34735, 34736, 34737)
 
 METRE = 0.0254
 """Metres in an inch."""
+MAX_DPI = 65535
+"""What every format can write."""
 
 STRUCTURAL = {
     "PNG": {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf",
@@ -326,7 +328,7 @@ def _dpi(image: Image.Image, kind: str) -> tuple[float, float] | None:
     if values is None:
         values = _dpi_of_exif(image)
     numbers = _numbers(values)
-    if len(numbers) != 2 or not all(0.01 <= number <= 1e6 for number in numbers):
+    if len(numbers) != 2 or not all(1 <= number <= MAX_DPI for number in numbers):
         return None
     # A PNG counts per metre: 300 becomes 299.9994.
     across, down = (
@@ -374,6 +376,8 @@ def scaled_geo(
     # GTRasterTypeGeoKey = 2: the whole numbers are the middles of pixels, else their corners.
     keyed = {int(keys[at]): int(keys[at + 3]) for at in range(4, len(keys) - 3, 4)}
     shift = 0.5 if keyed.get(1025) == 2 else 0.0
+    if not all(0 <= key <= 65535 for key in keys):
+        return {}
     made = dict(geo)
     if scales:
         if len(scales) != 3:
@@ -414,7 +418,8 @@ STALE_EXIF = {
 
 UNKEPT_TIFF = {
     301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks",
-    37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures", 34732: "layers",
+    37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures",
+    34732: "layers",
 }  # fmt: skip
 
 

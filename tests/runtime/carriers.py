@@ -123,6 +123,7 @@ MOTION_XMP = xmp(
     'xmlns:GCamera="http://ns.google.com/photos/1.0/camera/" GCamera:MotionPhoto="1"'
     ' GCamera:MicroVideoOffset="700" xmlns:dc="http://purl.org/dc/elements/1.1/" dc:source="kept">'
 )
+DEPTH_XMP = xmp('xmlns:GDepth="http://ns.google.com/photos/1.0/depthmap/" GDepth:Data="iVBOR">')
 VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(600)
 P3_XMP = xmp(f'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:source="{MAKER}">')
 AURORA = 12, 13
@@ -198,7 +199,7 @@ FILES: dict[str, dict[str, Callable[[], bytes]]] = {
         "JPEG": lambda: saved("JPEG", xmp=GAIN_XMP) + saved("JPEG"),
         "AVIF": _gain_avif,
     },
-    "depth map": {"AVIF": _depth_avif},
+    "depth map": {"AVIF": _depth_avif, "JPEG": lambda: saved("JPEG", xmp=DEPTH_XMP)},
     "video of a motion photo": {"JPEG": lambda: saved("JPEG", xmp=MOTION_XMP) + VIDEO},
     "provenance (C2PA)": {
         "PNG": lambda: with_chunk(b"caBX", b"\0\0\0\x10jumbjumd...."),

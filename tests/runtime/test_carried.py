@@ -186,6 +186,25 @@ def test_a_point_of_a_geotiff_stays_where_it_is(tmp_path: Path, kind: int) -> No
     assert scaled_tags[33922] == (2 * (4 + shift) - shift, 3 * (2 + shift) - shift, 0, 5.0, 6.0, 0)
 
 
+@pytest.mark.parametrize(
+    "geo", [{33550: (1.0,)}, {33922: (1.0,) * 5}, {34264: (1.0,) * 15}, {34735: (1, 1, 0, 70000)}]
+)
+def test_a_geotiff_that_cannot_be_meant_loses_all_of_it_with_a_note(
+    tmp_path: Path, geo: dict[int, tuple[float, ...]]
+) -> None:
+    tags = {f"tag{tag}": (tag, 12, value) for tag, value in geo.items()}
+    image, _, notes = through(with_tags(text=(34737, 2, "WGS 84|"), **tags), "TIFF", "TIFF", tmp_path)
+    assert any("GeoTIFF" in note for note in notes)
+    assert not {33550, 33922, 34264, 34735, 34737} & set(image.tag_v2)
+
+
+def test_a_turned_geotiff_loses_its_place_with_a_note(tmp_path: Path) -> None:
+    content = with_tags(scale=(33550, 12, (1.0, 1.0, 0.0)), turn=(274, 3, 6))
+    image, _, notes = through(content, "TIFF", "TIFF", tmp_path)
+    assert any("GeoTIFF" in note for note in notes)
+    assert 33550 not in image.tag_v2
+
+
 @pytest.mark.parametrize("chunk", ["gAMA", "cHRM", "both"])
 def test_gamma_and_chromaticities_are_written_as_a_profile(tmp_path: Path, chunk: str) -> None:
     content = saved("PNG")
