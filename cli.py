@@ -109,15 +109,13 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def _failures_as_json(wanted: bool) -> Iterator[None]:
     """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
-    from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.terminal import Terminal, failure
+    from tudsr_runtime.terminal import Terminal, failure, was_told
 
     try:
         yield
     except (Exception, SystemExit) as error:
-        known = isinstance(error, TudsrError) and error.told_on_stdout
-        stopped = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > 128)
-        if wanted and not known and not stopped:
+        ended = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > 128)
+        if wanted and not ended and not was_told(error):
             Terminal().json(failure(error))
         raise
 

@@ -24,7 +24,7 @@ from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
 from tudsr_runtime.record import Records
-from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure
+from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -65,7 +65,7 @@ class Batch:
         for source in sources:
             try:
                 jobs.append(plan_job(self.request, self.upscaler, source))
-            except TudsrError as error:
+            except Exception as error:  # whatever it is, the others go on
                 self.fail(source.path, error)
         jobs = self._settle(jobs, [source.path for source in sources])
         return self._prepare(jobs) if create_folders else jobs
@@ -110,7 +110,7 @@ class Batch:
                     claimed.append(job)
                     continue
                 refusals = 0
-            except TudsrError as error:
+            except Exception as error:
                 refusals = refusals + 1 if isinstance(error, OutputError) else 0
                 self.fail(job.source, error)
             bar.finish(job.plan.tiles)
@@ -142,15 +142,20 @@ class Batch:
         shared = self._writes and not self.request.single and self.request.on_exists != "overwrite"
         return claim(job.target) if shared else nullcontext(True)
 
-    def fail(self, path: Path, error: TudsrError) -> None:
-        """Report a picture that failed; a single input's error is raised instead of shown."""
+    def fail(self, path: Path, error: Exception) -> None:
+        """Report a picture that failed; a single input's error is raised instead of shown.
+
+        What tudsr did not raise on purpose is a bug of it, and is reported with its traceback.
+        """
         self.tally.failed += 1
+        if isinstance(error, MemoryError):
+            error = MemoryExhausted(f"{path}: out of memory")
         if self.request.as_json:
             self.terminal.json(failure(error, path))
-            error.told_on_stdout = True
+            mark_told(error)
         if self.request.single:
             raise error
-        self.terminal.error(error)
+        self.terminal.error(error, path)
 
     def finish(self, seconds: float) -> None:
         """Print the summary; BatchError if any picture failed."""
@@ -162,7 +167,8 @@ class Batch:
             self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
         if tally.failed:
             raised = BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
-            raised.told_on_stdout = self.request.as_json
+            if self.request.as_json:
+                mark_told(raised)
             raise raised
 
     def _settle(self, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Job]:
@@ -190,7 +196,7 @@ class Batch:
         """An error in the block is this picture's own."""
         try:
             yield
-        except TudsrError as error:
+        except Exception as error:
             self.fail(job.source, error)
 
     def _renamed(self, jobs: Sequence[Job]) -> list[Job]:

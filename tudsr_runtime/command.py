@@ -30,7 +30,7 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
     """
     suffix = _suffix(options)
     named = expand(inputs)
-    with without_dashes(named, options.output, suffix or ".png") as (paths, output, to_stdout):
+    with without_dashes(named, options.output, suffix) as (paths, output, to_stdout):
         if to_stdout and options.as_json:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
         _upscale(paths, dataclasses.replace(options, output=output), suffix, to_stdout)

@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile, TiffImagePlugin
+from PIL import ImageFile
 
 from tudsr_runtime.metadata import upright
+from tudsr_runtime.pillow import StillTiff
 
 Deep = NDArray[np.uint16]
 
@@ -20,18 +21,13 @@ OPAQUE = 65535
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284
 """TIFF tags; the second is 2 where each channel is stored by itself."""
 
-# Grey with alpha in 16 bits, which Pillow's TIFF reader has no entry for: named as in a PNG, so that only
-# `decode_deep` makes anything of it.
-for _prefix, _order in ((TiffImagePlugin.II, "L"), (TiffImagePlugin.MM, "B")):
-    for _extra, _kind in ((1, "La"), (2, "LA")):
-        _key = (_prefix, 1, (1,), 1, (16, 16), (_extra,))
-        TiffImagePlugin.OPEN_INFO.setdefault(_key, ("RGBA", f"{_kind};16{_order}"))
-
 
 def raw_mode(image: ImageFile.ImageFile) -> str:
     """How the file stores its pixels, such as "RGB;16B"; empty once they are decoded."""
     if not image.tile:
         return ""
+    if isinstance(image, StillTiff) and image.grey_alpha:
+        return image.grey_alpha
     arguments = image.tile[0].args
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
@@ -48,7 +44,7 @@ def is_deep(image: ImageFile.ImageFile) -> bool:
     return depth.startswith("16") and kind in ("RGB", "RGBA", "RGBa", "RGBX", "LA", "La")
 
 
-def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Deep:
+def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile, orientation: int = 1) -> Deep:
     """Decode the picture, opened twice, to upright (h, w, 3) RGB, (h, w, 4) RGBA or (h, w, 2) grey and alpha.
 
     Colour that the file stores multiplied by alpha is divided by it.
@@ -56,16 +52,16 @@ def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile) -> Deep:
     kind, _, depth = raw_mode(image).partition(";")
     if kind in ("LA", "La"):
         # Two values of two bytes are what Pillow knows as RGBA.
-        octets = _decoded(image)
+        octets = _decoded(image, None, orientation)
         first, second = octets[..., 0::2], octets[..., 1::2]
         levels = _joined(first, second) if _is_big(depth) else _joined(second, first)
         return _divided_by_alpha(levels) if kind == "La" else levels
     if _planar(image):
         depth = "16B" if image.tag_v2.prefix == b"MM" else "16L"  # type: ignore[attr-defined]
     high, low = (
-        (_decoded(image, "16B"), _decoded(again, "16L"))
+        (_decoded(image, "16B", orientation), _decoded(again, "16L", orientation))
         if _is_big(depth)
-        else (_decoded(image, "16L"), _decoded(again, "16B"))
+        else (_decoded(image, "16L", orientation), _decoded(again, "16B", orientation))
     )
     levels = _joined(high, low)
     return _divided_by_alpha(levels) if kind == "RGBa" else levels
@@ -88,7 +84,7 @@ def _planar(image: ImageFile.ImageFile) -> bool:
     return bool(tags.get(PLANAR_CONFIGURATION) == 2)
 
 
-def _decoded(image: ImageFile.ImageFile, depth: str | None = None) -> NDArray[np.uint8]:
+def _decoded(image: ImageFile.ImageFile, depth: str | None, orientation: int) -> NDArray[np.uint8]:
     """The pixels, read as if the file stored them with that depth and byte order; None: as RGBA of 8 bits."""
     tiles = []
     for tile in image.tile:
@@ -97,7 +93,7 @@ def _decoded(image: ImageFile.ImageFile, depth: str | None = None) -> NDArray[np
         raw = f"{kind};{depth}" if depth else "RGBA"
         tiles.append(tile._replace(args=(raw, *rest) if rest else raw))
     image.tile = tiles
-    return np.asarray(upright(image))
+    return np.asarray(upright(image, orientation))
 
 
 def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> Deep:

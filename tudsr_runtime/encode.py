@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.errors import MemoryExhausted, OutputError, UsageError
-from tudsr_runtime.metadata import fitting_icc
+from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
+from tudsr_runtime.fitting import fitting_blocks
 from tudsr_runtime.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.pillow import is_pillows
 from tudsr_runtime.png import PngWriter
 from tudsr_runtime.tiff import TiffWriter
 
@@ -38,18 +39,15 @@ class Format:
 # 16384 x 16384 px and 32768 px a side are what libavif reads by default; a BMP ends at 4 GiB.
 FORMATS = {
     "PNG": Format((".png",), deep=True),
-    "JPEG": Format((".jpg", ".jpeg"), alpha=False, side=65500),
+    "JPEG": Format((".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, side=65500),
     "WEBP": Format((".webp",), grey=False, side=16383),
     "TIFF": Format((".tif", ".tiff"), deep=True),
-    "BMP": Format((".bmp",), alpha=False, area=2**32 // 3 - 2**20),
+    "BMP": Format((".bmp", ".dib"), alpha=False, area=2**32 // 3 - 2**20),
     "AVIF": Format((".avif",), grey=False, side=32768, area=16384 * 16384),
 }
 
 FORMAT_OF_SUFFIX = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
 """What can be written, by the suffix of the output."""
-
-MAX_JPEG_BLOCK = {"exif": 65533, "xmp": 65504}
-"""Bytes: each must fit one JPEG segment."""
 
 PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},
@@ -57,6 +55,10 @@ PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
     "BMP": {},
     "AVIF": {"subsampling": "4:4:4", "speed": 8},
 }
+
+
+PILLOW_NAMES = {"icc": "icc_profile", "iptc": "extra"}
+"""Where Pillow calls a block otherwise; JPEG segments of no kind that it knows are `extra`."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,12 @@ def write_picture(
 
     Raises:
         OutputError: the system refused.
+        InputError: the encoder refused.
         UsageError: `target` exists and is not to be replaced.
         MemoryExhausted: the encoded picture does not fit into memory.
     """
     kind, layout = output_format(target), fitting_layout(picture, width, height, target)
-    blocks, notes = _fitting_blocks(picture, layout, kind)
+    blocks, notes = fitting_blocks(picture, layout, kind)
     try:
         with atomic_write(target, replace) as file:
             writer = _open_writer(file, kind, layout, blocks, encoding)
@@ -189,34 +192,22 @@ class PillowWriter:
         self._row += len(rows)
 
     def finish(self) -> None:
-        """Encode."""
-        self._image.save(self._file, format=self._kind, **self._options)
+        """Encode. Raises InputError where Pillow cannot, for a reason that is not the system's."""
+        try:
+            self._image.save(self._file, format=self._kind, **self._options)
+        except Exception as error:
+            if not is_pillows(error) or getattr(error, "errno", None) is not None:
+                raise
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the picture cannot be encoded as {self._kind} ({reason})") from error
 
 
 def _open_writer(
-    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, bytes], encoding: Encoding
+    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, Any], encoding: Encoding
 ) -> Writer:
     if kind == "PNG":
         return PngWriter(file, layout, **blocks, level=encoding.compression)
     if kind == "TIFF":
         return TiffWriter(file, layout, **blocks, level=encoding.compression)
-    options = {"icc_profile" if name == "icc" else name: block for name, block in blocks.items()}
+    options = {PILLOW_NAMES.get(name, name): block for name, block in blocks.items()}
     return PillowWriter(file, layout, kind, {**PILLOW_OPTIONS[kind], "quality": encoding.quality, **options})
-
-
-def _fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[str, bytes], list[str]]:
-    """Profile, EXIF and XMP that the file can take; and notes on all that is lost in it."""
-    icc, lost = fitting_icc(picture.icc, layout.grey)
-    notes = [lost] if lost else []
-    if picture.levels.dtype != layout.dtype:
-        notes.append(f"16 bits per channel are written with 8 bits in {kind}")
-    blocks = {"icc": icc, "exif": picture.exif, "xmp": picture.xmp}
-    for name, limit in MAX_JPEG_BLOCK.items() if kind == "JPEG" else ():
-        block = blocks[name]
-        if block is not None and len(block) > limit:
-            blocks[name] = None
-            notes.append(f"{name.upper()} is too long for JPEG and dropped")
-    if kind == "BMP" and any(blocks.values()):
-        blocks = {}
-        notes.append("BMP holds no colour profile and no metadata")
-    return {name: block for name, block in blocks.items() if block}, notes

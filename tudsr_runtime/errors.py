@@ -31,8 +31,6 @@ class TudsrError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(_one_line(message))
         self.hint = hint
-        self.told_on_stdout = False
-        """Whether `--json` has told it already."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.hint)

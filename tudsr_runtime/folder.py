@@ -101,17 +101,24 @@ def name_output(
 ) -> tuple[Path, str | None]:
     """NAME_x8.EXT for NAME.EXT and label "x8", beside the input or below `folder`, and a note if EXT changed.
 
-    EXT becomes .png where the input's own cannot be written, or knows no transparency and
-    the picture has it; with `suffix`, it is that.
+    EXT is the input's own if that is one of its format's; it becomes .png where the format knows no
+    transparency and the picture has it; with `suffix`, it is that.
     """
     if suffix is not None:
         return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), None
-    suffix, note = source.path.suffix, None
-    if suffix.lower() not in FORMAT_OF_SUFFIX:
-        suffix = ".png"
-    elif header.has_alpha and not FORMATS[kind := output_format(source.path)].alpha:
-        suffix, note = ".png", f"{kind} cannot hold transparency: writing PNG"
+    suffix, note = fitting_suffix(header)
     return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), note
+
+
+def fitting_suffix(header: Header) -> tuple[str, str | None]:
+    """Of the result of a picture, by what is in the file and not by its name; and a note if it is another."""
+    own, kind = header.path.suffix, header.format
+    if header.has_alpha and not FORMATS[kind].alpha:
+        return ".png", f"{kind} cannot hold transparency: writing PNG"
+    if FORMAT_OF_SUFFIX.get(own.lower()) == kind:
+        return own, None
+    note = f"the file is in the format {kind} in spite of its name: writing {kind}"
+    return FORMATS[kind].suffixes[0], note if own.lower() in FORMAT_OF_SUFFIX else None
 
 
 def free_name(target: Path, taken: Container[str]) -> Path:

@@ -7,34 +7,25 @@ from __future__ import annotations
 
 import re
 import stat
-import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from tudsr_runtime.carried import carried, check_colour
 from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
 from tudsr_runtime.encode import check_format_limits
 from tudsr_runtime.errors import InputError, MemoryExhausted
-from tudsr_runtime.metadata import kept_exif, kept_xmp, orientation
+from tudsr_runtime.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.picture import Picture, from_channels, from_image
+from tudsr_runtime.pillow import borrowed, is_pillows, open_image
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 
 Metadata = Literal["keep", "strip"]
-
-DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, OverflowError, LookupError, TypeError, AttributeError,
-    RuntimeError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
-"""Everything that Pillow raises for damaged files; MemoryError is treated apart."""
-
-# Of a compressed text or profile in a PNG. Pillow's 1 MiB is less than the profiles of some scanners.
-PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 
 SIGNATURES = (
     (rb"GIF8", "a GIF"),
@@ -66,13 +57,17 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself before any pixel is decoded; `width` and `height` are upright."""
+    """What a file says about itself before any pixel is decoded.
+
+    `width` and `height` are upright: `orientation`, an EXIF orientation, turns the stored pixels so.
+    """
 
     path: Path
     format: str
     width: int
     height: int
     has_alpha: bool
+    orientation: int = 1
 
 
 def read_header(path: Path) -> Header:
@@ -81,11 +76,10 @@ def read_header(path: Path) -> Header:
     Raises:
         InputError: no plain file, not a picture in a readable format, damaged, or more than one frame.
     """
-    with _collected_warnings(), _opened(path) as image:
-        width, height = image.size
-        if orientation(image) >= 5:
-            width, height = height, width
-        return Header(path, _format(image), width, height, image.has_transparency_data)
+    with borrowed(), _opened(path) as image:
+        turn = orientation(image)
+        check_colour(path, _format(image))
+        return Header(path, _format(image), *upright_size(image, turn), image.has_transparency_data, turn)
 
 
 def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
@@ -94,20 +88,33 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
     `strip` leaves EXIF and XMP out. The colour profile stays: without it the colours would change.
 
     Raises:
-        InputError: as `read_header`; also an unsupported pixel format, or the file is no longer the same.
+        InputError: as `read_header`; also an unsupported pixel format, the file is no longer the same, or
+            its pixels are not of the size that the header says.
         MemoryExhausted: the decoded picture does not fit into memory.
     """
-    with _collected_warnings() as warned, _opened(header.path) as image:
-        if sorted(image.size) != sorted((header.width, header.height)):
+    with borrowed() as warned, _opened(header.path) as image:
+        turn, planned = orientation(image), (header.width, header.height)
+        if (upright_size(image, turn), turn, _format(image)) != (planned, header.orientation, header.format):
             raise InputError("the file changed while tudsr was running")
         notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
         if header.format == "AVIF" and _avif_is_deep(header.path):
             notes.append("more than 8 bits per channel are processed as 8")
-        picture = _decoded(header.path, image)
-        exif, lost = kept_exif(image) if metadata == "keep" else (None, None)
-        xmp = kept_xmp(image) if metadata == "keep" else None
-    notes += [*picture.notes, *([lost] if lost else []), *warned]
-    return replace(picture, exif=exif, xmp=xmp, notes=tuple(notes))
+        # What is no profile would fail wherever one is used.
+        image.info["icc_profile"], *lost = kept_icc(image)
+        picture = _decoded(header.path, image, turn)
+        decoded = picture.width, picture.height
+        if decoded != planned:
+            raise InputError(f"the pixels are {_by(*decoded)}, but the header says {_by(*planned)}")
+        # First, as `kept_exif` takes out of the image's EXIF what is told of here.
+        found = carried(header.path, image, header.format, keep=metadata == "keep")
+        exif, xmp = None, None
+        if metadata == "keep":
+            exif, exif_lost = kept_exif(image)
+            xmp, xmp_lost = kept_xmp(image)
+            lost += [exif_lost, xmp_lost]
+    notes += [*picture.notes, *filter(None, lost), *found.notes, *warned]
+    icc = None if found.colour and found.colour_wins else picture.icc or found.icc
+    return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))
 
 
 def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:
@@ -126,11 +133,15 @@ def check_output_size(header: Header, target: Path, width: int, height: int, max
     check_format_limits(target, width, height)
 
 
-def _decoded(path: Path, image: ImageFile.ImageFile) -> Picture:
+def _by(width: int, height: int) -> str:
+    return f"{width} x {height}"
+
+
+def _decoded(path: Path, image: ImageFile.ImageFile, turn: int) -> Picture:
     if not is_deep(image):
-        return from_image(image)
+        return from_image(image, turn)
     with _opened(path) as again:
-        levels = decode_deep(image, again)
+        levels = decode_deep(image, again, turn)
     levels = with_transparent(levels, image.info.get("transparency"))
     return from_channels(levels, image.info.get("icc_profile"))
 
@@ -140,18 +151,6 @@ def _avif_is_deep(path: Path) -> bool:
     with open(path, "rb") as file:
         found = re.search(rb"av1C\x81.(.)", file.read(65536), re.DOTALL)
     return found is not None and bool(found[1][0] & 0x40)
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """What Pillow warns of in the block, each once; complete when the block has ended."""
-    messages: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # From 89 megapixels on; `check_output_size` is the limit that counts here.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield messages
-    messages += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
 
 
 @contextmanager
@@ -165,8 +164,11 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise InputError(f"{path}: {error}", hint=error.hint) from error
     except MemoryError as error:
         raise MemoryExhausted(f"{path}: not enough memory to decode it") from error
-    except DECODE_ERRORS as error:
-        raise InputError(f"{path}: the file is damaged or cut short ({error})") from error
+    except Exception as error:
+        if not is_pillows(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: the file is damaged or cut short ({reason})") from error
 
 
 def _open_plain_file(path: Path) -> BinaryIO:
@@ -186,7 +188,7 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     beginning = file.read(64)
     file.seek(0)
     try:
-        return Image.open(file, formats=READABLE)
+        return open_image(file, READABLE)
     except Image.DecompressionBombError as error:
         raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:
@@ -199,7 +201,9 @@ def _is_animated_gif(file: BinaryIO) -> bool:
     try:
         with Image.open(file, formats=("GIF",)) as image:
             return bool(getattr(image, "is_animated", False))
-    except DECODE_ERRORS:
+    except Exception as error:
+        if not is_pillows(error):
+            raise
         return False
 
 

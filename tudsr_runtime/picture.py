@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from tudsr_runtime.carried import Carried
 from tudsr_runtime.deep import Deep, raw_mode
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metadata import upright
+from tudsr_runtime.pillow import is_pillows
 from tudsr_runtime.planes import Levels, to_levels, white
 from tudsr_runtime.transparency import AlphaRows, fill_hidden
 
@@ -42,7 +44,8 @@ class Picture:
     """Pixels and what belongs to them. Upright: EXIF orientation is already applied.
 
     `levels` is (h, w) if grey, else (h, w, 3), with white at the top of its dtype; `alpha` (h, w) of the same
-    dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail.
+    dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail;
+    `carried` is what else belongs to it.
     `notes` say in plain words what was lost or converted on the way.
     """
 
@@ -51,6 +54,7 @@ class Picture:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    carried: Carried = Carried()  # noqa: RUF009 - immutable
     notes: tuple[str, ...] = ()
 
     @property
@@ -110,17 +114,20 @@ class Layout:
         return self.width * self.height * self.channels * self.dtype.itemsize
 
 
-def from_image(file: Image.Image) -> Picture:
+def from_image(file: Image.Image, orientation: int | None = None) -> Picture:
     """Decode and normalise a picture that Pillow has opened; metadata is not touched.
+
+    `orientation`, 1 to 8, is what to turn it by; None: what it says about itself.
 
     Raises:
         InputError: a pixel format outside the table above.
     """
     raw = raw_mode(file) if isinstance(file, ImageFile.ImageFile) else ""
-    image = upright(file)
+    image = upright(file, orientation)
     if image.mode.startswith("I;16"):
         return _from_deep_grey(image, raw)
     if raw in LEVELS_OF_RAW and "transparency" in image.info:
+        image = image.copy()  # The host's own is left as it is.
         image.info["transparency"] *= 255 // (LEVELS_OF_RAW[raw] - 1)
     notes = [f"16-bit {image.mode} is processed as 8-bit"] if ";16" in raw else []
     icc = image.info.get("icc_profile")
@@ -201,7 +208,9 @@ def _cmyk_to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, st
         converted = ImageCms.profileToProfile(
             image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
-    except (ImageCms.PyCMSError, OSError) as error:
+    except Exception as error:
+        if not is_pillows(error):
+            raise
         return image.convert("RGB"), f"CMYK profile cannot be used ({error}): colours are approximate"
     assert converted is not None  # None comes only from work in place
     return converted, "CMYK: converted to sRGB with its own profile"

@@ -10,23 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tudsr_runtime.errors import InputError, TudsrError, UsageError
-from tudsr_runtime.folder import is_folder
+from tudsr_runtime.folder import fitting_suffix, is_folder
+from tudsr_runtime.image_io import read_header
 
 DASH = Path("-")
 
 
 @contextmanager
 def without_dashes(
-    inputs: Sequence[Path], output: Path | None, suffix: str
+    inputs: Sequence[Path], output: Path | None, suffix: str | None
 ) -> Iterator[tuple[list[Path], Path | None, bool]]:
     """The inputs and the output with a temporary file in the place of each `-`; and whether stdout is meant.
 
     stdin is read to its end. If it is the only input, stdout is the output unless another is named. What is
-    to go to stdout is written to a file whose name ends in `suffix`.
+    to go to stdout is written to a file whose name ends in `suffix`; None: what the format of the input calls
+    for.
 
     Raises:
         UsageError: several pictures for one stdout, a picture to a terminal, or `-` among several inputs and
-            no output. InputError: stdin cannot be read, or not be kept.
+            no output. InputError: stdin cannot be read, or not be kept; or what is to go to stdout is no
+            picture.
     """
     if output is None and list(inputs) == [DASH]:
         output = DASH
@@ -43,11 +46,14 @@ def without_dashes(
             _save_stdin(piped)
         named = [piped if path == DASH else path for path in inputs]
         try:
-            yield named, Path(folder, f"stdout{suffix}") if output == DASH else output, output == DASH
+            if output == DASH:
+                output = Path(folder, f"stdout{suffix or fitting_suffix(read_header(named[0]))[0]}")
+            yield named, output, output.parent == Path(folder)
         except TudsrError as error:
             # What the user gave is stdin; where it lay meanwhile tells nobody anything.
             renamed = type(error)(str(error).replace(str(piped), "stdin"), hint=error.hint)
-            renamed.told_on_stdout = error.told_on_stdout
+            if was_told(error):
+                mark_told(renamed)
             raise renamed from error
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tudsr_runtime.carried import METRE, Text
 from tudsr_runtime.picture import Layout
 
 COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}
@@ -34,6 +36,9 @@ class PngWriter:
         icc: bytes | None = None,
         exif: bytes | None = None,
         xmp: bytes | None = None,
+        texts: Sequence[Text] = (),
+        dpi: tuple[float, float] | None = None,
+        srgb: bool = False,
         level: int = FASTEST,
     ) -> None:
         self._file = file
@@ -47,10 +52,16 @@ class PngWriter:
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", layout.width, layout.height, depth, kind, 0, 0, 0))
         if icc:
             self._chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
+        elif srgb:
+            self._chunk(b"sRGB", b"\0")
+        if dpi:
+            self._chunk(b"pHYs", struct.pack(">IIB", *(round(number / METRE) for number in dpi), 1))
         if exif:
             self._chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
         if xmp:
             self._chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        for text in texts:
+            self._chunk(*_text(text))
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append (rows, width) or (rows, width, channels) levels."""
@@ -82,3 +93,15 @@ class PngWriter:
         self._file.write(struct.pack(">I", len(body)) + kind)
         self._file.write(body)
         self._file.write(struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))))
+
+
+def _text(text: Text) -> tuple[bytes, bytes]:
+    """A text as a chunk: Latin-1 where it is that, as most readers know only this kind, else UTF-8."""
+    key = text.key.encode("latin-1", "replace")[:79] or b"?"
+    if not text.language and not text.translated:
+        try:
+            return b"tEXt", key + b"\0" + text.value.encode("latin-1")
+        except UnicodeEncodeError:
+            pass
+    parts = (text.language.encode("ascii", "replace"), text.translated.encode(errors="replace"))
+    return b"iTXt", key + b"\0\0\0" + b"\0".join((*parts, text.value.encode(errors="replace")))

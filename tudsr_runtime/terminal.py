@@ -76,9 +76,13 @@ class Terminal:
         if self._verbose:
             self.note(text)
 
-    def error(self, error: TudsrError) -> None:
-        """An error that does not end the command."""
-        self._stderr(describe(error))
+    def error(self, error: Exception, path: Path | None = None) -> None:
+        """An error that does not end the command; of a bug, the traceback and the picture that it met."""
+        if isinstance(error, TudsrError):
+            self._stderr(describe(error))
+            return
+        lines = "".join(traceback.format_exception(error))
+        self._stderr(f"{lines}error: {path}: this is a bug of tudsr; please report it with the lines above")
 
     @contextmanager
     def progress(self, tiles: int) -> Iterator[ProgressBar]:
@@ -183,17 +187,22 @@ def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
 def failure(error: BaseException, source: Path | None = None) -> dict[str, object]:
     """The JSON object that stands for a failure: of one picture, or, without `source`, of the command.
 
-    What is no `TudsrError` is a bug of tudsr, with its traceback; SystemExit is a signal that ended it.
+    SystemExit is a signal that ended it.
     """
     record: dict[str, object] = {} if source is None else {"input": str(source)}
     if isinstance(error, SystemExit):
         return {**record, "status": "stopped", "exit_code": error.code}
-    said: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, TudsrError):
-        said |= {"hint": error.hint, "exit_code": error.exit_code}
-    else:
-        said |= {"hint": None, "exit_code": 1, "traceback": "".join(traceback.format_exception(error))}
-    return {**record, "status": "failed", "error": said}
+    return {**record, "status": "failed", "error": as_record(error)}
+
+
+def mark_told(error: BaseException) -> None:
+    """Remember that `--json` has told this error, so that it is told once."""
+    error.told_on_stdout = True  # type: ignore[attr-defined]
+
+
+def was_told(error: BaseException) -> bool:
+    """Whether `--json` has told this error already."""
+    return getattr(error, "told_on_stdout", False)
 
 
 def counted(number: int, thing: str) -> str:
@@ -211,3 +220,13 @@ def clock(seconds: float) -> str:
 def describe(error: TudsrError) -> str:
     """The lines that stand for an error on stderr."""
     return printable(f"error: {error}") + (f"\n{printable(f'Try: {error.hint}')}" if error.hint else "")
+
+
+def as_record(error: BaseException) -> dict[str, object]:
+    """An error for `--json`: type, message, hint and exit code; of a bug, the traceback too."""
+    said = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, TudsrError):
+        return {**said, "hint": error.hint, "exit_code": error.exit_code}
+    lines = "".join(traceback.format_exception(error))
+    hint = "this is a bug of tudsr; please report it with its traceback"
+    return {**said, "hint": hint, "exit_code": 1, "traceback": lines}

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from tudsr_runtime.metadata import EXIF_ERRORS, SUB_DIRECTORIES
+from tudsr_runtime.metadata import SUB_DIRECTORIES
 from tudsr_runtime.picture import Layout
+from tudsr_runtime.pillow import is_pillows
 
 CLASSIC_LIMIT = 4_000_000_000
 """Uncompressed bytes from which on the file becomes a BigTIFF; compression may fail to reduce it."""
@@ -27,6 +29,9 @@ HORIZONTAL = 2
 BLACK_IS_ZERO, RGB = 1, 2
 UNASSOCIATED = 2
 """Alpha that colour is not multiplied by."""
+IPTC, INCH = 33723, 2
+GEO_KINDS = {34735: TiffTags.SHORT}
+"""Of GeoTIFF's numbers those that are no doubles: the directory of its keys."""
 T = TiffImagePlugin
 
 
@@ -41,6 +46,9 @@ class TiffWriter:
         icc: bytes | None = None,
         exif: bytes | None = None,
         xmp: bytes | None = None,
+        iptc: bytes | None = None,
+        dpi: tuple[float, float] | None = None,
+        geo: Mapping[int, tuple[float, ...] | str] | None = None,
         level: int = 1,
     ) -> None:
         self._file = file
@@ -52,6 +60,16 @@ class TiffWriter:
         self._rows = np.empty((0, layout.width, layout.channels), layout.dtype)
         self._sizes: list[int] = []
         self._directory = self._describe(icc, exif, xmp)
+        if iptc:
+            self._directory.tagtype[IPTC] = TiffTags.UNDEFINED
+            self._directory[IPTC] = iptc
+        if dpi:
+            self._directory[T.X_RESOLUTION], self._directory[T.Y_RESOLUTION] = dpi
+            self._directory[T.RESOLUTION_UNIT] = INCH
+        for tag, value in (geo or {}).items():
+            kind = TiffTags.ASCII if isinstance(value, str) else GEO_KINDS.get(tag, TiffTags.DOUBLE)
+            self._directory.tagtype[tag] = kind
+            self._directory[tag] = tuple(map(int, value)) if kind == TiffTags.SHORT else value
         strips = -(-layout.height // self._strip_rows)
         self._place(file, [0] * strips)
         self._start = file.tell()
@@ -129,9 +147,11 @@ def _add_exif(directory: TiffImagePlugin.ImageFileDirectory_v2, block: bytes) ->
     for tag, value in exif.items():
         entry = T.ImageFileDirectory_v2(directory._get_ifh())
         entry.reset()
-        entry[tag] = exif.get_ifd(tag) if tag in SUB_DIRECTORIES else value
         try:
+            entry[tag] = exif.get_ifd(tag) if tag in SUB_DIRECTORIES else value
             entry.tobytes()
-        except EXIF_ERRORS:
+        except Exception as error:
+            if not is_pillows(error):
+                raise
             continue
         directory[tag] = entry[tag]

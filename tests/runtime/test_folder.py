@@ -32,8 +32,8 @@ def taken(found: Found, folder: Path) -> list[str]:
     return [source.path.relative_to(folder).as_posix() for source in found.sources]
 
 
-def header(path: Path, has_alpha: bool = False) -> Header:
-    return Header(path, "PNG", 4, 4, has_alpha)
+def header(path: Path, has_alpha: bool = False, kind: str = "PNG") -> Header:
+    return Header(path, kind, 4, 4, has_alpha)
 
 
 def test_a_folder_gives_its_pictures_in_order_and_says_what_it_left_out(tmp_path: Path) -> None:
@@ -90,26 +90,48 @@ def test_a_folder_without_pictures_is_an_error_that_tells_of_r(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "scale", "expected"),
+    ("name", "kind", "scale", "expected"),
     [
-        ("photo.png", 8.0, "photo_x8.png"),
-        ("photo.JPG", 2.5, "photo_x2.5.JPG"),
-        ("photo.tif", 8.0, "photo_x8.tif"),
-        ("photo.gif", 16.0, "photo_x16.png"),
-        ("über 写真 🖼.webp", 8.0, "über 写真 🖼_x8.webp"),
-        ("two.dots.png", 8.0, "two.dots_x8.png"),
-        ("-dash.png", 8.0, "-dash_x8.png"),
-        ("without", 8.0, "without_x8.png"),
+        ("photo.png", "PNG", 8.0, "photo_x8.png"),
+        ("photo.JPG", "JPEG", 2.5, "photo_x2.5.JPG"),
+        ("photo.jfif", "JPEG", 8.0, "photo_x8.jfif"),
+        ("photo.JPE", "JPEG", 8.0, "photo_x8.JPE"),
+        ("photo.mpo", "JPEG", 8.0, "photo_x8.jpg"),
+        ("photo.tif", "TIFF", 8.0, "photo_x8.tif"),
+        ("scan.TIFF", "TIFF", 8.0, "scan_x8.TIFF"),
+        ("scan.dng", "TIFF", 8.0, "scan_x8.tif"),
+        ("icon.dib", "BMP", 8.0, "icon_x8.dib"),
+        ("still.avifs", "AVIF", 8.0, "still_x8.avif"),
+        ("still.apng", "PNG", 8.0, "still_x8.png"),
+        ("photo.gif", "PNG", 16.0, "photo_x16.png"),
+        ("über 写真 🖼.webp", "WEBP", 8.0, "über 写真 🖼_x8.webp"),
+        ("two.dots.png", "PNG", 8.0, "two.dots_x8.png"),
+        ("-dash.png", "PNG", 8.0, "-dash_x8.png"),
+        ("without", "WEBP", 8.0, "without_x8.webp"),
     ],
 )
-def test_names(name: str, scale: float, expected: str) -> None:
+def test_names(name: str, kind: str, scale: float, expected: str) -> None:
     source = Source(Path("dir") / name)
-    assert name_output(source, header(source.path), f"x{scale:g}", None) == (Path("dir") / expected, None)
+    named = name_output(source, header(source.path, kind=kind), f"x{scale:g}", None)
+    assert named == (Path("dir") / expected, None)
 
 
-def test_a_transparent_picture_named_jpg_becomes_png_and_says_so() -> None:
-    source = Source(Path("logo.jpg"))
-    target, note = name_output(source, header(source.path, has_alpha=True), "x8", None)
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"), [("a.jpg", "PNG", "a_x8.png"), ("a.PNG", "JPEG", "a_x8.jpg")]
+)
+def test_the_content_and_not_the_name_says_the_format_of_the_result(
+    name: str, kind: str, expected: str
+) -> None:
+    target, note = name_output(Source(Path(name)), header(Path(name), kind=kind), "x8", None)
+    assert target == Path(expected)
+    assert note is not None
+    assert kind in note
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP"])
+def test_a_transparent_picture_of_a_format_without_becomes_png_and_says_so(kind: str) -> None:
+    source = Source(Path("logo"))
+    target, note = name_output(source, header(source.path, has_alpha=True, kind=kind), "x8", None)
     assert target == Path("logo_x8.png")
     assert note is not None
 

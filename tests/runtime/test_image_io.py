@@ -471,8 +471,8 @@ def test_side_limits_of_formats_are_known_beforehand(tmp_path: Path, suffix: str
 
 def test_a_png_with_a_profile_of_megabytes_can_be_read_again(tmp_path: Path) -> None:
     profile = SRGB + bytes(2_000_000)
-    source = save(image("RGB"), tmp_path / "in.jpg", icc_profile=profile)
-    copy_through(source, tmp_path / "out.png")
+    source = read_picture(read_header(save(image("RGB"), tmp_path / "in.jpg", icc_profile=profile)))
+    write_picture(source, [source.levels / np.float32(255)], WIDTH, HEIGHT, tmp_path / "out.png")
     assert read_picture(read_header(tmp_path / "out.png")).icc == profile
 
 

@@ -333,7 +333,10 @@ def test_what_is_no_number_of_threads_is_said(bundle: Bundle, threads: Any) -> N
 def test_what_is_no_picture_is_said_with_what_would_make_one_of_it(
     bundle: Bundle, picture: Any, hint: str | None
 ) -> None:
-    with Upscaler(bundle, overlap=32) as upscaler, pytest.raises(InputError, match="a picture must be") as caught:
+    with (
+        Upscaler(bundle, overlap=32) as upscaler,
+        pytest.raises(InputError, match="a picture must be") as caught,
+    ):
         upscaler.upscale(picture)
     assert caught.value.hint == hint
 
