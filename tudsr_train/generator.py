@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.base_folder import base_name, base_sha256, find_base
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -45,6 +49,8 @@ class Generator(nn.Module):
     The base is frozen; adapters (`tudsr_train.adapters`) add what is trained.
     """
 
+    vae: ModelMixin
+    unet: ModelMixin
     prompt_embeds: Tensor
     alphas_cumprod: Tensor
 
@@ -204,7 +210,7 @@ class Generator(nn.Module):
         )
 
 
-def _load_vae(folder: Path) -> nn.Module:
+def _load_vae(folder: Path) -> ModelMixin:
     from diffusers import AutoencoderKL
 
     from tudsr_train.patch_autoencoder import PatchAutoencoder
@@ -217,7 +223,7 @@ def _load_vae(folder: Path) -> nn.Module:
     raise ValueError(f"vae/ is a {kind}; AutoencoderKL and PatchAutoencoder are known")
 
 
-def _whole(kind: type, folder: Path) -> nn.Module:
+def _whole(kind: type[ModelMixin], folder: Path) -> ModelMixin:
     """A model in float32; ValueError where weights are missing, which diffusers would draw at random."""
     model, found = kind.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"]:
