@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import tracked
+from tests.tracked import ROOT
 from tudsr_runtime.version import __version__
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export"}
 
 
-def build(function: str, folder: Path) -> dict[str, bytes]:
-    """Build with a function of hatchling.build; the content of the wheel."""
+def build(function: str, source: Path, folder: Path) -> dict[str, bytes]:
+    """Build `source` with a function of hatchling.build; the content of the wheel."""
     code = f"import sys\nfrom hatchling.build import {function}\n{function}(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, folder], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -27,9 +28,15 @@ def build(function: str, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is tracked: a build leaves its own files in it."""
+    return tracked.copy(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     pytest.importorskip("hatchling", reason="building the wheel needs hatchling")
-    return build("build_wheel", tmp_path_factory.mktemp("wheel"))
+    return build("build_wheel", checkout, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_claims_only_our_names(wheel: dict[str, bytes]) -> None:
@@ -39,9 +46,7 @@ def test_the_wheel_claims_only_our_names(wheel: dict[str, bytes]) -> None:
 
 def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: dict[str, bytes]) -> None:
     ours = {name for name in wheel if ".dist-info/" not in name}
-    modules = {
-        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    }
+    modules = {path.relative_to(ROOT).as_posix() for path in tracked.files(*PACKAGES) if path.suffix == ".py"}
     assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py"}
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
@@ -60,11 +65,11 @@ def test_types_and_licence_travel_along(wheel: dict[str, bytes]) -> None:
     assert wheel[f"tudsr-{__version__}.dist-info/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
 
 
-def test_an_editable_install_runs_the_checkout(tmp_path: Path) -> None:
+def test_an_editable_install_runs_the_checkout(checkout: Path, tmp_path: Path) -> None:
     pytest.importorskip("editables", reason="an editable build needs editables")
-    content = build("build_editable", tmp_path)
+    content = build("build_editable", checkout, tmp_path)
     assert content["tudsr/cli.py"] == b"from cli import main as main\n"
-    assert str(ROOT).encode() in content["_editable_impl_tudsr.pth"]
+    assert str(checkout).encode() in content["_editable_impl_tudsr.pth"]
 
 
 def test_no_extra_brings_both_builds_of_onnx_runtime() -> None:
