@@ -1,4 +1,4 @@
-"""The files of the repository itself: what a run of the commands left beside them is not the tests' business."""
+"""The files of the repository itself, without what runs of the commands have left beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def files(*folders: str) -> list[Path]:
-    """The tracked files in these folders, all without one; of a copy without git those that git would not ignore."""
+    """The tracked files, in these folders; in a copy without git those that git would not ignore."""
     found = [path for path in _by_git() or _by_patterns() if path.is_file()]
     return sorted(path for path in found if not folders or path.relative_to(ROOT).parts[0] in folders)
 
