@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import tracked
+
+ROOT = tracked.ROOT
 OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
@@ -67,7 +69,8 @@ def _defers(node: ast.AST) -> bool:
 
 
 def of_package(package: str) -> list[Import]:
-    return [found for path in sorted((ROOT / package).rglob("*.py")) for found in imports(path)]
+    modules = (path for path in tracked.files(package) if path.suffix == ".py")
+    return [found for path in modules for found in imports(path)]
 
 
 def broken(found: list[Import], rule: object) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import ModelMixin
 from diffusers.utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -180,7 +181,7 @@ def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> No
     unet.load_state_dict(dict(trained), strict=False)
 
 
-def _attach_all(model: nn.Module, loras: Iterable[Lora], name: str, origin: Path) -> None:
+def _attach_all(model: ModelMixin, loras: Iterable[Lora], name: str, origin: Path) -> None:
     names: list[str] = []
     if not hasattr(model, "add_adapter"):
         raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")

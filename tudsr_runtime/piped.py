@@ -12,6 +12,7 @@ from pathlib import Path
 from tudsr_runtime.errors import InputError, TudsrError, UsageError
 from tudsr_runtime.folder import fitting_suffix, is_folder
 from tudsr_runtime.image_io import read_header
+from tudsr_runtime.terminal import mark_told, was_told
 
 DASH = Path("-")
 

@@ -544,14 +544,19 @@ def test_streams_that_are_closed(photo: Path, small_bundle: Path, closed: str, c
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(photo: Path, small_bundle: Path) -> None:
+def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(
+    photo: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pty
 
     controller, terminal = pty.openpty()
+    # not the terminal that the tests run in
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     script = "import sys, cli; sys.exit(cli.main())"
     arguments = ("upscale", photo, "--bundle", small_bundle)
-    environment = {"stderr": terminal, "stdout": subprocess.PIPE}
-    with start(script, *arguments, **environment) as process:
+    streams = {"stderr": terminal, "stdout": subprocess.PIPE}
+    with start(script, *arguments, **streams) as process:
         os.close(terminal)
         assert process.stdout is not None
         assert process.stdout.read() == f"{photo.with_name('photo_x8.png')}\n"
