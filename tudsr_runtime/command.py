@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 
 from tudsr_runtime.batch import Batch
@@ -11,8 +12,8 @@ from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
-from tudsr_runtime.job import Request
-from tudsr_runtime.options import UpscaleOptions
+from tudsr_runtime.job import Again, Request
+from tudsr_runtime.options import UpscaleOptions, as_command
 from tudsr_runtime.piped import without_dashes
 from tudsr_runtime.plan import DEFAULT_SCALE
 from tudsr_runtime.record import Records
@@ -33,13 +34,28 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
     with without_dashes(named, options.output, suffix) as (paths, output, to_stdout):
         if to_stdout and options.as_json:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
-        _upscale(paths, dataclasses.replace(options, output=output), suffix, to_stdout)
+        # What is shown to be pasted has what the user gave, not the files that stand for stdin and stdout.
+        again = partial(_at_another_scale, options)
+        _upscale(paths, dataclasses.replace(options, output=output), suffix, to_stdout, again)
 
 
-def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to_stdout: bool) -> None:
+def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
+    changed = dataclasses.replace(
+        options, scale=scale, width=None, height=None, longest=None, megapixels=None, factors=None
+    )
+    return as_command([path], changed)
+
+
+def _upscale(
+    inputs: list[Path],
+    options: UpscaleOptions,
+    suffix: str | None,
+    to_stdout: bool,
+    again: Again,
+) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run)
-    request = _request(inputs, options, suffix, to_stdout)
+    request = _request(inputs, options, suffix, to_stdout, again)
     records = Records(lambda text: terminal.note(f"note: {text}"))
     found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None, records)
     for note in found.notes:
@@ -105,7 +121,13 @@ def _suffix(options: UpscaleOptions) -> str | None:
     return suffix
 
 
-def _request(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to_stdout: bool) -> Request:
+def _request(
+    inputs: list[Path],
+    options: UpscaleOptions,
+    suffix: str | None,
+    to_stdout: bool,
+    again: Again,
+) -> Request:
     size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
     scale = options.scale
     if scale is None and size is None and options.factors is None:
@@ -124,4 +146,5 @@ def _request(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
         encoding=Encoding(options.quality, options.compression),
         max_output_megapixels=options.max_output_megapixels,
         as_json=options.as_json,
+        again=again,
     )

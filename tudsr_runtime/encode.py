@@ -99,7 +99,7 @@ def held_bytes(target: Path, width: int, height: int) -> int:
 def check_format_limits(target: Path, width: int, height: int) -> None:
     """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
     kind = output_format(target)
-    limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}, or a smaller --scale"
+    limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}"
     if max(width, height) > limits.side:
         raise OutputError(
             f"{target}: cannot write {width} x {height} as {kind}, its limit is {limits.side} pixels a side",

@@ -17,7 +17,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tudsr_runtime.carried import carried, check_colour
 from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
-from tudsr_runtime.encode import check_format_limits
 from tudsr_runtime.errors import InputError, MemoryExhausted
 from tudsr_runtime.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.picture import Picture, from_channels, from_image
@@ -115,22 +114,6 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
     notes += [*picture.notes, *filter(None, lost), *found.notes, *warned]
     icc = None if found.colour and found.colour_wins else picture.icc or found.icc
     return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))
-
-
-def check_output_size(header: Header, target: Path, width: int, height: int, max_megapixels: int) -> None:
-    """Refuse what would be too large, before anything is decoded.
-
-    Raises:
-        InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
-        OutputError: a side is longer than the output format allows.
-    """
-    if width * height // 1_000_000 > max_megapixels:
-        raise InputError(
-            f"{header.path}: {header.width} x {header.height} would become {width} x {height}, "
-            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels}",
-            hint="a smaller --scale, or a larger --max-output-megapixels",
-        )
-    check_format_limits(target, width, height)
 
 
 def _by(width: int, height: int) -> str:

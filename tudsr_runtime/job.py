@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from tudsr_runtime.bundle import file_sha256
-from tudsr_runtime.encode import Encoding
-from tudsr_runtime.errors import InputError
+from tudsr_runtime.encode import Encoding, check_format_limits
+from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.folder import Source, name_output
-from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
+from tudsr_runtime.image_io import Header, Metadata, read_header, read_picture
 from tudsr_runtime.options import OnExists
 from tudsr_runtime.picture import Picture
 from tudsr_runtime.plan import Plan
 from tudsr_runtime.record import Records
-from tudsr_runtime.size import TargetSize
+from tudsr_runtime.size import TargetSize, largest_scale, scaled
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.upscaler import Upscaler
+
+Again = Callable[[Path, float], str]
+"""Makes the command line for one picture of the run at another scale."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Request:
     encoding: Encoding
     max_output_megapixels: int
     as_json: bool
+    again: Again
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,53 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
     else:
         label = f"{size[0]}x{size[1]}" if size else f"x{plan.scale:g}"
         target, note = name_output(source, header, label, request.output, request.suffix)
-    check_output_size(header, target, plan.output_width, plan.output_height, request.max_output_megapixels)
+    limit = request.max_output_megapixels
+    check_output_size(header, target, plan.output_width, plan.output_height, limit, request.again)
     stretched = request.size.stretch(header.width, header.height) if request.size else None
     notes = tuple(said for said in (note, stretched) if said)
     return Job(header, target, plan, _settings(request, upscaler, plan), notes)
+
+
+def check_output_size(
+    header: Header, target: Path, width: int, height: int, max_megapixels: int, again: Again | None = None
+) -> None:
+    """Refuse what would be too large, before anything is decoded.
+
+    Args:
+        again: makes the command that the hint is: the same for this picture, at the largest scale that fits.
+
+    Raises:
+        InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
+        OutputError: the output format cannot hold so many pixels.
+    """
+    smaller = again and _at_the_largest_scale(header, target, max_megapixels, again)
+    if width * height // 1_000_000 > max_megapixels:
+        larger = f"--max-output-megapixels {width * height // 1_000_000}"
+        raise InputError(
+            f"{header.path}: {header.width} x {header.height} would become {width} x {height}, "
+            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels} (--max-output-megapixels)",
+            hint=smaller or larger,
+        )
+    try:
+        check_format_limits(target, width, height)
+    except OutputError as error:
+        hint = f"{error.hint}, or {smaller}" if smaller else error.hint
+        raise OutputError(str(error), hint=hint) from None
+
+
+def _at_the_largest_scale(header: Header, target: Path, max_megapixels: int, again: Again) -> str | None:
+    """The command for this picture at the largest scale that is accepted; None if none is."""
+
+    def fits(scale: float) -> bool:
+        width, height = scaled(header.width, header.height, scale)
+        try:
+            check_format_limits(target, width, height)
+        except OutputError:
+            return False
+        return width * height // 1_000_000 <= max_megapixels
+
+    scale = largest_scale(fits)
+    return None if scale is None else again(header.path, scale)
 
 
 def outline(plan: Plan) -> str:

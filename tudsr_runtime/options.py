@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import typer
 
@@ -186,3 +188,20 @@ class UpscaleOptions:
     def where_taken(self) -> OnExists:
         """What becomes of an output that exists."""
         return "overwrite" if self.overwrite else self.on_exists
+
+
+def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
+    """The command line of these inputs and options, for a shell; what is the default is left out."""
+    hints = get_type_hints(UpscaleOptions, include_extras=True)
+    words = ["tudsr", "upscale", *map(str, inputs)]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        declared = get_args(hints[field.name])[1]
+        # Within Annotated, typer takes the first name in the place of the default.
+        names = [name for name in (declared.default, *declared.param_decls) if isinstance(name, str)]
+        words.append(names[-1] if names else f"--{field.name.replace('_', '-')}")
+        if not isinstance(value, bool):
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)

@@ -52,7 +52,8 @@ def without_dashes(
             yield named, output, output.parent == Path(folder)
         except TudsrError as error:
             # What the user gave is stdin; where it lay meanwhile tells nobody anything.
-            renamed = type(error)(str(error).replace(str(piped), "stdin"), hint=error.hint)
+            hint = error.hint and error.hint.replace(str(piped), "-")
+            renamed = type(error)(str(error).replace(str(piped), "stdin"), hint=hint)
             if was_told(error):
                 mark_told(renamed)
             raise renamed from error

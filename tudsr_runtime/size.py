@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tudsr_runtime.errors import UsageError
+from tudsr_runtime.plan import MAX_SCALE
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ def target_size(
         raise UsageError(f"megapixels must be positive, not {megapixels}")
     size = TargetSize(width, height, longest, megapixels)
     return None if size == TargetSize() else size
+
+
+def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
+    """(width, height) in px of a picture that is enlarged by `scale`: floor(side scale + 0.5)."""
+    return math.floor(width * scale + 0.5), math.floor(height * scale + 0.5)
+
+
+def largest_scale(fits: Callable[[float], bool]) -> float | None:
+    """The largest scale from 1 to 32, in hundredths, for which `fits` holds; None if it holds for none.
+
+    `fits` holds for every scale below one that it holds for.
+    """
+    hundredths = range(100, 100 * MAX_SCALE + 1)
+    number = bisect.bisect_left(hundredths, True, key=lambda count: not fits(count / 100))
+    return hundredths[number - 1] / 100 if number else None
 
 
 def _rounded(side: float) -> int:

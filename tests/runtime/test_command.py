@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -569,3 +570,45 @@ def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(
     os.close(controller)
     assert process.returncode == 0
     assert b"/2 tiles" in shown
+
+
+def largest(width: int, height: int, limit: int) -> float:
+    """The largest scale in hundredths, tried one by one."""
+    tried = [n / 100 for n in range(100, 3201)]
+    fitting = [s for s in tried if int(width * s + 0.5) * int(height * s + 0.5) // 10**6 <= limit]
+    return max(fitting)
+
+
+@pytest.mark.parametrize("options", [(), ("--scale", "32"), ("--width", "4000"), ("--megapixels", "9")])
+def test_a_picture_that_would_be_too_large_gets_a_command_that_is_accepted(
+    tudsr: Tudsr, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    photo = tmp_path / "my photo.png"
+    Image.new("RGB", (400, 300), "olive").save(photo)
+    result = tudsr("upscale", photo, *options, "--max-output-megapixels", "2", "--dry-run")
+    assert result.code == 3
+    (hint,) = [line for line in result.err.splitlines() if line.startswith("Try: ")]
+    words = shlex.split(hint.removeprefix("Try: "))
+    assert words[:3] == ["tudsr", "upscale", str(photo)]
+    assert float(words[words.index("--scale") + 1]) == largest(400, 300, 2)
+    again = tudsr(*words[1:])
+    assert again.code == 0, again.err
+
+
+def test_a_format_that_is_too_small_gets_a_command_that_is_accepted(tudsr: Tudsr, tmp_path: Path) -> None:
+    photo = tmp_path / "wide.webp"
+    Image.new("RGB", (4000, 10)).save(photo)
+    result = tudsr("upscale", photo, "--dry-run")
+    assert result.code == 8
+    command = result.err.rpartition(", or ")[2]
+    assert "--scale 4.09" in command
+    assert tudsr(*shlex.split(command)[1:]).code == 0
+
+
+def test_where_nothing_fits_the_limit_is_named(tudsr: Tudsr, tmp_path: Path) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (2000, 1500)).save(photo)
+    result = tudsr("upscale", photo, "--scale", "2", "--max-output-megapixels", "2", "--dry-run")
+    assert "Try: --max-output-megapixels 12" in result.err
+    options = ("--scale", "2", "--max-output-megapixels", "12", "--dry-run")
+    assert tudsr("upscale", photo, *options).code == 0

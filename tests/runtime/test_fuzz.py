@@ -15,7 +15,8 @@ from PIL import Image
 from tests.runtime.hostile import Seed, damage, seeds
 from tudsr_runtime.encode import FORMATS, check_transparency, write_picture
 from tudsr_runtime.errors import InputError, MemoryExhausted, TudsrError, UsageError
-from tudsr_runtime.image_io import check_output_size, read_header, read_picture
+from tudsr_runtime.image_io import read_header, read_picture
+from tudsr_runtime.job import check_output_size
 from tudsr_runtime.metadata import TURNS
 from tudsr_runtime.picture import Picture, from_image
 from tudsr_runtime.planes import white
