@@ -225,7 +225,7 @@ class Batch:
 
     def _prepare(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs whose output can be written, as far as one can tell; makes missing folders."""
-        refused, swept = make_folders([job.target for job in jobs], create=self.request.to_folder)
+        refused, swept = make_folders([job.target for job in jobs])
         if swept:
             self.terminal.note(f"note: removed {counted(swept, 'unfinished file')} of runs that were killed")
         if refused and all(job.target.parent in refused for job in jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
 from tudsr_runtime.job import Again, Request
 from tudsr_runtime.options import UpscaleOptions, as_command
-from tudsr_runtime.piped import without_dashes
+from tudsr_runtime.piped import without_pipes
 from tudsr_runtime.plan import DEFAULT_SCALE
 from tudsr_runtime.record import Records
 from tudsr_runtime.size import target_size
@@ -31,12 +32,13 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
     """
     suffix = _suffix(options)
     named = expand(inputs)
-    with without_dashes(named, options.output, suffix) as (paths, output, to_stdout):
+    asked = None if options.output is None else Path(options.output)
+    with without_pipes(named, asked, suffix) as (paths, output, to_stdout):
         if to_stdout and options.as_json:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
         # What is shown to be pasted has what the user gave, not the files that stand for stdin and stdout.
         again = partial(_at_another_scale, options)
-        _upscale(paths, dataclasses.replace(options, output=output), suffix, to_stdout, again)
+        _upscale(paths, output, options, suffix, to_stdout, again)
 
 
 def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
@@ -48,6 +50,7 @@ def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
 
 def _upscale(
     inputs: list[Path],
+    output: Path | None,
     options: UpscaleOptions,
     suffix: str | None,
     to_stdout: bool,
@@ -55,9 +58,9 @@ def _upscale(
 ) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run)
-    request = _request(inputs, options, suffix, to_stdout, again)
+    request = _request(inputs, output, options, suffix, to_stdout, again)
     records = Records(lambda text: terminal.note(f"note: {text}"))
-    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None, records)
+    found = find_inputs(inputs, options.recursive, output if request.to_folder else None, records)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with Upscaler(
@@ -107,22 +110,28 @@ def parse_strength(text: str) -> tuple[float, float]:
     return parts[0], parts[-1]
 
 
+def _ends_in_slash(output: str | None) -> bool:
+    """Whether -o says that it is a folder, whatever its name."""
+    return output is not None and output.endswith(tuple(filter(None, (os.sep, os.altsep))))
+
+
 def _suffix(options: UpscaleOptions) -> str | None:
     """Of --format. Raises UsageError if tudsr does not write it, or -o names another."""
     if options.format is None:
         return None
-    suffix, output = f".{options.format.lower()}", options.output
+    suffix, output = f".{options.format.lower()}", Path(options.output or ".")
     kind = FORMAT_OF_SUFFIX.get(suffix)
     if kind is None:
         known = ", ".join(FORMAT_OF_SUFFIX).replace(".", "")
         raise UsageError(f"cannot write {options.format!r}; tudsr writes {known}")
-    if output is not None and FORMAT_OF_SUFFIX.get(output.suffix.lower(), kind) != kind:
+    if FORMAT_OF_SUFFIX.get(output.suffix.lower(), kind) != kind and not _ends_in_slash(options.output):
         raise UsageError(f"-o {output} is not {options.format}", hint="leave one of them out")
     return suffix
 
 
 def _request(
     inputs: list[Path],
+    output: Path | None,
     options: UpscaleOptions,
     suffix: str | None,
     to_stdout: bool,
@@ -136,8 +145,8 @@ def _request(
         scale=scale,
         factors=options.factors,
         size=size,
-        output=options.output,
-        to_folder=options.output is not None and output_is_folder(options.output, inputs),
+        output=output,
+        to_folder=output is not None and (_ends_in_slash(options.output) or output_is_folder(output, inputs)),
         single=len(inputs) == 1 and not is_folder(inputs[0]),
         suffix=suffix,
         to_stdout=to_stdout,

@@ -155,8 +155,8 @@ def find_collisions(pairs: Iterable[tuple[Path, Path]], inputs: Iterable[Path]) 
     return refused
 
 
-def make_folders(targets: Iterable[Path], create: bool) -> tuple[dict[Path, OutputError], int]:
-    """Try that outputs can be written where they are to go; with `create`, make missing folders.
+def make_folders(targets: Iterable[Path]) -> tuple[dict[Path, OutputError], int]:
+    """Try that outputs can be written where they are to go; makes missing folders.
 
     What killed runs left unfinished there is removed. Returns what is wrong, by folder, and the number of
     such files.
@@ -164,8 +164,7 @@ def make_folders(targets: Iterable[Path], create: bool) -> tuple[dict[Path, Outp
     refused, swept = {}, 0
     for folder in dict.fromkeys(target.parent for target in targets):
         try:
-            if create:
-                folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=os.path.realpath(folder)):
                 pass
             swept += sweep(folder)

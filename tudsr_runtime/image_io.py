@@ -161,7 +161,8 @@ def _open_plain_file(path: Path) -> BinaryIO:
         if stat.S_ISDIR(mode):
             raise InputError("a folder, not a picture")
         if not stat.S_ISREG(mode):
-            raise InputError("not a plain file")
+            hint = f"tudsr upscale - < {path}" if stat.S_ISFIFO(mode) else None
+            raise InputError("not a plain file", hint=hint)
         return open(path, "rb")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}") from error

@@ -52,12 +52,11 @@ class UpscaleOptions:
         ),
     ] = 268
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
             metavar="FILE|DIR",
-            readable=False,
             help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
             "  [default: NAME_x8.EXT beside each input]",
             rich_help_panel=RESULT,

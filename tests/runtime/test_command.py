@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -120,10 +121,54 @@ def test_o_names_a_file_or_a_folder(tudsr: Tudsr, photo: Path, output: str) -> N
     assert size(target if target.suffix else target / "photo_x8.png") == (104, 72)
 
 
-def test_a_missing_folder_of_an_output_file_is_refused_before_work(tudsr: Tudsr, photo: Path) -> None:
-    result = tudsr("upscale", photo, "-o", photo.parent / "missing" / "out.png")
+def test_a_folder_that_cannot_be_made_is_refused_before_work(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo, "-o", photo / "missing" / "out.png", "--json")
     assert result.code == 8
     assert "tiles" not in result.err
+    (told,) = map(json.loads, result.out.splitlines())
+    assert told["error"]["type"] == "OutputError"
+    assert told["error"]["exit_code"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--factors", "9x9"), 2),
+        (("--strength", "much"), 2),
+        (("--bundle", "missing"), 5),
+        (("--backend", "tensorrt", "--device", "cpu"), 6),
+        (("--device", "npu"), 6),
+        (("-o", "out.gif"), 2),
+    ],
+)
+def test_whatever_ends_a_run_is_an_object_of_json(
+    tudsr: Tudsr, photo: Path, options: tuple[str, ...], code: int
+) -> None:
+    result = tudsr("upscale", photo, "--json", *options)
+    assert result.code == code
+    failures = [told for told in map(json.loads, result.out.splitlines()) if told["status"] == "failed"]
+    assert [told["error"]["exit_code"] for told in failures] == [code]
+    assert failures[0]["error"]["message"] in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("bundle", "info"), ("bench", "latency", "--bundle"), ("bench", "table3", "--bundle"), ("build",)],
+)
+def test_every_command_with_json_tells_what_ended_it(tudsr: Tudsr, command: tuple[str, ...]) -> None:
+    result = tudsr(*command, "missing", "--json")
+    assert result.code == 5
+    (told,) = map(json.loads, result.out.splitlines())
+    assert told["error"]["type"] == "BundleError"
+
+
+def test_a_bug_is_an_object_of_json_too(tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_inputs", lambda *_: [][0])
+    result = tudsr("upscale", photo, "--json")
+    assert result.code == 1
+    (told,) = map(json.loads, result.out.splitlines())
+    assert told["error"]["type"] == "IndexError"
+    assert "Traceback" in told["error"]["traceback"]
 
 
 def test_an_existing_output_is_not_replaced_unless_asked(tudsr: Tudsr, photo: Path) -> None:
@@ -612,3 +657,52 @@ def test_where_nothing_fits_the_limit_is_named(tudsr: Tudsr, tmp_path: Path) -> 
     assert "Try: --max-output-megapixels 12" in result.err
     options = ("--scale", "2", "--max-output-megapixels", "12", "--dry-run")
     assert tudsr("upscale", photo, *options).code == 0
+
+
+def test_missing_folders_of_a_named_output_are_made(tudsr: Tudsr, photo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "deep" / "x.png"
+    assert tudsr("upscale", photo, "-o", target, "--dry-run").code == 0
+    assert not target.parent.exists()
+    assert tudsr("upscale", photo, "-o", target).code == 0
+    assert size(target) == (104, 72)
+
+
+@pytest.mark.parametrize("name", ["new", "new.v2", "new.png"])
+def test_a_slash_at_the_end_means_a_folder(tudsr: Tudsr, photo: Path, tmp_path: Path, name: str) -> None:
+    assert tudsr("upscale", photo, "-o", f"{tmp_path / name}/").code == 0
+    assert size(tmp_path / name / "photo_x8.png") == (104, 72)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs /dev/fd")
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("tudsr upscale <(cat photo.png) -o a.png", {"a.png"}),
+        ("tudsr upscale <(cat photo.png) > a.png", {"a.png"}),
+        ("tudsr upscale <(cat photo.png) photo.png -o out", {"pipe*_x8.png", "photo_x8.png"}),
+        ("tudsr upscale photo.png -o /dev/stdout > a.png", {"a.png"}),
+        ("tudsr upscale photo.png -o /dev/stdout | cat > a.png", {"a.png"}),
+        ("tudsr upscale /dev/stdin -o a.png < photo.png", {"a.png"}),
+        ("cat photo.png | tudsr upscale /dev/stdin > a.png", {"a.png"}),
+    ],
+)
+def test_pipes_by_other_names(photo: Path, small_bundle: Path, command: str, made: set[str]) -> None:
+    folder = photo.parent
+    before = {*folder.rglob("*.png")}
+    run = shlex.join([sys.executable, "-m", "tudsr", "upscale", "--bundle", str(small_bundle)])
+    script = command.replace("tudsr upscale", run)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {*folder.rglob("*.png")} - before
+    assert {re.sub(r"\d+_", "*_", path.name) for path in found} == made
+    assert {size(path) for path in found} == {(104, 72)}
+
+
+def test_a_device_or_a_fifo_is_no_output(tudsr: Tudsr, photo: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    for target in (fifo, Path(os.devnull)):
+        result = tudsr("upscale", photo, "-o", target)
+        assert result.code == 2
+        assert f"-o {target} is a device or a pipe" in result.err
+        assert f"Try: tudsr upscale ... -o - > {target}" in result.err
