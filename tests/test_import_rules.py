@@ -2,7 +2,7 @@
 
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, geometry, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -95,7 +95,7 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "geometry", "version")}
+    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "files", "geometry", "version")}
 
     def allowed(one: Import) -> bool:
         return one.package not in OURS or one.package == "tudsr_train" or one.module in modules

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from tudsr_runtime import Upscaler, open_bundle
-from tudsr_runtime.bundle import file_sha256
+from tudsr_runtime.files import file_sha256
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models" / "nano"

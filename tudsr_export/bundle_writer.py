@@ -22,8 +22,8 @@ from tudsr_runtime.bundle import (
     Stage,
     TensorSpec,
     Variant,
-    file_sha256,
 )
+from tudsr_runtime.files import file_sha256
 from tudsr_runtime.manifest import SCHEMA_VERSION
 from tudsr_runtime.version import __version__
 from tudsr_train.generator import Generator

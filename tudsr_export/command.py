@@ -12,6 +12,7 @@ from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
 
@@ -48,7 +49,7 @@ def run(options: ExportOptions) -> None:
     from tudsr_export.gates import Report
 
     plan = plan_of()
-    _make_parent(options.output)
+    make_folder(options.output.resolve().parent)
     report = Report()
     try:
         export_bundle(plan, report, _notify)
@@ -113,13 +114,6 @@ def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
             hint="--timesteps 200,50" if len(stages) > 1 else "--timesteps 200",
         )
     return {stage: int(number) for stage, number in zip(stages, numbers, strict=True)}
-
-
-def _make_parent(output: Path) -> None:
-    try:
-        output.resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _text(path: Path) -> str:

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.files import file_sha256
 from tudsr_train.adapters import (
     PROMPT_FILE,
     VAE_ENCODER_FOLDER,

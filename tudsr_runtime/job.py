@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.encode import Encoding
 from tudsr_runtime.errors import InputError
+from tudsr_runtime.files import file_sha256
 from tudsr_runtime.folder import Source, name_output
 from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header
 from tudsr_runtime.plan import Plan
