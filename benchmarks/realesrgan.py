@@ -1,6 +1,6 @@
 """`nano` x8 against what a person would pick instead: a true x8 by Real-ESRGAN's networks, in the same run.
 
-    python benchmarks/realesrgan.py [--backend openvino] [--precision auto] [--rounds 3] [--bundle nano]
+    python -m benchmarks.realesrgan [--backend openvino] [--precision auto] [--rounds 3] [--bundle nano]
 
 Real-ESRGAN (Wang et al., ICCVW 2021) is the RRDBNet of ESRGAN (Wang et al., ECCVW 2018): 23 residual-in-
 residual dense blocks of 64 channels, growth 32. x4plus takes 256 x 256 to 1024 x 1024; x2plus (a pixel
