@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp16", "fp32")
 
 
-def run(options: ExportOptions) -> None:
-    """Export a base and one or two LoRA adapters as the bundle `options.output`.
+def run(options: ExportOptions, tile: int = TILE) -> None:
+    """Export a base and one or two LoRA adapters as the bundle `options.output`, for tiles of `tile` px.
 
     Writes the bundle's path to stdout, then those of the engines of `--engine` and the models of `--triton`;
     what was chosen, and the figures of the gates, to stderr. The caller has nothing to print.
@@ -37,7 +37,7 @@ def run(options: ExportOptions) -> None:
         OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
-    plan_of = _checked(options)
+    plan_of = _checked(options, tile)
     for engine in options.engine:
         choose_target(open_library(engine), options.target)
     if options.triton is not None and options.triton.exists():
@@ -63,7 +63,7 @@ def run(options: ExportOptions) -> None:
         triton(str(options.output), options.triton, [])
 
 
-def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
+def _checked(options: ExportOptions, tile: int) -> Callable[[], ExportPlan]:
     """Refuse what cannot be meant before PyTorch is imported; the rest follows when it is called."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
@@ -92,6 +92,7 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             name,
             options.licence,
             options.overwrite,
+            tile,
             about=about,
             merge=options.merge_lora,
             timesteps=timesteps,
