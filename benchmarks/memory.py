@@ -27,7 +27,7 @@ SMALL = 512 * 512
 
 
 def bar(pixels: int) -> float:
-    """Bytes that an output of so many px may take."""
+    """Bytes that an output of that number of pixels may take."""
     return 500e6 if pixels <= SMALL else 4 * pixels + 1e9
 
 

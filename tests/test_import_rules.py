@@ -94,6 +94,16 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
     assert not broken(of_package("tudsr_runtime"), allowed)
 
 
+def test_engines_know_neither_pictures_nor_tiles() -> None:
+    """`geometry` for the type of an array; `terminal` in the command of `tudsr build`."""
+    rooms = ("bundle", "manifest", "typed", "files", "atomic", "errors", "geometry", "terminal", "engines")
+
+    def allowed(one: Import) -> bool:
+        return one.package != "tudsr_runtime" or one.module.split(".")[1] in rooms
+
+    assert not broken(of_package("tudsr_runtime/engines"), allowed)
+
+
 def test_train_needs_little_of_the_runtime() -> None:
     modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "files", "geometry", "version")}
 

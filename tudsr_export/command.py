@@ -30,7 +30,7 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
     what was chosen, and the figures of the gates, to stderr. The caller has nothing to print.
 
     Raises:
-        UsageError: no adapter, or an option that cannot be meant (exit 2).
+        UsageError: no adapter, or an option without a meaning (exit 2).
         BundleError: base or adapter missing, damaged or misfit (exit 5).
         DeviceError: no such engine library or GPU, which is said before the export; or an engine cannot be
             built, which leaves the bundle (exit 6).
@@ -64,7 +64,7 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
 
 
 def _checked(options: ExportOptions, tile: int) -> Callable[[], ExportPlan]:
-    """Refuse what cannot be meant before PyTorch is imported; the rest follows when it is called."""
+    """Check the options before PyTorch is imported; what is returned makes the plan, with PyTorch."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")

@@ -51,7 +51,7 @@ class ExportPlan:
     merge: bool = True
     """Whether adapters are merged into the weights, or stay as branches with weights of their own."""
     timesteps: Mapping[int, int] = field(default_factory=dict)
-    """By stage; a stage that is not in it takes its adapter's, else the paper's."""
+    """The timestep of each stage; one that is not in it takes its adapter's, else the paper's."""
     prompt: str | None = None
     """None: the adapter's, else the base's."""
     batches: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ class _Export:
         self.tiles = self.now = self.halved = calibration_tiles(plan.tile)
         self.stages: list[StageSettings] = []
         self.outputs: list[Tensor] = []
-        """Of every stage, what it makes of the first tile, clamped."""
+        """What every stage makes of the first tile, clamped."""
         self.trip = RoundTrip(sorted((plan.tile, *plan.tiles), reverse=True), len(plan.adapters))
         self.graphs: dict[str, list[Graph]] = {}
         self.islands: dict[str, Any] = {}

@@ -57,7 +57,7 @@ class EngineFolder:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Engines that are to be: of which bundle, in which precision (None: its own), by which library, for
+    """Which engines are wanted: of which bundle, in which precision (None: its own), by which library, for
     which GPU."""
 
     bundle: Bundle
@@ -78,7 +78,7 @@ class Wanted:
 def ensure_engines(
     wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
 ) -> EngineFolder:
-    """Those in `folder` (the cache's own by default) if they are the wanted ones, else new ones.
+    """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build them.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
