@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
+from tudsr_export.plan import ExportPlan
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
@@ -17,7 +17,6 @@ from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
 
 if TYPE_CHECKING:
-    from tudsr_export.export import ExportPlan
     from tudsr_export.gates import Report
 
 PRECISIONS = ("fp16", "fp32")
@@ -37,7 +36,7 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
         OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
-    plan_of = _checked(options, tile)
+    plan = _plan(options, tile)
     for engine in options.engine:
         choose_target(open_library(engine), options.target)
     if options.triton is not None and options.triton.exists():
@@ -48,7 +47,6 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
     from tudsr_export.export import export_bundle
     from tudsr_export.gates import Report
 
-    plan = plan_of()
     make_folder(options.output.resolve().parent)
     report = Report()
     try:
@@ -63,8 +61,8 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
         triton(str(options.output), options.triton, [])
 
 
-def _checked(options: ExportOptions, tile: int) -> Callable[[], ExportPlan]:
-    """Check the options before PyTorch is imported; what is returned makes the plan, with PyTorch."""
+def _plan(options: ExportOptions, tile: int) -> ExportPlan:
+    """The plan that the options make; PyTorch is not imported yet."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
@@ -76,32 +74,26 @@ def _checked(options: ExportOptions, tile: int) -> Callable[[], ExportPlan]:
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
     timesteps = _timesteps(options.timesteps, sorted(adapters))
-    about = _text(options.about) if options.about else ""
     for edge in options.tile:
         if not MIN_TILE <= edge < TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
 
-    def plan() -> ExportPlan:
-        from tudsr_export.export import ExportPlan
-
-        return ExportPlan(
-            options.base,
-            adapters,
-            options.output,
-            options.precision,
-            name,
-            options.licence,
-            options.overwrite,
-            tile,
-            about=about,
-            merge=options.merge_lora,
-            timesteps=timesteps,
-            prompt=options.prompt,
-            batches=options.batch,
-            tiles=options.tile,
-        )
-
-    return plan
+    return ExportPlan(
+        options.base,
+        adapters,
+        options.output,
+        options.precision,
+        name,
+        options.licence,
+        options.overwrite,
+        tile,
+        _text(options.about) if options.about else "",
+        options.merge_lora,
+        timesteps,
+        options.prompt,
+        options.batch,
+        options.tile,
+    )
 
 
 def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
