@@ -1,6 +1,6 @@
 """The before/after picture of the README: a photograph, its reduction enlarged by bicubic and by nano.
 
-    python benchmarks/before_after.py -o docs/before_after.png
+    python -m benchmarks.before_after -o docs/before_after.png
 
 Columns: the original detail; its x8 reduction enlarged by bicubic interpolation; the x4 reduction enlarged by
 nano; the x8 reduction enlarged by nano. Reductions are averages with slight noise and JPEG quality 90, as a

@@ -2,7 +2,7 @@
 
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, geometry, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, geometry, installation, streams, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -97,8 +97,29 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
     assert not broken(of_package("tudsr_runtime"), allowed)
 
 
+def test_engines_know_neither_pictures_nor_tiles() -> None:
+    """`geometry` for the type of an array; `terminal` in the command of `tudsr build`."""
+    rooms = (
+        "bundle",
+        "manifest",
+        "typed",
+        "files",
+        "atomic",
+        "errors",
+        "geometry",
+        "terminal",
+        "installation",
+    )
+    rooms = (*rooms, "engines")
+
+    def allowed(one: Import) -> bool:
+        return one.package != "tudsr_runtime" or one.module.split(".")[1] in rooms
+
+    assert not broken(of_package("tudsr_runtime/engines"), allowed)
+
+
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "geometry", "installation", "streams", "version")
+    names = ("errors", "atomic", "files", "geometry", "installation", "streams", "version")
     modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:

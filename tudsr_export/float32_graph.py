@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 WIDE_NAME = "model_fp32.onnx"
-"""Of the graph over model.onnx."""
+"""File name of the float32 graph over model.onnx."""
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 

@@ -49,7 +49,7 @@ class Peaks:
 
     blocks: dict[str, float] = field(default_factory=dict)
     logits: dict[str, float] = field(default_factory=dict)
-    """Of q k^T / sqrt(d), by attention module."""
+    """Largest |q k^T / sqrt(d)|, by attention module."""
 
     @property
     def largest(self) -> float:
@@ -208,7 +208,7 @@ class Float32Island(nn.Module):
 
 
 class Cast(nn.Module):
-    """Its input in another floating type."""
+    """Gives its input in another floating type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -42,9 +42,9 @@ class StageSettings:
     rank: int
     adapter_sha256: str
     prompt_sha256: str | None
-    """Of the embedding it was trained with; None where the adapter has no record."""
+    """Hash of the embedding it was trained with; None where the adapter has no record."""
     used_prompt_sha256: str
-    """Of the embedding that the bundle has."""
+    """Hash of the embedding that the bundle has."""
     reason: str
     """Why this timestep and factor."""
     layout: str = "tudsr"

@@ -17,7 +17,7 @@ from tudsr_runtime.plan import plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
 SCALES = {1: 4.0, 2: 8.0}
-"""By the number of stages."""
+"""Scale of the photograph that goes through, by the number of stages."""
 
 
 class RoundTrip:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.encode import Encoding, check_format_limits
 from tudsr_runtime.errors import InputError, OutputError
+from tudsr_runtime.files import file_sha256
 from tudsr_runtime.folder import Source, name_output
 from tudsr_runtime.image_io import Header, Metadata, read_header, read_picture
 from tudsr_runtime.options import OnExists

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,11 @@ def _as_given(error: TudsrError, kept: Mapping[Path, Path]) -> TudsrError:
 
 def _check_plain(output: Path) -> None:
     """Raises UsageError for a device or a pipe, which no picture can be renamed to."""
-    if output.exists() and not output.is_file() and not output.is_dir():
+    try:
+        mode = output.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UsageError(
             f"-o {output} is a device or a pipe, not a file", hint=f"tudsr upscale ... -o - > {output}"
         )

@@ -141,7 +141,7 @@ def _canvases(x: PlanarView, plan: Plan) -> Rows:
 
 
 def run_whole(upscaler: Upscaler, source: Path, target: Path, scale: float) -> None:
-    """From file to file, as `tudsr upscale` does it."""
+    """Enlarge a picture from file to file, as `tudsr upscale` does it."""
     picture = read_picture(read_header(source), "keep")
     plan = upscaler.plan(picture.width, picture.height, scale)
     bands = upscaler.upscale_rows(picture.levels, scale)

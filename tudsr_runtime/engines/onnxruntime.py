@@ -69,7 +69,7 @@ class OnnxRuntime:
         return None
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
-        """That of the graph. On a CPU float32: half has next to no kernels there and pays for casts."""
+        """The graph's own. On a CPU float32: half has next to no kernels there and pays for casts."""
         return graph_precision(asked, offered, "fp32" if device == "cpu" else None)
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:

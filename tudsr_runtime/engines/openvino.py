@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.bundle import Variant
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.backend import (
     AUTO,
     End,
@@ -32,6 +31,7 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
+from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.installation import install_hint
 
@@ -203,8 +203,8 @@ def _config(target: Target, streams: int) -> dict[str, Any]:
 def _cache(folder: Path) -> dict[str, str]:
     """Where compiled models are kept; without a folder that can be written, each start compiles again."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        make_folder(folder)
+    except OutputError:
         return {}
     return {"CACHE_DIR": str(folder)} if os.access(folder, os.W_OK) else {}
 

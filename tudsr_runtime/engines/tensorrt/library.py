@@ -36,7 +36,7 @@ class Library:
 
     @property
     def version(self) -> str:
-        """As in "11.4.0.106"."""
+        """The library's version, such as "11.4.0.106"."""
         return str(self.module.__version__)
 
     @property
