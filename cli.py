@@ -24,9 +24,9 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from tudsr_export.options import ExportOptions
+from tudsr_runtime.batch.options import UpscaleOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
-from tudsr_runtime.options import UpscaleOptions
 
 
 class _Grouped(TyperCommand):
@@ -154,7 +154,7 @@ def upscale(
     PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
     files and earlier results. The path of each result is printed.
     """
-    from tudsr_runtime.command import upscale as run
+    from tudsr_runtime.batch.command import upscale as run
 
     run(inputs, options)
 

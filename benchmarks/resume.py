@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tudsr_runtime.record import NAME
+from tudsr_runtime.batch.done import NAME
 
 TUDSR = Path(sys.executable).with_name("tudsr")
 

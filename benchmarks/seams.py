@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime import Upscaler
-from tudsr_runtime.geometry import Axis
+from tudsr_runtime.tiling.axis import Axis
 
 Floats = NDArray[np.float32]
 

@@ -106,7 +106,7 @@ def test_engines_know_neither_pictures_nor_tiles() -> None:
         "files",
         "atomic",
         "errors",
-        "geometry",
+        "planes",
         "terminal",
         "installation",
     )
@@ -119,7 +119,7 @@ def test_engines_know_neither_pictures_nor_tiles() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "geometry", "installation", "streams", "version")
+    names = ("errors", "atomic", "files", "tiling.axis", "installation", "streams", "version")
     modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
@@ -183,5 +183,5 @@ def test_help_loads_options_and_nothing_else_of_the_packages() -> None:
 
 
 def test_the_runtime_loads_no_engine_until_it_is_chosen() -> None:
-    script = "import tudsr_runtime, tudsr_runtime.command, tudsr_runtime.upscaler"
+    script = "import tudsr_runtime, tudsr_runtime.batch.command, tudsr_runtime.upscaler"
     assert not loaded_after(script) & {*HEAVY, "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}

@@ -13,9 +13,9 @@ from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.files import make_folder
-from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
 from tudsr_runtime.streams import printable_lines
+from tudsr_runtime.tiling.axis import TILE
 
 if TYPE_CHECKING:
     from tudsr_export.gates import Report

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tudsr_runtime.geometry import TILE
+from tudsr_runtime.tiling.axis import TILE
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TudsrError,
         UsageError,
     )
-    from tudsr_runtime.plan import Plan, plan_upscale
+    from tudsr_runtime.tiling.plan import Plan, plan_upscale
     from tudsr_runtime.upscaler import Upscaler
     from tudsr_runtime.version import __version__
 
@@ -61,11 +61,11 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "Choice": "engines.backend",
-    "Plan": "plan",
+    "Plan": "tiling.plan",
     "Upscaler": "upscaler",
     "__version__": "version",
     "open_bundle": "bundle",
-    "plan_upscale": "plan",
+    "plan_upscale": "tiling.plan",
 }
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.tiling.axis import FloatArray
 
 Levels: TypeAlias = NDArray[np.uint8 | np.uint16 | np.float32]
 """(h, w) or (h, w, 3): uint8 or uint16, white at the top of the range, or float32 in [0, 1]."""

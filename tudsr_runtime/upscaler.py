@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
-from tudsr_runtime.geometry import OVERLAP, FloatArray
-from tudsr_runtime.in_memory import like, to_picture
-from tudsr_runtime.overlap import Abandoned, in_background
-from tudsr_runtime.pipeline import Progress, run_stages
-from tudsr_runtime.plan import Plan, StagePlan, is_number, plan_upscale
+from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import Levels, PlanarView
-from tudsr_runtime.resample import Rows, resize_stream
+from tudsr_runtime.tiling.axis import OVERLAP, FloatArray
+from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
+from tudsr_runtime.tiling.resample import Rows, resize_stream
+from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
+from tudsr_runtime.tiling.stages import Progress, run_stages
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 
@@ -44,7 +44,7 @@ class Upscaler:
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
-        color: a name in `tudsr_runtime.color.COLOR_METHODS`.
+        color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.

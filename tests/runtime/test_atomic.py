@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, other_names, sweep
-from tudsr_runtime.claim import claim
+from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.errors import OutputError
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX links and devices")
@@ -201,7 +201,7 @@ def test_only_one_process_is_at_work_on_a_result(tmp_path: Path) -> None:
 
 def test_a_claim_outlives_no_process(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from tudsr_runtime.claim import claim\n"
+        "import sys, time; from pathlib import Path; from tudsr_runtime.batch.claim import claim\n"
         "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, tmp_path / "a"]

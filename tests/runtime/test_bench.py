@@ -11,7 +11,7 @@ from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.bench.table3 import PUBLISHED, Row, table_markdown
 from tudsr_runtime.errors import OutputError
-from tudsr_runtime.plan import plan_upscale
+from tudsr_runtime.tiling.plan import plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]

@@ -17,14 +17,14 @@ from PIL import Image, ImageCms
 from tests.runtime import carriers
 from tests.runtime.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tests.runtime.conftest import Tudsr
-from tudsr_runtime import signalled
-from tudsr_runtime.carried import scaled_geo
-from tudsr_runtime.containers import avif_items, jpeg_parts, png_parts, riff_parts
-from tudsr_runtime.encode import check_transparency, write_picture
 from tudsr_runtime.errors import InputError, UsageError
-from tudsr_runtime.image_io import Metadata, read_header, read_picture
+from tudsr_runtime.pictures import signalled
+from tudsr_runtime.pictures.carried import scaled_geo
+from tudsr_runtime.pictures.containers import avif_items, jpeg_parts, png_parts, riff_parts
+from tudsr_runtime.pictures.read import Metadata, read_header, read_picture
+from tudsr_runtime.pictures.write import check_transparency, write_picture
+from tudsr_runtime.pictures.xmp import scaled, true_of_result
 from tudsr_runtime.planes import white
-from tudsr_runtime.xmp import scaled, true_of_result
 
 MANUAL = Path(__file__).parents[2] / "docs" / "pictures.md"
 SCALE = 2

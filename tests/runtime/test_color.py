@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.color import (
+from tudsr_runtime.errors import UsageError
+from tudsr_runtime.tiling.color import (
     DEFAULT_COLOR,
     ColorMethod,
     color_method,
@@ -13,8 +14,7 @@ from tudsr_runtime.color import (
     match_statistics,
     match_wavelet,
 )
-from tudsr_runtime.errors import UsageError
-from tudsr_runtime.resample import area_average, upsample
+from tudsr_runtime.tiling.resample import area_average, upsample
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

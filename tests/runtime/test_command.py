@@ -19,7 +19,9 @@ from PIL import Image
 
 import cli
 from tests.runtime.conftest import Tudsr
-from tudsr_runtime import batch, command, record
+from tudsr_runtime.batch import command
+from tudsr_runtime.batch import done as record
+from tudsr_runtime.batch import run as batch
 from tudsr_runtime.errors import NotFiniteError, OutputError, TudsrError
 from tudsr_runtime.upscaler import Upscaler
 
@@ -497,7 +499,7 @@ SLOW_MODEL = """
 
 SLOW_DISK = """
     import sys, time, cli
-    from tudsr_runtime.png import PngWriter
+    from tudsr_runtime.pictures.png import PngWriter
     def finish(self):
         self._file.flush()
         print("ready", file=sys.stderr, flush=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tudsr_runtime.encode import Encoding, write_picture
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.image_io import read_header, read_picture
-from tudsr_runtime.picture import Picture
+from tudsr_runtime.pictures.picture import Picture
+from tudsr_runtime.pictures.read import read_header, read_picture
+from tudsr_runtime.pictures.write import Encoding, write_picture
 
 tifffile = pytest.importorskip("tifffile", reason="reading and writing reference TIFFs needs tifffile")
 
@@ -214,9 +214,9 @@ def test_tiff_channels_stored_apart_are_right_and_any_loss_is_said(
 def test_tiff_is_written_to_the_last_bit(
     tmp_path: Path, count: int, dtype: type, compression: int, big: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tudsr_runtime.tiff.STRIP", 4 * WIDTH * count * np.dtype(dtype).itemsize)
+    monkeypatch.setattr("tudsr_runtime.pictures.tiff.STRIP", 4 * WIDTH * count * np.dtype(dtype).itemsize)
     if big:
-        monkeypatch.setattr("tudsr_runtime.tiff.CLASSIC_LIMIT", 10)
+        monkeypatch.setattr("tudsr_runtime.pictures.tiff.CLASSIC_LIMIT", 10)
     pixels = (noise(HEIGHT, WIDTH, count) % np.iinfo(dtype).max + 1).astype(dtype)
     colour = pixels[..., 0] if count <= 2 else pixels[..., :3]
     picture = Picture(colour, pixels[..., -1] if count in (2, 4) else None, xmp=b"<x/>")

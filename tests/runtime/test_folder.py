@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tudsr_runtime.errors import OutputError, UsageError
-from tudsr_runtime.folder import (
+from tudsr_runtime.batch.done import Records
+from tudsr_runtime.batch.inputs import (
     Found,
     Source,
     check_name,
@@ -18,8 +18,8 @@ from tudsr_runtime.folder import (
     name_output,
     output_is_folder,
 )
-from tudsr_runtime.image_io import Header
-from tudsr_runtime.record import Records
+from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.pictures.read import Header
 
 
 def touch(folder: Path, *names: str) -> None:

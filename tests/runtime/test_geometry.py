@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.geometry import DEAD_MARGIN, Axis, padding_index, plan_axis, raised_cosine
+from tudsr_runtime.tiling.axis import DEAD_MARGIN, Axis, padding_index, plan_axis, raised_cosine
 
 lengths = st.integers(1, 20_000)
 overlaps = st.integers(17, 256)

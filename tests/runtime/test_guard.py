@@ -11,11 +11,11 @@ from PIL import Image
 from skimage import data
 
 from tudsr_runtime import Upscaler
+from tudsr_runtime.batch.command import parse_strength
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.command import parse_strength
 from tudsr_runtime.engines.backend import Precision
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
-from tudsr_runtime.guard import find_fault
+from tudsr_runtime.tiling.sanity import find_fault
 
 MakeBundle = Callable[..., Path]
 

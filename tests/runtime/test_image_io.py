@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
 
-from tudsr_runtime.encode import Encoding, check_transparency, output_format, write_picture
+from tudsr_runtime.batch.job import check_output_size
 from tudsr_runtime.errors import InputError, OutputError, UsageError
-from tudsr_runtime.image_io import read_header, read_picture
-from tudsr_runtime.job import check_output_size
-from tudsr_runtime.picture import Picture
+from tudsr_runtime.pictures.picture import Picture
+from tudsr_runtime.pictures.png import PngWriter
+from tudsr_runtime.pictures.read import read_header, read_picture
+from tudsr_runtime.pictures.write import Encoding, check_transparency, output_format, write_picture
 from tudsr_runtime.planes import white
-from tudsr_runtime.png import PngWriter
 
 WIDTH, HEIGHT = 7, 5
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tudsr_runtime.overlap import Abandoned, in_background, run_ahead
+from tudsr_runtime.tiling.run_ahead import Abandoned, in_background, run_ahead
 
 
 def test_results_come_in_order_and_so_many_ahead() -> None:

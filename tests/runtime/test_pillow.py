@@ -18,11 +18,11 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from tests.runtime.conftest import Tudsr
 from tests.runtime.test_fuzz import write
 from tests.runtime.test_image_io import SRGB, chunk, copy_through, image, noise, png, save
-from tudsr_runtime import image_io
-from tudsr_runtime.batch import Batch
+from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.image_io import read_header, read_picture
-from tudsr_runtime.picture import Picture, from_image
+from tudsr_runtime.pictures import read as image_io
+from tudsr_runtime.pictures.picture import Picture, from_image
+from tudsr_runtime.pictures.read import read_header, read_picture
 
 ROOT = Path(__file__).parents[2]
 MAKE = 0x010F
@@ -268,7 +268,14 @@ def test_neither_import_nor_work_leaves_a_trace_in_the_host(tmp_path: Path, smal
     code = """
 import json
 import tudsr_runtime, pkgutil, importlib
-from tudsr_runtime import Upscaler, image_io, encode, picture, deep, tiff, png, metadata
+from tudsr_runtime import Upscaler
+from tudsr_runtime.pictures import read as image_io
+from tudsr_runtime.pictures import write as encode
+from tudsr_runtime.pictures import picture
+from tudsr_runtime.pictures import sixteen_bit as deep
+from tudsr_runtime.pictures import tiff
+from tudsr_runtime.pictures import png
+from tudsr_runtime.pictures import metadata
 print(json.dumps(changed(before)))
 def read(path):
     header = image_io.read_header(path)
@@ -332,7 +339,8 @@ def of_b(function: Callable[..., object], name: Callable[..., str]) -> Callable[
 def test_a_bug_costs_one_picture_and_is_reported(
     tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, as_json: bool
 ) -> None:
-    from tudsr_runtime import batch, job
+    from tudsr_runtime.batch import job
+    from tudsr_runtime.batch import run as batch
 
     if place == "planning":
         monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path: path.name))
@@ -360,7 +368,7 @@ def test_a_bug_costs_one_picture_and_is_reported(
 def test_a_bug_in_a_single_picture_ends_with_1(
     tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tudsr_runtime import job
+    from tudsr_runtime.batch import job
 
     monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path: path.name))
     result = tudsr("upscale", folder / "b.png", "--json")
@@ -373,7 +381,7 @@ def test_a_bug_in_a_single_picture_ends_with_1(
 def test_what_is_to_end_the_run_ends_it(
     tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    from tudsr_runtime import job
+    from tudsr_runtime.batch import job
 
     def interrupted(*_: object) -> object:
         raise stop(130)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tudsr_runtime.errors import NotFiniteError
-from tudsr_runtime.geometry import padding_index
-from tudsr_runtime.pipeline import run_stages
-from tudsr_runtime.plan import plan_upscale
-from tudsr_runtime.resample import upsample
+from tudsr_runtime.tiling.axis import padding_index
+from tudsr_runtime.tiling.plan import plan_upscale
+from tudsr_runtime.tiling.resample import upsample
+from tudsr_runtime.tiling.stages import run_stages
 
 TileFunction = Callable[[np.ndarray], np.ndarray]
 TILE, OVERLAP = 64, 24

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tudsr_runtime.errors import BundleError, InputError, TudsrError, UsageError
-from tudsr_runtime.plan import plan_upscale
+from tudsr_runtime.tiling.plan import plan_upscale
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.runtime.conftest import Tudsr
-from tudsr_runtime import image_io, job, record
-from tudsr_runtime.record import NAME, Records
+from tudsr_runtime.batch import done as record
+from tudsr_runtime.batch import job
+from tudsr_runtime.batch.done import NAME, Records
+from tudsr_runtime.pictures import read as image_io
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX links and FIFOs")
 SHA = "0" * 64
@@ -204,7 +206,7 @@ def test_a_picture_that_is_replaced_meanwhile_is_never_recorded_for_what_it_was_
 def test_a_picture_that_is_replaced_while_it_is_computed_is_done_again(
     tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tudsr_runtime import batch
+    from tudsr_runtime.batch import run as batch
 
     whole = batch.write_picture
     source = folder / "in" / "a.png"

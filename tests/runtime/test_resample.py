@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.resample import (
+from tudsr_runtime.tiling.resample import (
     RowBuffer,
     area_average,
     correlate,

@@ -17,9 +17,10 @@ from PIL import Image
 
 import cli
 from tests.runtime.conftest import Tudsr
-from tudsr_runtime import atomic, record, terminal
+from tudsr_runtime import atomic, terminal
+from tudsr_runtime.batch import done as record
+from tudsr_runtime.batch.target_size import TargetSize, target_size
 from tudsr_runtime.errors import TudsrError, UsageError
-from tudsr_runtime.size import TargetSize, target_size
 from tudsr_runtime.upscaler import Upscaler
 
 ROOT = Path(cli.__file__).parent

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tudsr_runtime.transparency import AlphaRows, fill_hidden
+from tudsr_runtime.pictures.transparency import AlphaRows, fill_hidden
 
 sides = st.integers(1, 17)
 

@@ -17,10 +17,10 @@ from PIL import Image
 import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.color import COLOR_METHODS
 from tudsr_runtime.engines.backend import Choice, Precision
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
-from tudsr_runtime.resample import resize, upsample
+from tudsr_runtime.tiling.color import COLOR_METHODS
+from tudsr_runtime.tiling.resample import resize, upsample
 
 MakeBundle = Callable[..., Path]
 
@@ -215,7 +215,7 @@ def test_result_too_large_for_memory_is_said_with_its_size(
     def refuse(*_: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr("tudsr_runtime.in_memory.np.empty", refuse)
+    monkeypatch.setattr("tudsr_runtime.pictures.in_memory.np.empty", refuse)
     with pytest.raises(MemoryExhausted, match=r"result of 8000x16000 px \(1\.5 GB in float32\)"):
         upscaler.upscale(np.zeros((2000, 1000, 3), np.float32))
 

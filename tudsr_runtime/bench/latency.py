@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bench.measure import Durations, measure
-from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.encode import write_picture
-from tudsr_runtime.geometry import FloatArray
-from tudsr_runtime.image_io import read_header, read_picture
-from tudsr_runtime.pipeline import run_stages
-from tudsr_runtime.plan import Plan
+from tudsr_runtime.pictures.read import read_header, read_picture
+from tudsr_runtime.pictures.write import write_picture
 from tudsr_runtime.planes import PlanarView
-from tudsr_runtime.resample import Rows, upsample_stream
+from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.tiling.resample import Rows, upsample_stream
+from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from tudsr_runtime.bench.latency import Latency
 from tudsr_runtime.bench.measure import Durations
-from tudsr_runtime.plan import Plan
 from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.plan import Plan
 
 
 def as_record(latency: Latency) -> dict[str, Any]:

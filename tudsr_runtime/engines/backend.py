@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.tiling.axis import FloatArray
 
 TileFunction = Callable[[FloatArray], FloatArray]
 """One tile: float32 (1, 3, T, T) in [-1, 1] to (1, 3, T, T); it need not clamp."""

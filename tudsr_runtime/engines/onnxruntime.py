@@ -27,8 +27,8 @@ from tudsr_runtime.engines.backend import (
     split_device,
 )
 from tudsr_runtime.errors import DeviceError
-from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.tiling.axis import FloatArray
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

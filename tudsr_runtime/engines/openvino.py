@@ -32,8 +32,8 @@ from tudsr_runtime.engines.backend import (
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
-from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.tiling.axis import FloatArray
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"

@@ -22,7 +22,7 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.errors import DeviceError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.tiling.axis import FloatArray
 
 GRAPHS = {"bf16": "fp32"}
 """The graphs to load for an arithmetic that graphs are not stored in: the library lowers these itself."""

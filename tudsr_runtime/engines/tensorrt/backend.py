@@ -37,8 +37,8 @@ from tudsr_runtime.engines.tensorrt.kernels import KernelCache
 from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, open_library
 from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
 from tudsr_runtime.errors import DeviceError, TudsrError
-from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.tiling.axis import FloatArray
 
 
 class TensorRT:

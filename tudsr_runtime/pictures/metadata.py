@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile
 
-from tudsr_runtime.pillow import MAX_TEXT_CHUNK, StillTiff, is_pillows
-from tudsr_runtime.xmp import true_of_result
+from tudsr_runtime.pictures.pillow import MAX_TEXT_CHUNK, StillTiff, is_pillows
+from tudsr_runtime.pictures.xmp import true_of_result
 
 ORIENTATION = int(ExifTags.Base.Orientation)
 

@@ -17,10 +17,10 @@ from itertools import chain, count
 from pathlib import Path
 
 from tudsr_runtime.atomic import sweep
-from tudsr_runtime.encode import FORMAT_OF_SUFFIX, FORMATS, output_format
+from tudsr_runtime.batch.done import Records
 from tudsr_runtime.errors import InputError, OutputError, UsageError
-from tudsr_runtime.image_io import Header
-from tudsr_runtime.record import Records
+from tudsr_runtime.pictures.read import Header
+from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX, FORMATS, output_format
 
 PICTURE_SUFFIXES = frozenset(FORMAT_OF_SUFFIX)
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
-from tudsr_runtime.metadata import upright
-from tudsr_runtime.pillow import StillTiff
+from tudsr_runtime.pictures.metadata import upright
+from tudsr_runtime.pictures.pillow import StillTiff
 
 Deep = NDArray[np.uint16]
 

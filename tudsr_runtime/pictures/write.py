@@ -17,11 +17,11 @@ from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
-from tudsr_runtime.fitting import fitting_blocks
-from tudsr_runtime.picture import Layout, Picture, enlarged_rows
-from tudsr_runtime.pillow import is_pillows
-from tudsr_runtime.png import PngWriter
-from tudsr_runtime.tiff import TiffWriter
+from tudsr_runtime.pictures.fitting import fitting_blocks
+from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.png import PngWriter
+from tudsr_runtime.pictures.tiff import TiffWriter
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from tudsr_runtime.atomic import AppearedError, other_names
-from tudsr_runtime.claim import claim
-from tudsr_runtime.encode import check_transparency, held_bytes, write_picture
+from tudsr_runtime.batch.claim import claim
+from tudsr_runtime.batch.done import Records
+from tudsr_runtime.batch.estimate import Estimator, host_bytes
+from tudsr_runtime.batch.inputs import Source, check_name, find_collisions, free_name, identity, make_folders
+from tudsr_runtime.batch.job import Job, Request, outline, plan_job
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
-from tudsr_runtime.estimate import Estimator, host_bytes
-from tudsr_runtime.folder import Source, check_name, find_collisions, free_name, identity, make_folders
-from tudsr_runtime.geometry import FloatArray
-from tudsr_runtime.job import Job, Request, outline, plan_job
-from tudsr_runtime.picture import Picture
-from tudsr_runtime.record import Records
+from tudsr_runtime.pictures.picture import Picture
+from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
+from tudsr_runtime.tiling.axis import FloatArray
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
-from tudsr_runtime.geometry import OVERLAP, TILE, Axis, plan_axis
+from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis, plan_axis
 
 MAX_SCALE = 32
 DEFAULT_SCALE = 8

@@ -14,13 +14,21 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from tudsr_runtime import signalled
-from tudsr_runtime.containers import Parts, avif_items, boxes, jpeg_parts, png_head, png_parts, riff_parts
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.metadata import orientation
-from tudsr_runtime.pillow import is_pillows
-from tudsr_runtime.signalled import Colour
-from tudsr_runtime.xmp import said
+from tudsr_runtime.pictures import signalled
+from tudsr_runtime.pictures.containers import (
+    Parts,
+    avif_items,
+    boxes,
+    jpeg_parts,
+    png_head,
+    png_parts,
+    riff_parts,
+)
+from tudsr_runtime.pictures.metadata import orientation
+from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.signalled import Colour
+from tudsr_runtime.pictures.xmp import said
 
 GEO = {33550: "ModelPixelScale", 33922: "ModelTiepoint", 34264: "ModelTransformation"}
 GEO_TAGS = (*GEO, 34735, 34736, 34737)

@@ -8,18 +8,18 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.batch import Batch
-from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
+from tudsr_runtime.batch.done import Records
+from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder, output_is_folder
+from tudsr_runtime.batch.job import Again, Request
+from tudsr_runtime.batch.options import UpscaleOptions, as_command
+from tudsr_runtime.batch.pipes import without_pipes
+from tudsr_runtime.batch.run import Batch
+from tudsr_runtime.batch.target_size import target_size
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
-from tudsr_runtime.job import Again, Request
-from tudsr_runtime.options import UpscaleOptions, as_command
-from tudsr_runtime.piped import without_pipes
-from tudsr_runtime.plan import DEFAULT_SCALE
-from tudsr_runtime.record import Records
-from tudsr_runtime.size import target_size
+from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX, Encoding
 from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE
 from tudsr_runtime.upscaler import Upscaler
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from tudsr_runtime.metadata import SUB_DIRECTORIES
-from tudsr_runtime.picture import Layout
-from tudsr_runtime.pillow import is_pillows
+from tudsr_runtime.pictures.metadata import SUB_DIRECTORIES
+from tudsr_runtime.pictures.picture import Layout
+from tudsr_runtime.pictures.pillow import is_pillows
 
 CLASSIC_LIMIT = 4_000_000_000
 """Uncompressed bytes from which on the file becomes a BigTIFF; compression may fail to reduce it."""

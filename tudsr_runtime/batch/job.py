@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from tudsr_runtime.encode import Encoding, check_format_limits
+from tudsr_runtime.batch.done import Records
+from tudsr_runtime.batch.inputs import Source, name_output
+from tudsr_runtime.batch.options import OnExists
+from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256
-from tudsr_runtime.folder import Source, name_output
-from tudsr_runtime.image_io import Header, Metadata, read_header, read_picture
-from tudsr_runtime.options import OnExists
-from tudsr_runtime.picture import Picture
-from tudsr_runtime.plan import Plan
-from tudsr_runtime.record import Records
-from tudsr_runtime.size import TargetSize, largest_scale, scaled
+from tudsr_runtime.pictures.picture import Picture
+from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_picture
+from tudsr_runtime.pictures.write import Encoding, check_format_limits
 from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 Again = Callable[[Path, float], str]

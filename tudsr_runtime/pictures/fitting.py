@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from tudsr_runtime.carried import Carried, Text, scaled_geo
-from tudsr_runtime.metadata import fitting_icc
-from tudsr_runtime.picture import Layout, Picture
-from tudsr_runtime.pillow import is_pillows
-from tudsr_runtime.xmp import scaled
+from tudsr_runtime.pictures.carried import Carried, Text, scaled_geo
+from tudsr_runtime.pictures.metadata import fitting_icc
+from tudsr_runtime.pictures.picture import Layout, Picture
+from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.xmp import scaled
 
 HOLDS = {
     "PNG": ("icc", "srgb", "exif", "xmp", "texts", "dpi"),

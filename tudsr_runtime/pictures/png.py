@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.carried import METRE, Text
-from tudsr_runtime.picture import Layout
+from tudsr_runtime.pictures.carried import METRE, Text
+from tudsr_runtime.pictures.picture import Layout
 
 COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}
 AVERAGE = 3

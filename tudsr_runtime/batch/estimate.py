@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tudsr_runtime.plan import Plan, StagePlan
+from tudsr_runtime.tiling.plan import Plan, StagePlan
 from tudsr_runtime.upscaler import Upscaler
 
 ROWS_OF_TILES = 6

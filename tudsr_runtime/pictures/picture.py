@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
-from tudsr_runtime.carried import Carried
-from tudsr_runtime.deep import Deep, raw_mode
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.metadata import upright
-from tudsr_runtime.pillow import is_pillows
+from tudsr_runtime.pictures.carried import Carried
+from tudsr_runtime.pictures.metadata import upright
+from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.sixteen_bit import Deep, raw_mode
+from tudsr_runtime.pictures.transparency import AlphaRows, fill_hidden
 from tudsr_runtime.planes import Levels, to_levels, white
-from tudsr_runtime.transparency import AlphaRows, fill_hidden
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, the weights of Pillow's own conversion to grey."""

@@ -15,12 +15,12 @@ from typing import BinaryIO, Literal
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from tudsr_runtime.carried import carried, check_colour
-from tudsr_runtime.deep import decode_deep, is_deep, with_transparent
 from tudsr_runtime.errors import InputError, MemoryExhausted
-from tudsr_runtime.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
-from tudsr_runtime.picture import Picture, from_channels, from_image
-from tudsr_runtime.pillow import borrowed, is_pillows, open_image
+from tudsr_runtime.pictures.carried import carried, check_colour
+from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
+from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
+from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
+from tudsr_runtime.pictures.sixteen_bit import decode_deep, is_deep, with_transparent
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 

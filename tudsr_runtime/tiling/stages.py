@@ -19,12 +19,12 @@ import numpy as np
 
 from tudsr_runtime.engines.backend import TileFunction
 from tudsr_runtime.errors import NotFiniteError
-from tudsr_runtime.geometry import Axis, FloatArray, padding_index
-from tudsr_runtime.guard import find_fault
-from tudsr_runtime.overlap import run_ahead
-from tudsr_runtime.plan import StagePlan
 from tudsr_runtime.planes import Planes
-from tudsr_runtime.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
+from tudsr_runtime.tiling.axis import Axis, FloatArray, padding_index
+from tudsr_runtime.tiling.plan import StagePlan
+from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
+from tudsr_runtime.tiling.run_ahead import run_ahead
+from tudsr_runtime.tiling.sanity import find_fault
 
 Progress = Callable[[int, int], None]
 """Called after each tile with the number of tiles done and of all tiles."""
