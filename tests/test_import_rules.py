@@ -97,25 +97,31 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
     assert not broken(of_package("tudsr_runtime"), allowed)
 
 
-def test_engines_know_neither_pictures_nor_tiles() -> None:
-    """`geometry` for the type of an array; `terminal` in the command of `tudsr build`."""
-    rooms = (
-        "bundle",
-        "manifest",
-        "typed",
-        "files",
-        "atomic",
-        "errors",
-        "planes",
-        "terminal",
-        "installation",
-    )
-    rooms = (*rooms, "engines")
+ROOMS = {
+    "pictures": {"atomic", "errors", "planes", "pictures"},
+    "tiling": {"errors", "planes", "tiling"},
+    # the commands of the TensorRT engines speak to the user
+    "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "manifest", "planes"}
+    | {"terminal", "typed"},
+}
+"""What the rooms of the runtime may import of it: none of them knows another."""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_pictures_tiling_and_engines_do_not_know_each_other(room: str) -> None:
+    def allowed(one: Import) -> bool:
+        return one.package != "tudsr_runtime" or one.module.split(".")[1] in ROOMS[room]
+
+    assert not broken(of_package(f"tudsr_runtime/{room}"), allowed)
+
+
+def test_only_those_who_conduct_import_the_upscaler() -> None:
+    conductors = ("tudsr_runtime/batch/", "tudsr_runtime/bench/", "tudsr_runtime/__init__.py")
 
     def allowed(one: Import) -> bool:
-        return one.package != "tudsr_runtime" or one.module.split(".")[1] in rooms
+        return one.module != "tudsr_runtime.upscaler" or one.file.startswith(conductors)
 
-    assert not broken(of_package("tudsr_runtime/engines"), allowed)
+    assert not broken(of_package("tudsr_runtime"), allowed)
 
 
 def test_train_needs_little_of_the_runtime() -> None:

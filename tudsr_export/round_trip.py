@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tudsr_export.calibration import runtime_photo
 from tudsr_export.gates import RUNTIME, Report
-from tudsr_runtime.tiling.axis import OVERLAP, FloatArray
+from tudsr_runtime.planes import FloatArray
+from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.plan import plan_upscale
 from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler

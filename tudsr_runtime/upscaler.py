@@ -19,8 +19,8 @@ from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.pictures.in_memory import like, to_picture
-from tudsr_runtime.planes import Levels, PlanarView
-from tudsr_runtime.tiling.axis import OVERLAP, FloatArray
+from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream

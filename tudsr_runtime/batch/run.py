@@ -23,8 +23,8 @@ from tudsr_runtime.batch.job import Job, Request, outline, plan_job
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
+from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
-from tudsr_runtime.tiling.axis import FloatArray
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2

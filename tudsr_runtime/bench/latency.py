@@ -17,8 +17,7 @@ from PIL import Image
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.pictures.read import read_header, read_picture
 from tudsr_runtime.pictures.write import write_picture
-from tudsr_runtime.planes import PlanarView
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, PlanarView
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.tiling.resample import Rows, upsample_stream

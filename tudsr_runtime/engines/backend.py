@@ -10,10 +10,8 @@ from typing import Protocol
 
 from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
-TileFunction = Callable[[FloatArray], FloatArray]
-"""One tile: float32 (1, 3, T, T) in [-1, 1] to (1, 3, T, T); it need not clamp."""
 Notify = Callable[[str], None]
 """Told in plain words what was done otherwise than planned."""
 End = tuple[str, str, tuple[object, ...]]

@@ -19,7 +19,6 @@ from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_engine_error,
     check_interface,
@@ -28,7 +27,7 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -23,7 +23,6 @@ from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_engine_error,
     check_interface,
@@ -33,7 +32,7 @@ from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"

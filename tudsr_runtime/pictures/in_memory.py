@@ -11,8 +11,7 @@ from PIL import Image
 
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows, from_channels, from_image
-from tudsr_runtime.planes import Levels
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, Levels
 
 DTYPES = ("uint8", "uint16", "float32")
 

@@ -107,7 +107,7 @@ def borrowed() -> Iterator[list[str]]:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                # From 89 megapixels on; `tudsr_runtime.batch.job.check_output_size` is the limit that counts here.
+                # From 89 megapixels on; what `batch.job` refuses counts here.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 yield messages
         finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from tudsr_runtime.planes import FloatArray
 
 TILE = 512
 """Edge of a tile in px: the size that every graph is exported for."""

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.planes import Planes
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, Planes
 from tudsr_runtime.tiling.resample import (
     BLOCK_ROWS,
     RowBuffer,

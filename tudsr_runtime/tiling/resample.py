@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray
 
 Rows = Iterator[FloatArray]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray
 
 GRID = 16
 """Blocks along each side of a tile: 32 px of 512. Their means survive every honest restoration."""

@@ -17,10 +17,9 @@ from functools import partial
 
 import numpy as np
 
-from tudsr_runtime.engines.backend import TileFunction
 from tudsr_runtime.errors import NotFiniteError
-from tudsr_runtime.planes import Planes
-from tudsr_runtime.tiling.axis import Axis, FloatArray, padding_index
+from tudsr_runtime.planes import FloatArray, Planes, TileFunction
+from tudsr_runtime.tiling.axis import Axis, padding_index
 from tudsr_runtime.tiling.plan import StagePlan
 from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
 from tudsr_runtime.tiling.run_ahead import run_ahead

@@ -23,7 +23,6 @@ from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_end,
     check_interface,
@@ -38,7 +37,7 @@ from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, ope
 from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
 from tudsr_runtime.errors import DeviceError, TudsrError
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.tiling.axis import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 
 class TensorRT:
