@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.hostile import Seed, damage, seeds
+from tests.runtime.pictures.hostile import Seed, damage, seeds
 from tudsr_runtime.batch.job import check_output_size
 from tudsr_runtime.errors import InputError, MemoryExhausted, TudsrError, UsageError
 from tudsr_runtime.pictures.metadata import TURNS

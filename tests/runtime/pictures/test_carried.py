@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from tests.runtime import carriers
-from tests.runtime.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tests.runtime.conftest import Tudsr
+from tests.runtime.pictures import carriers
+from tests.runtime.pictures.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tudsr_runtime.errors import InputError, UsageError
 from tudsr_runtime.pictures import signalled
 from tudsr_runtime.pictures.carried import scaled_geo
@@ -26,7 +26,7 @@ from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.pictures.xmp import scaled, true_of_result
 from tudsr_runtime.planes import white
 
-MANUAL = Path(__file__).parents[2] / "docs" / "pictures.md"
+MANUAL = Path(__file__).parents[3] / "docs" / "pictures.md"
 SCALE = 2
 NO_WAY = "\N{EN DASH}"
 """Of a cell of the table: the format cannot carry it."""

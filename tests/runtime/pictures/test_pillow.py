@@ -16,15 +16,15 @@ import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from tests.runtime.conftest import Tudsr
-from tests.runtime.test_fuzz import write
-from tests.runtime.test_image_io import SRGB, chunk, copy_through, image, noise, png, save
+from tests.runtime.pictures.test_fuzz import write
+from tests.runtime.pictures.test_read import SRGB, chunk, copy_through, image, noise, png, save
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures import read as image_io
 from tudsr_runtime.pictures.picture import Picture, from_image
 from tudsr_runtime.pictures.read import read_header, read_picture
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MAKE = 0x010F
 BYTE, SHORT, LONG = 1, 3, 4
 
