@@ -2,7 +2,7 @@
 
 cli.py        -> the command module of each package, inside the command that needs it
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version, metrics)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -94,12 +94,26 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "geometry", "version")}
+    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "geometry", "version", "metrics")}
 
     def allowed(one: Import) -> bool:
-        return one.package not in OURS or one.package == "tudsr_train" or one.module in modules
+        return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
 
     assert not broken(of_package("tudsr_train"), allowed)
+
+
+def _within(module: str, packages: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def test_metrics_need_numpy_alone() -> None:
+    light = {*sys.stdlib_module_names, "numpy"}
+    ours = {"tudsr_runtime.errors", "tudsr_runtime.metrics"}
+
+    def allowed(one: Import) -> bool:
+        return one.package in light or _within(one.module, ours)
+
+    assert not broken(of_package("tudsr_runtime/metrics"), allowed)
 
 
 def test_export_does_not_import_the_command_line() -> None:

@@ -45,7 +45,9 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
     assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py"}
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
-        "tudsr_export/photo.png"  # what the export compares the finished bundle on
+        "tudsr_export/photo.png",  # what the export compares the finished bundle on
+        "tudsr_runtime/metrics/niqe_pristine.npz",
+        "tudsr_runtime/metrics/NOTICE.md",
     }
 
 
