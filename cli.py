@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 
 def _group(help_text: str) -> typer.Typer:
@@ -30,6 +31,15 @@ def _group(help_text: str) -> typer.Typer:
     )
 
 
+class _EvalGroup(TyperGroup):
+    """`tudsr eval PRED` without a word in between: what is no command is an argument of `pictures`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not args or args[0] not in self.commands:
+            args = ["pictures", *(args or ["--help"])]
+        return super().parse_args(ctx, args)
+
+
 app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.")
 train_app = _group("Train the base model and the LoRA adapter of each stage.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
@@ -37,6 +47,8 @@ app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
 bench_app = _group("Time this machine.")
 app.add_typer(bench_app, name="bench")
+eval_app = _group("Say how good pictures are, beside those of rivals.")
+app.add_typer(eval_app, name="eval", cls=_EvalGroup)
 
 
 def _print_version(wanted: bool) -> None:
@@ -497,6 +509,67 @@ def build(
     from tudsr_runtime.build.command import build as run
 
     run(bundle, engine, target, output, precision, inspect, as_json, quiet)
+
+
+@eval_app.command("pictures")
+def eval_pictures(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PRED...", readable=False, help="Pictures or folders of them, one a method."),
+    ] = [],  # noqa: B006
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="What they should have been, matched by name."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="DIR|FILE", help="What they were made from, matched by name."),
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(metavar="LIST", help="Names or groups, with commas between: always, niqe, ...")
+    ] = "always",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Write scores.jsonl, scores.md and index.html there."
+        ),
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(metavar="PX", min=64, help="Side of the tiles, for seam energy.")
+    ] = 512,
+    page_pictures: Annotated[
+        int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
+    ] = 40,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at a time.  [default: one for each CPU]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a picture in the place of the table.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+) -> None:
+    """Say how good pictures are, by figures and side by side.
+
+    NAME_x4.png finds NAME.png in --reference and --input. Several PRED are several methods in one table.
+    `tudsr eval ablation` compares the plans of a bundle.
+    """
+    with _needs("eval"):
+        from tudsr_eval.command import EvalOptions, evaluate
+
+        evaluate(
+            predictions,
+            EvalOptions(
+                reference=reference,
+                source=source,
+                metrics=metrics,
+                output=output,
+                tile=tile,
+                page_pictures=page_pictures,
+                jobs=jobs,
+                as_json=as_json,
+                quiet=quiet,
+            ),
+        )
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source, and what a start of the command really loads.
 
 cli.py        -> the command module of each package, inside the command that needs it
+tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
 tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version, metrics)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export")
+OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
 
@@ -116,6 +117,16 @@ def test_metrics_need_numpy_alone() -> None:
     assert not broken(of_package("tudsr_runtime/metrics"), allowed)
 
 
+def test_eval_is_light_until_a_learned_metric_is_asked_for() -> None:
+    light = {*sys.stdlib_module_names, "numpy", "PIL", "tudsr_runtime", "tudsr_eval"}
+    late = light | {"torch", "safetensors", "tudsr_train", "huggingface_hub"}
+
+    def allowed(one: Import) -> bool:
+        return one.package in (late if one.deferred else light)
+
+    assert not broken(of_package("tudsr_eval"), allowed)
+
+
 def test_export_does_not_import_the_command_line() -> None:
     assert not broken(of_package("tudsr_export"), lambda one: one.package != "cli")
 
@@ -132,12 +143,12 @@ def test_command_line_imports_packages_only_inside_commands() -> None:
     assert not broken(list(imports(ROOT / "cli.py")), allowed)
 
 
-@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export"])
+@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"])
 def test_libraries_that_we_do_not_use(package: str) -> None:
     assert not broken(of_package(package), lambda one: one.package not in BANNED)
 
 
-@pytest.mark.parametrize("package", ["tudsr_train", "tudsr_export"])
+@pytest.mark.parametrize("package", ["tudsr_train", "tudsr_export", "tudsr_eval"])
 def test_commands_load_no_heavy_package_before_they_run(package: str) -> None:
     found = list(imports(ROOT / package / "command.py"))
     assert not broken(found, lambda one: one.deferred or one.package not in HEAVY)
@@ -153,7 +164,15 @@ def loaded_after(script: str) -> set[str]:
 
 def test_help_loads_no_package_and_no_numpy() -> None:
     script = "import cli\ntry:\n    cli.app(['upscale', '--help'])\nexcept SystemExit:\n    pass"
-    assert not loaded_after(script) & {*HEAVY, "numpy", "PIL", "onnxruntime", "tudsr_train", "tudsr_export"}
+    assert not loaded_after(script) & {
+        *HEAVY,
+        "numpy",
+        "PIL",
+        "onnxruntime",
+        "tudsr_train",
+        "tudsr_export",
+        "tudsr_eval",
+    }
 
 
 def test_the_runtime_loads_no_engine_until_it_is_chosen() -> None:

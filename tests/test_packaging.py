@@ -13,7 +13,7 @@ import pytest
 from tudsr_runtime.version import __version__
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export"}
+PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"}
 
 
 def build(function: str, folder: Path) -> dict[str, bytes]:
@@ -46,6 +46,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
         "tudsr_export/photo.png",  # what the export compares the finished bundle on
+        "tudsr_eval/page.html",
         "tudsr_runtime/metrics/niqe_pristine.npz",
         "tudsr_runtime/metrics/NOTICE.md",
     }

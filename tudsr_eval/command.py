@@ -1,0 +1,119 @@
+"""`tudsr eval`: what its options mean, and which parts run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tudsr_eval.matching import match, some
+from tudsr_eval.page import write_page
+from tudsr_eval.run import Scored, score_all
+from tudsr_eval.scores import ALWAYS, GROUPS, Metric, Tiling
+from tudsr_eval.table import markdown
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import BatchError, OutputError, UsageError
+from tudsr_runtime.geometry import TILE
+from tudsr_runtime.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `tudsr eval`, as its help describes them."""
+
+    reference: Path | None = None
+    source: Path | None = None
+    metrics: str = "always"
+    output: Path | None = None
+    tile: int = TILE
+    page_pictures: int = 40
+    jobs: int | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
+    """Score, print, write.
+
+    Raises:
+        UsageError: an unknown metric, or names that do not match.
+        InputError: a path that is not there, or a folder without pictures.
+        BatchError: some pictures could not be measured; the others are reported.
+        OutputError: the results cannot be written.
+    """
+    terminal = Terminal(options.quiet)
+    names = wanted_metrics(options.metrics)
+    matched = match(predictions, options.reference, options.source)
+    for note in matched.notes:
+        terminal.note(note)
+    _say_what_is_left_out(terminal, names, options)
+    scored = []
+    for one in score_all(matched.cases, names, Tiling(options.tile), jobs=options.jobs):
+        scored.append(one)
+        _tell(terminal, one, options)
+    _tell_notes(terminal, scored)
+    report = markdown(scored, ALWAYS, {})
+    if not options.as_json:
+        terminal.result(report.rstrip())
+    if options.output is not None:
+        write_results(options.output, scored, report, ALWAYS, options.page_pictures)
+        terminal.note(f"{options.output}: scores.jsonl, scores.md, index.html")
+    failed = [one for one in scored if one.error]
+    if failed:
+        raise BatchError(f"{len(failed)} of {len(scored)} pictures could not be measured")
+
+
+def wanted_metrics(text: str) -> list[str]:
+    """Names of metrics from a list with commas, groups taken apart. UsageError for one that is not known."""
+    wanted: dict[str, None] = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        names = GROUPS.get(word) or ((word,) if word in ALWAYS else ())
+        if not names:
+            known = ", ".join(dict.fromkeys([*GROUPS, *ALWAYS]))
+            raise UsageError(f"--metrics {word}: no such metric", hint=known)
+        wanted |= dict.fromkeys(names)
+    if not wanted:
+        raise UsageError("--metrics names no metric")
+    return list(wanted)
+
+
+def write_results(
+    folder: Path, scored: Sequence[Scored], report: str, metrics: dict[str, Metric], page_pictures: int
+) -> None:
+    """scores.jsonl, scores.md and index.html in `folder`, which is made. OutputError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    lines = "".join(json.dumps(one.record()) + "\n" for one in scored)
+    for name, text in (("scores.jsonl", lines), ("scores.md", report)):
+        with atomic_write(folder / name) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+    write_page(folder / "index.html", scored, metrics, page_pictures)
+
+
+def _tell(terminal: Terminal, one: Scored, options: EvalOptions) -> None:
+    if one.error:
+        terminal.error(one.error)
+    if options.as_json:
+        terminal.json(one.record())
+
+
+def _tell_notes(terminal: Terminal, scored: Sequence[Scored]) -> None:
+    """Each note once, with the pictures that it is about."""
+    of_note: dict[str, list[str]] = {}
+    for one in scored:
+        for note in one.notes:
+            of_note.setdefault(note, []).append(one.case.prediction.name)
+    for note, names in of_note.items():
+        terminal.note(f"{note} ({some(names)})")
+
+
+def _say_what_is_left_out(terminal: Terminal, names: Sequence[str], options: EvalOptions) -> None:
+    absent = [] if options.reference else [n for n in names if ALWAYS[n].reference]
+    if absent:
+        terminal.note(f"without --reference there is no {', '.join(absent)}")
+    absent = [] if options.source else [n for n in names if ALWAYS[n].source and n not in absent]
+    if absent:
+        terminal.note(f"without --input there is no {', '.join(absent)}")
