@@ -526,7 +526,10 @@ def eval_pictures(
         typer.Option("--input", metavar="DIR|FILE", help="What they were made from, matched by name."),
     ] = None,
     metrics: Annotated[
-        str, typer.Option(metavar="LIST", help="Names or groups, with commas between: always, niqe, ...")
+        str,
+        typer.Option(
+            metavar="LIST", help="Names or groups with commas between: always, niqe, dists, lpips..."
+        ),
     ] = "always",
     output: Annotated[
         Path | None,
@@ -537,6 +540,25 @@ def eval_pictures(
     tile: Annotated[
         int, typer.Option(metavar="PX", min=64, help="Side of the tiles, for seam energy.")
     ] = 512,
+    vgg16: Annotated[
+        str | None, typer.Option(metavar="FILE|ID", help="VGG16, for dists: torchvision's names.")
+    ] = None,
+    dists: Annotated[
+        str, typer.Option(metavar="FILE", help="DISTS' weights.  [default: of an installed DISTS-pytorch]")
+    ] = "",
+    alexnet: Annotated[
+        str | None, typer.Option(metavar="FILE", help="AlexNet, for lpips: torchvision's names.")
+    ] = None,
+    lpips: Annotated[
+        str | None, typer.Option(metavar="FILE", help="LPIPS' heads.  [default: of an installed lpips]")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inception as TorchScript, for fid and kid.")
+    ] = None,
+    self_check: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Compare with the scores published in DIR, and do nothing else."),
+    ] = None,
     page_pictures: Annotated[
         int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
     ] = 40,
@@ -554,7 +576,7 @@ def eval_pictures(
     `tudsr eval ablation` compares the plans of a bundle.
     """
     with _needs("eval"):
-        from tudsr_eval.command import EvalOptions, evaluate
+        from tudsr_eval.command import EvalOptions, Weights, evaluate
 
         evaluate(
             predictions,
@@ -564,6 +586,8 @@ def eval_pictures(
                 metrics=metrics,
                 output=output,
                 tile=tile,
+                weights=Weights(vgg16, dists, alexnet, lpips, inception),
+                self_check=self_check,
                 page_pictures=page_pictures,
                 jobs=jobs,
                 as_json=as_json,

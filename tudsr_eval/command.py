@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tudsr_eval.learned import LEARNED, OF_SETS, Learned, load_learned
+from tudsr_eval.learned import Weights as Weights
 from tudsr_eval.matching import match, some
 from tudsr_eval.page import write_page
 from tudsr_eval.run import Scored, score_all
 from tudsr_eval.scores import ALWAYS, GROUPS, Metric, Tiling
+from tudsr_eval.self_check import self_check
 from tudsr_eval.table import markdown
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import BatchError, OutputError, UsageError
@@ -27,6 +30,8 @@ class EvalOptions:
     metrics: str = "always"
     output: Path | None = None
     tile: int = TILE
+    weights: Weights = Weights()  # noqa: RUF009 - immutable
+    self_check: Path | None = None
     page_pictures: int = 40
     jobs: int | None = None
     as_json: bool = False
@@ -34,30 +39,40 @@ class EvalOptions:
 
 
 def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
-    """Score, print, write.
+    """Score, print, write; or check the evaluator itself.
 
     Raises:
-        UsageError: an unknown metric, or names that do not match.
+        UsageError: an unknown metric, one whose weights are not named, or names that do not match.
+        BundleError: weights are absent or not what they should be.
         InputError: a path that is not there, or a folder without pictures.
         BatchError: some pictures could not be measured; the others are reported.
         OutputError: the results cannot be written.
     """
     terminal = Terminal(options.quiet)
-    names = wanted_metrics(options.metrics)
+    if options.self_check is not None:
+        terminal.result(self_check(options.self_check, options.jobs, terminal.note))
+        return
+    if not predictions:
+        raise UsageError("nothing to measure", hint="tudsr eval FOLDER --reference FOLDER; --help says more")
+    wanted = wanted_metrics(options.metrics)
+    names = [name for name in wanted if name in ALWAYS]
+    learned = load_learned(wanted, options.weights) if set(wanted) & {*LEARNED} else None
+    metrics = ALWAYS | (learned.metrics if learned else {})
     matched = match(predictions, options.reference, options.source)
     for note in matched.notes:
         terminal.note(note)
     _say_what_is_left_out(terminal, names, options)
     scored = []
-    for one in score_all(matched.cases, names, Tiling(options.tile), jobs=options.jobs):
+    extra = learned.of_picture if learned else None
+    for one in score_all(matched.cases, names, Tiling(options.tile), extra, options.jobs):
         scored.append(one)
         _tell(terminal, one, options)
     _tell_notes(terminal, scored)
-    report = markdown(scored, ALWAYS, {})
+    report = markdown(scored, metrics, _of_sets(learned, scored))
     if not options.as_json:
         terminal.result(report.rstrip())
     if options.output is not None:
-        write_results(options.output, scored, report, ALWAYS, options.page_pictures)
+        write_results(options.output, scored, report, metrics, options.page_pictures)
         terminal.note(f"{options.output}: scores.jsonl, scores.md, index.html")
     failed = [one for one in scored if one.error]
     if failed:
@@ -68,9 +83,9 @@ def wanted_metrics(text: str) -> list[str]:
     """Names of metrics from a list with commas, groups taken apart. UsageError for one that is not known."""
     wanted: dict[str, None] = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
-        names = GROUPS.get(word) or ((word,) if word in ALWAYS else ())
+        names = GROUPS.get(word) or ((word,) if word in {*ALWAYS, *LEARNED} else ())
         if not names:
-            known = ", ".join(dict.fromkeys([*GROUPS, *ALWAYS]))
+            known = ", ".join(dict.fromkeys([*GROUPS, *ALWAYS, *LEARNED]))
             raise UsageError(f"--metrics {word}: no such metric", hint=known)
         wanted |= dict.fromkeys(names)
     if not wanted:
@@ -91,6 +106,20 @@ def write_results(
         with atomic_write(folder / name) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
     write_page(folder / "index.html", scored, metrics, page_pictures)
+
+
+def _of_sets(learned: Learned | None, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """FID and KID, where they were asked for, of the pictures that could be measured."""
+    measured = [one.case for one in scored if not one.error and one.case.reference]
+    if learned is None or not {*OF_SETS} & {*learned.metrics}:
+        return {}
+    predictions: dict[str, list[Path]] = {}
+    for case in measured:
+        predictions.setdefault(case.method, []).append(case.prediction)
+    references = list(dict.fromkeys(case.reference for case in measured if case.reference))
+    if min(map(len, predictions.values()), default=0) < 2 or len(references) < 2:
+        raise UsageError("FID and KID compare sets: two pictures with references are the least")
+    return learned.of_sets(predictions, references)
 
 
 def _tell(terminal: Terminal, one: Scored, options: EvalOptions) -> None:

@@ -82,6 +82,7 @@ GROUPS = {
     "psnr": ("psnr_y",),
     "ssim": ("ssim_y",),
     "always": tuple(ALWAYS),
+    "learned": ("dists", "lpips"),
 }
 """Other names that may be asked for."""
 
