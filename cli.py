@@ -511,6 +511,19 @@ def build(
     run(bundle, engine, target, output, precision, inspect, as_json, quiet)
 
 
+PaperPython = Annotated[
+    Path | None, typer.Option(metavar="PYTHON", help="Of your own environment with pyiqa, for paper.")
+]
+PaperDataset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="RealSR, ...: print the paper's figures beside yours.")
+]
+PaperDevice = Annotated[str, typer.Option(metavar="NAME", help="Where pyiqa runs: cpu or cuda.")]
+PaperWeights = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]")
+]
+PaperSeed = Annotated[int, typer.Option(min=0, help="Of what pyiqa draws.")]
+
+
 @eval_app.command("pictures")
 def eval_pictures(
     predictions: Annotated[
@@ -559,6 +572,11 @@ def eval_pictures(
         Path | None,
         typer.Option(metavar="DIR", help="Compare with the scores published in DIR, and do nothing else."),
     ] = None,
+    paper_python: PaperPython = None,
+    paper_dataset: PaperDataset = None,
+    paper_device: PaperDevice = "cpu",
+    weights: PaperWeights = None,
+    seed: PaperSeed = 0,
     page_pictures: Annotated[
         int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
     ] = 40,
@@ -576,7 +594,7 @@ def eval_pictures(
     `tudsr eval ablation` compares the plans of a bundle.
     """
     with _needs("eval"):
-        from tudsr_eval.command import EvalOptions, Weights, evaluate
+        from tudsr_eval.command import Environment, EvalOptions, Weights, evaluate
 
         evaluate(
             predictions,
@@ -588,12 +606,49 @@ def eval_pictures(
                 tile=tile,
                 weights=Weights(vgg16, dists, alexnet, lpips, inception),
                 self_check=self_check,
+                paper=Environment(paper_python, paper_device, seed, weights),
+                paper_dataset=paper_dataset,
                 page_pictures=page_pictures,
                 jobs=jobs,
                 as_json=as_json,
                 quiet=quiet,
             ),
         )
+
+
+@eval_app.command("ablation")
+def eval_ablation(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
+    pictures: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to enlarge.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of results and scores.")
+    ],
+    scale: Annotated[int, typer.Option(help="4 (Table 4) or 8 (Table 5).")] = 4,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR|FILE", help="What they should become, matched by name.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(metavar="LIST", help="As in `tudsr eval`.")] = "always",
+    backend: Backend = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    paper_python: PaperPython = None,
+    paper_dataset: PaperDataset = None,
+    paper_device: PaperDevice = "cpu",
+    weights: PaperWeights = None,
+    seed: PaperSeed = 0,
+) -> None:
+    """Compare a bundle's stages alone with both, as the paper's Tables 4 and 5 do.
+
+    x4: M4, N4 and M2N2; x8: M8, N8 and M4N2. What is there already is not made again.
+    """
+    with _needs("eval"):
+        from tudsr_eval.command import AblationOptions, Environment, EvalOptions, ablation
+
+        environment = Environment(paper_python, paper_device, seed, weights)
+        scoring = EvalOptions(
+            reference=reference, metrics=metrics, paper=environment, paper_dataset=paper_dataset
+        )
+        ablation(bundle, pictures, output, AblationOptions(scale, backend, device, threads), scoring)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ Speed: 256 x 256, file decoding left out, each method in a process of its own; i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -150,26 +151,32 @@ def pairs(kind: str, scale: int) -> Iterator[Pair]:
 def compare(found: Iterator[Pair], by: dict[str, Method], learned: Any) -> Scores:
     scores: Scores = {name: {} for name in (*by, "the photograph itself")}
     for pair in found:
+        reference = np.asarray(to_8bit(pair.high))
         results = {name: method(pair.low) for name, method in by.items()}
         for name, result in {**results, "the photograph itself": pair.high}.items():
-            picture, reference, source = (np.asarray(to_8bit(x)) for x in (result, pair.high, pair.low))
+            picture, source = (np.asarray(to_8bit(x)) for x in (result, pair.low))
             wanted = METRICS if name in by else ("niqe", "consistency")
             of, _ = measure(Subject(picture, reference, source), wanted)
-            if learned is not None and name in by:
-                of |= learned.of_picture(picture, reference)
             scores[name][pair.name] = {metric: round(value, 5) for metric, value in of.items()}
+        if learned is not None:
+            pictures = [np.asarray(to_8bit(result)) for result in results.values()]
+            for name, of in zip(results, learned.of_many(pictures, reference), strict=True):
+                scores[name][pair.name] |= {metric: round(value, 5) for metric, value in of.items()}
         sys.stderr.write(f"  {pair.name}\n")
     return scores
 
 
-def sets(realsr: Path | None) -> dict[str, Callable[[], Iterator[Pair]]]:
-    """Pictures by the title of their table."""
-    found = {
-        f"{kind}, x{scale}": partial(pairs, kind, scale) for scale in SCALES for kind in ("clean", "degraded")
-    }
+def sets(realsr: Path | None, every: int) -> dict[str, Callable[[], Iterator[Pair]]]:
+    """Pictures by the title of their table; of each set every so many-th."""
+    found = {f"{kind}, x{s}": partial(pairs, kind, s) for s in SCALES for kind in ("degraded", "clean")}
     if realsr is not None:
-        found["real, x4"] = lambda: (pair for i, pair in enumerate(real_pairs(realsr)) if i % 8 == 0)
-    return dict(sorted(found.items(), key=lambda item: (not item[0].endswith("x4"), item[0])))
+        found["real, x4"] = lambda: itertools.islice(real_pairs(realsr), 0, None, 8)
+    order = sorted(found, key=lambda title: ("x4x8x2".index(title[-2:]), title))
+    return {title: partial(thinned, found[title], every) for title in order}
+
+
+def thinned(of: Callable[[], Iterator[Pair]], every: int) -> Iterator[Pair]:
+    return itertools.islice(of(), 0, None, every)
 
 
 def quality(args: argparse.Namespace, save: Callable[[dict[str, Scores]], None]) -> dict[str, Scores]:
@@ -179,7 +186,7 @@ def quality(args: argparse.Namespace, save: Callable[[dict[str, Scores]], None])
     rival = RealESRGAN(args.realesrgan, args.threads) if args.realesrgan else None
     record: dict[str, Scores] = {}
     with Upscaler(args.bundle, threads=args.threads) as upscaler:
-        for title, of in sets(args.realsr).items():
+        for title, of in sets(args.realsr, args.every).items():
             sys.stderr.write(f"{title}\n")
             scale = int(title.rpartition("x")[2])
             record[title] = compare(of(), methods(scale, upscaler, rival), learned)
@@ -310,6 +317,7 @@ def main() -> None:
     parser.add_argument("--realsr", type=Path, help="folder with LR/ and HR/ of real x4 pairs")
     parser.add_argument("--vgg16", type=Path, help="as `tudsr eval --vgg16`")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--every", type=int, default=1, help="of each set only every so many-th picture")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("quality", "speed"), help="keep the other part of OUTPUT.json")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks/results/rivals")

@@ -47,6 +47,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
         "tudsr_export/photo.png",  # what the export compares the finished bundle on
         "tudsr_eval/page.html",
+        "tudsr_eval/published.json",
         "tudsr_runtime/metrics/niqe_pristine.npz",
         "tudsr_runtime/metrics/NOTICE.md",
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tudsr_eval.learned import LEARNED, OF_SETS, Learned, load_learned
-from tudsr_eval.learned import Weights as Weights
+from tudsr_eval.ablation import AblationOptions, enlarge_by_plans
+from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
 from tudsr_eval.matching import match, some
 from tudsr_eval.page import write_page
+from tudsr_eval.paper import PAPER, Environment, paper_tables, run_paper
 from tudsr_eval.run import Scored, score_all
 from tudsr_eval.scores import ALWAYS, GROUPS, Metric, Tiling
 from tudsr_eval.self_check import self_check
@@ -19,6 +20,8 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import BatchError, OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.terminal import Terminal
+
+__all__ = ["AblationOptions", "Environment", "EvalOptions", "Weights", "ablation", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class EvalOptions:
     tile: int = TILE
     weights: Weights = Weights()  # noqa: RUF009 - immutable
     self_check: Path | None = None
+    paper: Environment = Environment()  # noqa: RUF009 - immutable
+    paper_dataset: str | None = None
+    """Of the paper: its figures stand beside ours."""
+    paper_table: str | None = None
+    """1, 2, 4 or 5; None chooses 1 or 2 by the scale."""
     page_pictures: int = 40
     jobs: int | None = None
     as_json: bool = False
@@ -42,6 +50,7 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
     """Score, print, write; or check the evaluator itself.
 
     Raises:
+        DeviceError: pyiqa cannot be run.
         UsageError: an unknown metric, one whose weights are not named, or names that do not match.
         BundleError: weights are absent or not what they should be.
         InputError: a path that is not there, or a folder without pictures.
@@ -68,7 +77,12 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
         scored.append(one)
         _tell(terminal, one, options)
     _tell_notes(terminal, scored)
-    report = markdown(scored, metrics, _of_sets(learned, scored))
+    sets = _of_sets(learned, scored)
+    tables = ""
+    if "paper" in wanted:
+        tables = _add_paper(scored, sets, options, terminal)
+        metrics = metrics | {f"paper {name}": replace(m, name=f"paper {name}") for name, m in PAPER.items()}
+    report = markdown(scored, metrics, sets) + tables
     if not options.as_json:
         terminal.result(report.rstrip())
     if options.output is not None:
@@ -79,13 +93,24 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
         raise BatchError(f"{len(failed)} of {len(scored)} pictures could not be measured")
 
 
+def ablation(bundle: str, folder: Path, output: Path, options: AblationOptions, scoring: EvalOptions) -> None:
+    """The paper's Table 4 (x4) or 5 (x8) for a bundle: results and scores in `output`.
+
+    Raises:
+        TudsrError: as `enlarge_by_plans` and `evaluate`.
+    """
+    folders = enlarge_by_plans(bundle, folder, output, options, Terminal(scoring.quiet).note)
+    number = "4" if options.scale == 4 else "5"
+    evaluate(folders, replace(scoring, source=folder, output=output, paper_table=number))
+
+
 def wanted_metrics(text: str) -> list[str]:
     """Names of metrics from a list with commas, groups taken apart. UsageError for one that is not known."""
     wanted: dict[str, None] = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
-        names = GROUPS.get(word) or ((word,) if word in {*ALWAYS, *LEARNED} else ())
+        names = GROUPS.get(word) or ((word,) if word in {*ALWAYS, *LEARNED, "paper"} else ())
         if not names:
-            known = ", ".join(dict.fromkeys([*GROUPS, *ALWAYS, *LEARNED]))
+            known = ", ".join(dict.fromkeys([*GROUPS, "paper", *ALWAYS, *LEARNED]))
             raise UsageError(f"--metrics {word}: no such metric", hint=known)
         wanted |= dict.fromkeys(names)
     if not wanted:
@@ -106,6 +131,25 @@ def write_results(
         with atomic_write(folder / name) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
     write_page(folder / "index.html", scored, metrics, page_pictures)
+
+
+def _add_paper(
+    scored: Sequence[Scored], sets: dict[str, dict[str, float]], options: EvalOptions, terminal: Terminal
+) -> str:
+    """pyiqa's scores join the others under their own names; the paper's table of them."""
+    if options.output is None:
+        raise UsageError("--metrics paper keeps its scores, to go on from", hint="-o FOLDER")
+    cases = [one.case for one in scored if not one.error]
+    found = run_paper(cases, options.output, options.paper, terminal.note)
+    for one in scored:
+        of = found.pictures.get((one.case.method, one.case.name), {})
+        one.scores |= {f"paper {name}": value for name, value in of.items()}
+    for method, values in found.sets.items():
+        sets.setdefault(method, {}).update({f"paper {name}": value for name, value in values.items()})
+    scale = next((one.scale for one in scored if one.scale), None)
+    number = options.paper_table or ("2" if scale is not None and scale > 6 else "1")
+    facts = json.dumps(found.facts, indent=1)
+    return f"\n{paper_tables(found, cases, number, options.paper_dataset)}\n```json\n{facts}\n```\n"
 
 
 def _of_sets(learned: Learned | None, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:

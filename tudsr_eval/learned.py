@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tudsr_train.dists import DISTS
 
+Pairs = Callable[["Tensor", "Tensor"], list[float]]
+"""Pictures (n, 3, h, w) and a reference (1, 3, h, w), both in [0, 1], to n scores."""
 LEARNED = ("dists", "lpips", "fid", "kid")
 OF_SETS = ("fid", "kid")
 """Those of a whole method, not of a picture."""
@@ -61,16 +63,23 @@ class Learned:
     """Networks that are loaded, and what they measure."""
 
     metrics: dict[str, Metric]
-    of_pairs: dict[str, Callable[[Tensor, Tensor], float]]
+    of_pairs: dict[str, Pairs]
     features: Callable[[Array], Floats] | None
 
     def of_picture(self, picture: Array, reference: Array | None) -> dict[str, float]:
         """Scores against the reference; none without one. InputError where a side is below 32 px."""
+        return self.of_many([picture], reference)[0]
+
+    def of_many(self, pictures: Sequence[Array], reference: Array | None) -> list[dict[str, float]]:
+        """The same of several pictures of one reference, whose own features are computed once."""
         if reference is None or not self.of_pairs:
-            return {}
-        require_at_least(picture, LEAST_SIDE, LEAST_SIDE, "a learned metric")
-        x, y = as_batch(picture), as_batch(reference)
-        return {name: function(x, y) for name, function in self.of_pairs.items()}
+            return [{} for _ in pictures]
+        import torch
+
+        require_at_least(reference, LEAST_SIDE, LEAST_SIDE, "a learned metric")
+        x, y = torch.cat([as_batch(picture) for picture in pictures]), as_batch(reference)
+        columns = {name: function(x, y) for name, function in self.of_pairs.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(len(pictures))]
 
     def of_sets(
         self, predictions: Mapping[str, Sequence[Path]], references: Sequence[Path]
@@ -99,12 +108,12 @@ def load_learned(names: Sequence[str], weights: Weights) -> Learned:
         BundleError: weights are absent or not what they should be; says where they are to be had.
     """
     metrics: dict[str, Metric] = {}
-    of_pairs: dict[str, Callable[[Tensor, Tensor], float]] = {}
+    of_pairs: dict[str, Pairs] = {}
     features = None
     if "dists" in names:
         name, network = _load_dists(weights)
         metrics[name] = Metric(name, name if name != "dists" else "DISTS", "lower", 4, reference=True)
-        of_pairs[name] = lambda x, y: float(network(x, y))  # frozen: no gradient is kept
+        of_pairs[name] = lambda x, y: [float(value) for value in network(x, y)]  # frozen: no gradient
     if "lpips" in names:
         metrics["lpips"] = Metric("lpips", "LPIPS", "lower", 4, reference=True)
         of_pairs["lpips"] = _load_lpips(weights)
@@ -183,7 +192,7 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
     return name, network.eval()
 
 
-def _load_lpips(weights: Weights) -> Callable[[Tensor, Tensor], float]:
+def _load_lpips(weights: Weights) -> Pairs:
     from tudsr_eval.lpips import load_lpips
 
     return load_lpips(weights.alexnet, weights.lpips)

@@ -22,8 +22,8 @@ HEADS = {"lpips": "weights/v0.1/alex.pth", "torchmetrics": "functional/image/lpi
 ALEXNET_HINT = "--alexnet alexnet-owt-7be5be79.pth, from https://download.pytorch.org/models/"
 
 
-def load_lpips(alexnet: str | None, heads: str | None) -> Callable[[Tensor, Tensor], float]:
-    """The distance of two pictures (1, 3, h, w) in [0, 1]; 0 for equal ones.
+def load_lpips(alexnet: str | None, heads: str | None) -> Callable[[Tensor, Tensor], list[float]]:
+    """The distances of pictures (n, 3, h, w) from a reference (1, 3, h, w), in [0, 1]; 0 for equal ones.
 
     Raises:
         UsageError: AlexNet's weights are not named.
@@ -36,18 +36,18 @@ def load_lpips(alexnet: str | None, heads: str | None) -> Callable[[Tensor, Tens
     names = [f"features.{number}.{key}" for number, *_ in CONVOLUTIONS for key in ("weight", "bias")]
     _require(backbone, names, alexnet)
     _require(linear, [f"lin{i}.model.1.weight" for i in range(5)], heads or "LPIPS' heads")
-    return lambda x, y: _distance(backbone, linear, x, y)
+    return lambda x, y: _distances(backbone, linear, x, y)
 
 
-def _distance(backbone: dict[str, Tensor], linear: dict[str, Tensor], x: Tensor, y: Tensor) -> float:
+def _distances(backbone: dict[str, Tensor], linear: dict[str, Tensor], x: Tensor, y: Tensor) -> list[float]:
     import torch
 
-    total = 0.0
     with torch.no_grad():
+        total = x.new_zeros(len(x))
         for stage, (f, g) in enumerate(zip(_features(backbone, x), _features(backbone, y), strict=True)):
             squares = (_unit(f) - _unit(g)).square()
-            total += float((squares * linear[f"lin{stage}.model.1.weight"]).sum(1).mean())
-    return total
+            total += (squares * linear[f"lin{stage}.model.1.weight"]).sum(1).mean((1, 2))
+    return [float(value) for value in total]
 
 
 def _features(backbone: dict[str, Tensor], x: Tensor) -> list[Tensor]:

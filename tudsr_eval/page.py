@@ -115,11 +115,12 @@ def data_uri(picture: Array, within: tuple[int, int] | None = None) -> str:
         top, left = (height - h) // 2, (width - w) // 2
         picture = picture[top : top + h, left : left + w]
     file = io.BytesIO()
-    _as_image(picture).save(file, "WEBP", lossless=True, quality=20, method=1)
+    as_image(picture).save(file, "WEBP", lossless=True, quality=20, method=1)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _as_image(picture: Array) -> Image.Image:
+def as_image(picture: Array) -> Image.Image:
+    """A picture of 8 bits for Pillow: L, RGB or RGBA; 16 bits are rounded."""
     if picture.dtype == np.uint16:
         picture = np.round(picture / 257).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(picture))
