@@ -375,6 +375,22 @@ def train_stage2(
     _train("stage2", config, overrides, out, resume, print_config, check)
 
 
+@train_app.command("plot")
+def train_plot(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run: OUT.run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="A .html or .svg file.  [default: RUN/plot.html]"
+        ),
+    ] = None,
+) -> None:
+    """Draw losses, logits, gradient norms and validation figures of a run into one file."""
+    from tudsr_train.command import plot
+
+    plot(run, output)
+
+
 def _train(
     stage: str,
     config: Path,

@@ -8,7 +8,6 @@ A VGG16 that is not the one DISTS was made for (fine-tuned, for instance) is rep
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ Pairs = Callable[["Tensor", "Tensor"], list[float]]
 LEARNED = ("dists", "lpips", "fid", "kid")
 OF_SETS = ("fid", "kid")
 """Those of a whole method, not of a picture."""
-TORCHVISION_VGG16 = "397923af"
-"""How the SHA-256 of torchvision's vgg16-397923af.pth begins."""
-HUB_VGG16 = "timm/vgg16.tv_in1k"
-"""The same weights, republished."""
 LEAST_SIDE = 32
 """Below this the fifth stage has less than 2 x 2 positions."""
 INCEPTION_URL = (
@@ -131,14 +126,6 @@ def as_batch(picture: Array) -> Tensor:
     return torch.from_numpy(planes)[None]
 
 
-def name_of_dists(vgg16: str) -> str:
-    """`dists` for the VGG16 that it was made for, `dists[NAME]` for another, from its file's name."""
-    path = Path(vgg16).expanduser()
-    if vgg16 == HUB_VGG16 or (path.is_file() and _sha256(path).startswith(TORCHVISION_VGG16)):
-        return "dists"
-    return f"dists[{path.stem.removeprefix('vgg16').strip('-_') or 'vgg16'}]"
-
-
 def averaged(weights: Tensor) -> Tensor:
     """DISTS' 1475 weights with those of each stage, and of the picture itself, replaced by their mean."""
     import torch
@@ -176,20 +163,21 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
     if weights.vgg16 is None:
         raise UsageError(
             "DISTS needs the weights of VGG16",
-            hint=f"--vgg16 vgg16-397923af.pth (https://download.pytorch.org/models/), or --vgg16 {HUB_VGG16}",
+            hint="--vgg16 vgg16-397923af.pth (https://download.pytorch.org/models/) or timm/vgg16.tv_in1k",
         )
     from tudsr_train.dists import DISTS, load_alpha_beta, load_vgg16
+    from tudsr_train.dists_name import dists_name
 
     try:
-        name = name_of_dists(weights.vgg16)
+        name = dists_name(weights.vgg16)
         alpha, beta = load_alpha_beta(weights.dists)
-        if name != "dists":
+        if name != "DISTS":
             alpha, beta = averaged(alpha), averaged(beta)
         network = DISTS(load_vgg16(weights.vgg16), alpha, beta)
     except TudsrError as error:
         hint = (error.hint or "").replace("`dists.vgg16`", "--vgg16").replace("`dists.weights`", "--dists")
         raise BundleError(str(error), hint=hint or None) from error
-    return name, network.eval()
+    return name.replace("DISTS", "dists"), network.eval()
 
 
 def _load_lpips(weights: Weights) -> Pairs:
@@ -220,8 +208,3 @@ def _load_inception(path: Path | None) -> Callable[[Array], Floats]:
         return found
 
     return features
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

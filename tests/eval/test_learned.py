@@ -15,9 +15,10 @@ from tudsr_runtime.errors import BundleError, InputError, UsageError
 
 torch = pytest.importorskip("torch", reason="the [eval] extra is absent")
 
-from tudsr_eval import learned as module  # noqa: E402
-from tudsr_eval.learned import Weights, averaged, fid, kid, load_learned, name_of_dists  # noqa: E402
+from tudsr_eval.learned import Weights, averaged, fid, kid, load_learned  # noqa: E402
+from tudsr_train import dists_name as dists_name_module  # noqa: E402
 from tudsr_train.dists import CHANNELS, load_vgg16  # noqa: E402
+from tudsr_train.dists_name import dists_name  # noqa: E402
 
 REALSR = Path(__file__).parents[3] / "shared" / "data"
 
@@ -101,13 +102,13 @@ def test_averaged_weights_keep_each_stages_sum() -> None:
 
 
 def test_only_the_vgg16_of_dists_is_called_dists(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert name_of_dists("timm/vgg16.tv_in1k") == "dists"
-    assert name_of_dists("somewhere/vgg16_hed.safetensors") == "dists[hed]"
-    assert name_of_dists("vgg16.pth") == "dists[vgg16]"
+    assert dists_name("timm/vgg16.tv_in1k") == "DISTS"
+    assert dists_name("somewhere/vgg16_hed.safetensors") == "dists[hed]"
+    assert dists_name("vgg16.pth") == "dists[vgg16]"
     assert weights.vgg16 is not None
-    assert name_of_dists(weights.vgg16) == "dists[toy]"
-    monkeypatch.setattr(module, "_sha256", lambda _: "397923af" + "0" * 56)
-    assert name_of_dists(weights.vgg16) == "dists"
+    assert dists_name(weights.vgg16) == "dists[toy]"
+    monkeypatch.setattr(dists_name_module, "sha256", lambda _: "397923af" + "0" * 56)
+    assert dists_name(weights.vgg16) == "DISTS"
 
 
 def test_frechet_distance_by_a_matrix_root() -> None:
