@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import UpscaleOptions
@@ -56,6 +56,15 @@ def _group(help_text: str, add_completion: bool = False) -> typer.Typer:
     )
 
 
+class _EvalGroup(TyperGroup):
+    """`tudsr eval PRED` without a word in between: what is no command is an argument of `pictures`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not args or args[0] not in self.commands:
+            args = ["pictures", *(args or ["--help"])]
+        return super().parse_args(ctx, args)
+
+
 app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
 train_app = _group("Train the base model and the LoRA adapter of each stage.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
@@ -63,6 +72,8 @@ app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
 bench_app = _group("Time this machine.")
 app.add_typer(bench_app, name="bench")
+eval_app = _group("Say how good pictures are, beside those of rivals.")
+app.add_typer(eval_app, name="eval", cls=_EvalGroup)
 
 
 def _from_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -286,6 +297,22 @@ def train_stage2(
     _train("stage2", config, overrides, out, resume, print_config, check)
 
 
+@train_app.command("plot")
+def train_plot(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run: OUT.run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="A .html or .svg file.  [default: RUN/plot.html]"
+        ),
+    ] = None,
+) -> None:
+    """Draw losses, logits, gradient norms and validation figures of a run into one file."""
+    from tudsr_train.command import plot
+
+    plot(run, output)
+
+
 def _train(
     stage: str,
     config: Path,
@@ -324,6 +351,151 @@ def build(options: BuildOptions) -> None:
     from tudsr_runtime.engines.tensorrt.command import build as run
 
     run(options)
+
+
+Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
+]
+PaperPython = Annotated[
+    Path | None, typer.Option(metavar="PYTHON", help="Of your own environment with pyiqa, for paper.")
+]
+PaperDataset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="RealSR, ...: print the paper's figures beside yours.")
+]
+PaperDevice = Annotated[str, typer.Option(metavar="NAME", help="Where pyiqa runs: cpu or cuda.")]
+PaperWeights = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]")
+]
+PaperSeed = Annotated[int, typer.Option(min=0, help="Of what pyiqa draws.")]
+
+
+@eval_app.command("pictures")
+def eval_pictures(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PRED...", readable=False, help="Pictures or folders of them, one a method."),
+    ] = [],  # noqa: B006
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="What they should have been, matched by name."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="DIR|FILE", help="What they were made from, matched by name."),
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Names or groups with commas between: always, niqe, dists, lpips..."
+        ),
+    ] = "always",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Write scores.jsonl, scores.md and index.html there."
+        ),
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(metavar="PX", min=64, help="Side of the tiles, for seam energy.")
+    ] = 512,
+    vgg16: Annotated[
+        str | None, typer.Option(metavar="FILE|ID", help="VGG16, for dists: torchvision's names.")
+    ] = None,
+    dists: Annotated[
+        str, typer.Option(metavar="FILE", help="DISTS' weights.  [default: of an installed DISTS-pytorch]")
+    ] = "",
+    alexnet: Annotated[
+        str | None, typer.Option(metavar="FILE", help="AlexNet, for lpips: torchvision's names.")
+    ] = None,
+    lpips: Annotated[
+        str | None, typer.Option(metavar="FILE", help="LPIPS' heads.  [default: of an installed lpips]")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inception as TorchScript, for fid and kid.")
+    ] = None,
+    self_check: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Compare with the scores published in DIR, and do nothing else."),
+    ] = None,
+    paper_python: PaperPython = None,
+    paper_dataset: PaperDataset = None,
+    paper_device: PaperDevice = "cpu",
+    weights: PaperWeights = None,
+    seed: PaperSeed = 0,
+    page_pictures: Annotated[
+        int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
+    ] = 40,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at a time.  [default: one for each CPU]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a picture in the place of the table.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+) -> None:
+    """Say how good pictures are, by figures and side by side.
+
+    NAME_x4.png finds NAME.png in --reference and --input. Several PRED are several methods in one table.
+    `tudsr eval ablation` compares the plans of a bundle.
+    """
+    with _needs("eval"):
+        from tudsr_eval.command import Environment, EvalOptions, Weights, evaluate
+
+        evaluate(
+            predictions,
+            EvalOptions(
+                reference=reference,
+                source=source,
+                metrics=metrics,
+                output=output,
+                tile=tile,
+                weights=Weights(vgg16, dists, alexnet, lpips, inception),
+                self_check=self_check,
+                paper=Environment(paper_python, paper_device, seed, weights),
+                paper_dataset=paper_dataset,
+                page_pictures=page_pictures,
+                jobs=jobs,
+                as_json=as_json,
+                quiet=quiet,
+            ),
+        )
+
+
+@eval_app.command("ablation")
+def eval_ablation(
+    bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
+    pictures: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to enlarge.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of results and scores.")
+    ],
+    scale: Annotated[int, typer.Option(help="4 (Table 4) or 8 (Table 5).")] = 4,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR|FILE", help="What they should become, matched by name.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(metavar="LIST", help="As in `tudsr eval`.")] = "always",
+    backend: Backend = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    paper_python: PaperPython = None,
+    paper_dataset: PaperDataset = None,
+    paper_device: PaperDevice = "cpu",
+    weights: PaperWeights = None,
+    seed: PaperSeed = 0,
+) -> None:
+    """Compare a bundle's stages alone with both, as the paper's Tables 4 and 5 do.
+
+    x4: M4, N4 and M2N2; x8: M8, N8 and M4N2. What is there already is not made again.
+    """
+    with _needs("eval"):
+        from tudsr_eval.command import AblationOptions, Environment, EvalOptions, ablation
+
+        environment = Environment(paper_python, paper_device, seed, weights)
+        scoring = EvalOptions(
+            reference=reference, metrics=metrics, paper=environment, paper_dataset=paper_dataset
+        )
+        ablation(bundle, pictures, output, AblationOptions(scale, backend, device, threads), scoring)
 
 
 def main() -> int:

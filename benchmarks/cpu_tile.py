@@ -11,7 +11,6 @@ scikit-image's astronaut) in bfloat16 is from the one in float32.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data
+
+from tudsr_runtime.metrics.fidelity import psnr
 
 CONTENDERS = ("tudsr fp32", "diffusers fp32", "tudsr bf16", "diffusers bf16")
 BARS = {"fp32": 0.80, "bf16": 0.70}
@@ -47,12 +48,6 @@ def one(name: str, args: argparse.Namespace) -> None:
 def photograph() -> NDArray[np.float32]:
     """(1, 3, 512, 512), in [-1, 1]."""
     return data.astronaut().transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
-
-
-def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """In dB, of pictures in [-1, 1]."""
-    error = float(np.mean((a.clip(-1, 1) - b.clip(-1, 1)) ** 2, dtype=np.float64))
-    return 10 * math.log10(4 / error) if error else math.inf
 
 
 def tudsr_tile(precision: str, args: argparse.Namespace) -> Callable[[], NDArray[np.float32]]:
@@ -101,7 +96,8 @@ def main() -> None:
             f"{precision}: {ours[0] / theirs[0]:.2f} x the time of diffusers (bar {bar}), "
             f"{ours[1] / theirs[1]:.2f} x its memory (bar {MEMORY_BAR})\n"
         )
-    sys.stdout.write(f"the bundle's picture in bf16 against fp32: {psnr(*tiles):.1f} dB\n")
+    decibels = psnr(*((tile.clip(-1, 1) + 1) / 2 for tile in tiles))
+    sys.stdout.write(f"the bundle's picture in bf16 against fp32: {decibels:.1f} dB\n")
 
 
 def apart(name: str, folder: str) -> tuple[float, float]:

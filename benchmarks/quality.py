@@ -10,8 +10,8 @@
     there, the scores that OSEDiff's authors published for the same pairs.
 
 Names as in the paper's Tables 4 and 5: M4 is stage 1 alone at x4, N4 stage 2 alone at x4, M2N2 both;
-likewise at x8. Metrics on the Y channel of BT.601 in [0, 1]: PSNR (dB), SSIM (Wang et al. 2004, 11 x 11
-Gaussian window), and GMSD (Xue et al. 2014: deviation of the gradient magnitude similarity; lower is better).
+likewise at x8. Metrics on Y of BT.601, those of `tudsr eval`: PSNR (dB), SSIM, and GMSD (lower is better).
+Rivals and clean inputs: rivals.py.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import convolve, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from skimage import data as skimage_data
-from skimage.metrics import structural_similarity
 
 from tudsr_runtime import Upscaler
+from tudsr_runtime.metrics.fidelity import psnr_y, ssim_y
+from tudsr_runtime.metrics.gmsd import gmsd_y
 
 Floats = NDArray[np.float32]
 Method = Callable[[Floats], Floats]
@@ -55,35 +56,6 @@ class Pair:
     name: str
     low: Floats
     high: Floats
-
-
-def luma(x: Floats) -> Floats:
-    """Y of BT.601 in [16 / 255, 235 / 255], as super-resolution papers measure it."""
-    return (x @ np.array([65.481, 128.553, 24.966], np.float32) + 16) / 255
-
-
-def psnr(x: Floats, y: Floats) -> float:
-    return float(-10 * np.log10(np.mean((x - y) ** 2, dtype=np.float64)))
-
-
-def ssim(x: Floats, y: Floats) -> float:
-    return float(
-        structural_similarity(
-            x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, truncate=3.5
-        )
-    )
-
-
-def gmsd(x: Floats, y: Floats) -> float:
-    """Gradient magnitude similarity deviation, as published: 2 x 2 average, Prewitt, c = 170 for 0..255."""
-
-    def gradient(image: Floats) -> Floats:
-        small = convolve(image * 255, np.full((2, 2), 0.25))[::2, ::2]
-        prewitt = np.array([[1, 0, -1]] * 3) / 3
-        return np.hypot(convolve(small, prewitt), convolve(small, prewitt.T))
-
-    a, b = gradient(x), gradient(y)
-    return float(((2 * a * b + 170) / (a**2 + b**2 + 170)).std())
 
 
 def degrade(high: Floats, scale: int, seed: int) -> Floats:
@@ -132,8 +104,8 @@ def real_pairs(folder: Path) -> Iterator[Pair]:
 
 def measure(result: Floats, high: Floats) -> dict[str, float]:
     """The three metrics of a result after rounding to 8 bits, as it would be saved."""
-    x, y = luma(from_8bit(to_8bit(result))), luma(high)
-    return {"psnr": psnr(x, y), "ssim": ssim(x, y), "gmsd": gmsd(x, y)}
+    x = from_8bit(to_8bit(result))
+    return {"psnr": psnr_y(x, high), "ssim": ssim_y(x, high), "gmsd": gmsd_y(x, high)}
 
 
 def compare(pairs: Iterator[Pair], methods: dict[str, Method]) -> dict[str, dict[str, dict[str, float]]]:

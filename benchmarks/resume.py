@@ -1,6 +1,6 @@
 """What it takes to skip a folder that is finished, by the number of its pictures.
 
-    python benchmarks/resume.py [--counts 2500 10000] [--repeats 3] [--bundle nano]
+    python -m benchmarks.resume [--counts 2500 10000] [--repeats 3] [--bundle nano]
 
 One picture is enlarged; the others, and their lines in the record, are copies under other names. Prints the
 seconds of `tudsr upscale` over the whole folder, start-up included, the least of the repeats; and how a

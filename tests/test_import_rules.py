@@ -1,8 +1,9 @@
 """Who may import whom, read from the source, and what a start of the command really loads.
 
 cli.py        -> the command module of each package, inside the command that needs it; their options
+tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, geometry, installation, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, metrics, installation, streams, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -21,7 +22,7 @@ import pytest
 from tests import tracked
 
 ROOT = tracked.ROOT
-OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export")
+OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
 
@@ -125,13 +126,37 @@ def test_only_those_who_conduct_import_the_upscaler() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "tiling.axis", "installation", "streams", "version")
+    names = ("errors", "atomic", "files", "tiling.axis", "installation", "metrics", "streams", "version")
     modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
-        return one.package not in OURS or one.package == "tudsr_train" or one.module in modules
+        return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
 
     assert not broken(of_package("tudsr_train"), allowed)
+
+
+def _within(module: str, packages: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def test_metrics_need_numpy_alone() -> None:
+    light = {*sys.stdlib_module_names, "numpy"}
+    ours = {"tudsr_runtime.errors", "tudsr_runtime.metrics"}
+
+    def allowed(one: Import) -> bool:
+        return one.package in light or _within(one.module, ours)
+
+    assert not broken(of_package("tudsr_runtime/metrics"), allowed)
+
+
+def test_eval_is_light_until_a_learned_metric_is_asked_for() -> None:
+    light = {*sys.stdlib_module_names, "numpy", "PIL", "tudsr_runtime", "tudsr_eval"}
+    late = light | {"torch", "safetensors", "tudsr_train", "huggingface_hub"}
+
+    def allowed(one: Import) -> bool:
+        return one.package in (late if one.deferred else light)
+
+    assert not broken(of_package("tudsr_eval"), allowed)
 
 
 def test_export_does_not_import_the_command_line() -> None:
@@ -160,12 +185,12 @@ def test_options_are_light_enough_for_help() -> None:
     assert not broken([one for path in files for one in imports(path)], lambda one: one.module in light)
 
 
-@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export"])
+@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"])
 def test_libraries_that_we_do_not_use(package: str) -> None:
     assert not broken(of_package(package), lambda one: one.package not in BANNED)
 
 
-@pytest.mark.parametrize("package", ["tudsr_train", "tudsr_export"])
+@pytest.mark.parametrize("package", ["tudsr_train", "tudsr_export", "tudsr_eval"])
 def test_commands_load_no_heavy_package_before_they_run(package: str) -> None:
     found = list(imports(ROOT / package / "command.py"))
     assert not broken(found, lambda one: one.deferred or one.package not in HEAVY)

@@ -15,7 +15,7 @@ from tests import tracked
 from tests.tracked import ROOT
 from tudsr_runtime.version import __version__
 
-PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export"}
+PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"}
 
 
 def build(function: str, source: Path, folder: Path) -> dict[str, bytes]:
@@ -51,7 +51,11 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
     assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py", "tudsr/__main__.py"}
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
-        "tudsr_export/photo.png"  # what the export compares the finished bundle on
+        "tudsr_export/photo.png",  # what the export compares the finished bundle on
+        "tudsr_eval/page.html",
+        "tudsr_eval/published.json",
+        "tudsr_runtime/metrics/niqe_pristine.npz",
+        "tudsr_runtime/metrics/NOTICE.md",
     }
 
 

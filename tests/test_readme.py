@@ -6,6 +6,8 @@ and bundles that it names are there; training and export need weights or hours a
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -36,7 +38,11 @@ def commands() -> list[tuple[str, str]]:
 
 
 TUDSR_LINES = sorted({line for _, line in commands() if line.startswith("tudsr ")})
-RUN = [line for line in TUDSR_LINES if re.match(r"tudsr (upscale examples/|bundle \w+ nano|--)", line)]
+RUN = [
+    line
+    for line in TUDSR_LINES
+    if re.match(r"tudsr (upscale examples/|eval examples|bundle \w+ nano|--)", line)
+]
 PARSED = [line for line in TUDSR_LINES if line not in RUN]
 
 
@@ -103,6 +109,20 @@ def test_ci_runs_the_documented_test_command_to_the_letter() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in ci if "pytest" in line and not line.startswith("#")]
     assert f"```bash\n{line}\n```" in readme
+
+
+def test_the_table_of_quality_is_what_the_result_file_gives() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        rivals = importlib.import_module("rivals")
+    finally:
+        sys.path.pop(0)
+    record = json.loads((ROOT / "benchmarks" / "results" / "rivals.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = rivals.MARKS
+    assert f"{begin}\n{rivals.readme_table(record)}\n{end}" in readme
+    whole = (ROOT / "benchmarks" / "results" / "rivals.md").read_text(encoding="utf-8")
+    assert whole == rivals.markdown(record)
 
 
 def test_links_lead_somewhere() -> None:

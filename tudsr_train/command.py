@@ -69,6 +69,13 @@ def _run(stage: str, path: Path, options: TrainOptions) -> None:
     train(config, out, options.resume)
 
 
+def plot(run: Path, output: Path | None) -> None:
+    """`tudsr train plot`. Raises as `tudsr_train.plot.plot`."""
+    from tudsr_train.plot import plot as draw
+
+    sys.stdout.write(f"{draw(run, output)}\n")
+
+
 @contextmanager
 def _memory_explained() -> Iterator[None]:
     import torch

@@ -6,11 +6,12 @@ OMGSR is the author's earlier code, OSEDiff and PiSA-SR are what that grew from 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGET_LISTS
+from tudsr_train.best import RISES
 from tudsr_train.data import Softness, Synthetic
 from tudsr_train.degradation import Degradation
 from tudsr_train.discriminator import DiscriminatorConfig
@@ -102,10 +103,35 @@ class Validation:
     """Optimizer steps between grids; 0 for none. Ours; OMGSR has 100."""
     images: int = 2
     """Rows of the grid. Drawn as the training pairs are, but from another seed. Ours."""
+    path: tuple[str, ...] = ()
+    """Folders of other pictures to restore than those of training: with `input` the HQ sides of camera pairs,
+    else pictures that are degraded as the training's are. Empty: the training's source. Ours."""
+    input: str = ""
+    """Folder of the LQ pictures of `path`; `beside` where both lie in one folder (001_HR.png, 001_LR4.png).
+    Ours."""
+    best: str = ""
+    """psnr, niqe or dists: the checkpoint with the best such figure of the last stage is kept as `best`.
+    Empty for none. Ours."""
 
     def __post_init__(self) -> None:
         _require(self, "validation: ", 0, "every")
         _require(self, "validation: ", 1, "images")
+        if self.best and self.best not in RISES:
+            raise TrainingError(f"validation: best is {self.best!r}; {', '.join(RISES)} are known")
+        if self.input and not self.path:
+            raise TrainingError(
+                "validation: input says where LQ pictures are, but path not where the HQ ones"
+            )
+
+    def data(self, data: Data) -> Data:
+        """Where validation pictures come from, in a run that trains on `data`."""
+        if not self.path:
+            return data
+        if not self.input:
+            return replace(data, source="folder", path=self.path, lq_path="")
+        return replace(
+            data, source="paired", path=self.path, lq_path="" if self.input == "beside" else self.input
+        )
 
 
 @dataclass(frozen=True)

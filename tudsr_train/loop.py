@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train import checkpoint
+from tudsr_train.best import Best
 from tudsr_train.checkpoint import Checkpoint
 from tudsr_train.config import Optimization
 from tudsr_train.journal import Journal, say
@@ -119,6 +120,8 @@ class Loop:
     validate: Callable[[int], tuple[NDArray[np.uint8], dict[str, float]]] | None = None
     """From the step to a picture (H, W, 3) and figures for the log; called in the first process only."""
     validate_every: int = 0
+    best: str = ""
+    """Validation figure by which the best step's checkpoint is kept (`tudsr_train.best`); empty for none."""
     step: int = 0
     next_batch: int = 0
     skipped: int = 0
@@ -210,19 +213,27 @@ class Loop:
     def _between_steps(self, journal: Journal) -> None:
         """What may happen only where nothing is accumulated and no picture is half seen."""
         o, last = self.optimization, self.step == self.optimization.steps
+        best = None
         if self.validate_every and (_passed(self._seen, self.step, self.validate_every) or last):
-            self._validate(journal)
+            best = self._validate(journal)
         self._interrupted = largest_over_processes(self.accelerator, self._interrupted)
-        if _passed(self._seen, self.step, o.save_every) or last or self._interrupted:
+        improved = largest_over_processes(self.accelerator, int(best is not None))
+        if _passed(self._seen, self.step, o.save_every) or last or self._interrupted or improved:
             self.save()
+        if best is not None:
+            Best(self.folder, self.best).keep(self.folder / f"step-{self.step:06d}", self.step, best)
         self._seen = self.step
         if self._interrupted and not last:
             say(self.accelerator, f"stopped at step {self.step}; the same command goes on from there")
             raise SystemExit(128 + self._interrupted)
 
-    def _validate(self, journal: Journal) -> None:
-        if self.validate and self.accelerator.is_main_process:
-            journal.validation(self.step, *self.validate(self.step))
+    def _validate(self, journal: Journal) -> dict[str, float] | None:
+        """In the first process; the figures, where they are the best so far."""
+        if not self.validate or not self.accelerator.is_main_process:
+            return None
+        picture, figures = self.validate(self.step)
+        journal.validation(self.step, picture, figures)
+        return figures if self.best and Best(self.folder, self.best).improved(figures) else None
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -155,9 +156,10 @@ class Session:
         task: Task,
         columns: Callable[[Tensor], dict[str, Tensor]],
     ) -> Grid:
-        """Validation pictures: pairs of the same source, drawn from another seed."""
+        """Validation pictures: of `validation.path`, else of the training's source from another seed."""
         seed, count = config.seed + VALIDATION_SEED, config.validation.images
-        return Grid(lambda: self._pairs(config, task, seed, count), columns, self.device)
+        shown = replace(config, data=config.validation.data(config.data))
+        return Grid(lambda: self._pairs(shown, task, seed, count), columns, self.device)
 
     def _pairs(self, config: Stage1Config | Stage2Config, task: Task, seed: int, length: int) -> Pairs:
         tell = functools.partial(say, self.accelerator)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tudsr_train.adversaries import Adversaries
 from tudsr_train.config import Stage1Config
 from tudsr_train.data import Task
+from tudsr_train.dists_name import dists_name
 from tudsr_train.loop import Loss
 from tudsr_train.session import Session
 
@@ -57,8 +58,12 @@ class Stage1:
         self.loop = self.session.loop(self.gan, theta_1, {"base": G.base_sha256})
         task = Task(config.R, config.M, config.R)
         self.pairs = self.session.pairs(config, task, self.loop)
-        self.loop.validate = self.session.grid(config, task, self._columns)
+        grid = self.session.grid(config, task, self._columns)
+        if self.gan.losses.dists is not None:
+            grid.distance = (dists_name(config.dists.vgg16), self.gan.losses.dists)
+        self.loop.validate = grid
         self.loop.validate_every = config.validation.every
+        self.loop.best = config.validation.best
 
     def algorithm(self, _number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
         """`algorithm_1` as the loop calls it."""

@@ -14,6 +14,7 @@ from tudsr_train.adversaries import Adversaries
 from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import Stage2Config
 from tudsr_train.data import Task
+from tudsr_train.dists_name import dists_name
 from tudsr_train.loop import Loss
 from tudsr_train.session import Session, sha256_of_adapter
 
@@ -91,8 +92,12 @@ class Stage2:
         self.loop = self.session.loop(self.gan, theta_2, parents, config.N**2, backwards_per_step(config))
         task = Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R)
         self.pairs = self.session.pairs(config, task, self.loop)
-        self.loop.validate = self.session.grid(config, task, self._columns)
+        grid = self.session.grid(config, task, self._columns)
+        if self.gan.losses.dists is not None:
+            grid.distance = (dists_name(config.dists.vgg16), self.gan.losses.dists)
+        self.loop.validate = grid
         self.loop.validate_every = config.validation.every
+        self.loop.best = config.validation.best
 
     def algorithm(self, _number: int, x_L: Tensor, y_H: Tensor) -> Iterator[Loss]:
         """`algorithm_2` as the loop calls it."""

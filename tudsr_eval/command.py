@@ -1,0 +1,192 @@
+"""`tudsr eval`: what its options mean, and which parts run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tudsr_eval.ablation import AblationOptions, enlarge_by_plans
+from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
+from tudsr_eval.matching import match, some
+from tudsr_eval.page import write_page
+from tudsr_eval.paper import PAPER, Environment, paper_tables, run_paper
+from tudsr_eval.run import Scored, score_all
+from tudsr_eval.scores import ALWAYS, GROUPS, Metric, Tiling
+from tudsr_eval.self_check import self_check
+from tudsr_eval.table import markdown
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import BatchError, OutputError, UsageError
+from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.tiling.axis import TILE
+
+__all__ = ["AblationOptions", "Environment", "EvalOptions", "Weights", "ablation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `tudsr eval`, as its help describes them."""
+
+    reference: Path | None = None
+    source: Path | None = None
+    metrics: str = "always"
+    output: Path | None = None
+    tile: int = TILE
+    weights: Weights = Weights()  # noqa: RUF009 - immutable
+    self_check: Path | None = None
+    paper: Environment = Environment()  # noqa: RUF009 - immutable
+    paper_dataset: str | None = None
+    """Of the paper: its figures stand beside ours."""
+    paper_table: str | None = None
+    """1, 2, 4 or 5; None chooses 1 or 2 by the scale."""
+    page_pictures: int = 40
+    jobs: int | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
+    """Score, print, write; or check the evaluator itself.
+
+    Raises:
+        DeviceError: pyiqa cannot be run.
+        UsageError: an unknown metric, one whose weights are not named, or names that do not match.
+        BundleError: weights are absent or not what they should be.
+        InputError: a path that is not there, or a folder without pictures.
+        BatchError: some pictures could not be measured; the others are reported.
+        OutputError: the results cannot be written.
+    """
+    terminal = Terminal(options.quiet)
+    if options.self_check is not None:
+        terminal.result(self_check(options.self_check, options.jobs, terminal.note))
+        return
+    if not predictions:
+        raise UsageError("nothing to measure", hint="tudsr eval FOLDER --reference FOLDER; --help says more")
+    wanted = wanted_metrics(options.metrics)
+    names = [name for name in wanted if name in ALWAYS]
+    learned = load_learned(wanted, options.weights) if set(wanted) & {*LEARNED} else None
+    metrics = ALWAYS | (learned.metrics if learned else {})
+    matched = match(predictions, options.reference, options.source)
+    for note in matched.notes:
+        terminal.note(note)
+    _say_what_is_left_out(terminal, names, options)
+    scored = []
+    extra = learned.of_picture if learned else None
+    for one in score_all(matched.cases, names, Tiling(options.tile), extra, options.jobs):
+        scored.append(one)
+        _tell(terminal, one, options)
+    _tell_notes(terminal, scored)
+    sets = _of_sets(learned, scored)
+    tables = ""
+    if "paper" in wanted:
+        tables = _add_paper(scored, sets, options, terminal)
+        metrics = metrics | {f"paper {name}": replace(m, name=f"paper {name}") for name, m in PAPER.items()}
+    report = markdown(scored, metrics, sets) + tables
+    if not options.as_json:
+        terminal.result(report.rstrip())
+    if options.output is not None:
+        write_results(options.output, scored, report, metrics, options.page_pictures)
+        terminal.note(f"{options.output}: scores.jsonl, scores.md, index.html")
+    failed = [one for one in scored if one.error]
+    if failed:
+        raise BatchError(f"{len(failed)} of {len(scored)} pictures could not be measured")
+
+
+def ablation(bundle: str, folder: Path, output: Path, options: AblationOptions, scoring: EvalOptions) -> None:
+    """The paper's Table 4 (x4) or 5 (x8) for a bundle: results and scores in `output`.
+
+    Raises:
+        TudsrError: as `enlarge_by_plans` and `evaluate`.
+    """
+    folders = enlarge_by_plans(bundle, folder, output, options, Terminal(scoring.quiet).note)
+    number = "4" if options.scale == 4 else "5"
+    evaluate(folders, replace(scoring, source=folder, output=output, paper_table=number))
+
+
+def wanted_metrics(text: str) -> list[str]:
+    """Names of metrics from a list with commas, groups taken apart. UsageError for one that is not known."""
+    wanted: dict[str, None] = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        names = GROUPS.get(word) or ((word,) if word in {*ALWAYS, *LEARNED, "paper"} else ())
+        if not names:
+            known = ", ".join(dict.fromkeys([*GROUPS, "paper", *ALWAYS, *LEARNED]))
+            raise UsageError(f"--metrics {word}: no such metric", hint=known)
+        wanted |= dict.fromkeys(names)
+    if not wanted:
+        raise UsageError("--metrics names no metric")
+    return list(wanted)
+
+
+def write_results(
+    folder: Path, scored: Sequence[Scored], report: str, metrics: dict[str, Metric], page_pictures: int
+) -> None:
+    """scores.jsonl, scores.md and index.html in `folder`, which is made. OutputError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    lines = "".join(json.dumps(one.record()) + "\n" for one in scored)
+    for name, text in (("scores.jsonl", lines), ("scores.md", report)):
+        with atomic_write(folder / name) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+    write_page(folder / "index.html", scored, metrics, page_pictures)
+
+
+def _add_paper(
+    scored: Sequence[Scored], sets: dict[str, dict[str, float]], options: EvalOptions, terminal: Terminal
+) -> str:
+    """pyiqa's scores join the others under their own names; the paper's table of them."""
+    if options.output is None:
+        raise UsageError("--metrics paper keeps its scores, to go on from", hint="-o FOLDER")
+    cases = [one.case for one in scored if not one.error]
+    found = run_paper(cases, options.output, options.paper, terminal.note)
+    for one in scored:
+        of = found.pictures.get((one.case.method, one.case.name), {})
+        one.scores |= {f"paper {name}": value for name, value in of.items()}
+    for method, values in found.sets.items():
+        sets.setdefault(method, {}).update({f"paper {name}": value for name, value in values.items()})
+    scale = next((one.scale for one in scored if one.scale), None)
+    number = options.paper_table or ("2" if scale is not None and scale > 6 else "1")
+    facts = json.dumps(found.facts, indent=1)
+    return f"\n{paper_tables(found, cases, number, options.paper_dataset)}\n```json\n{facts}\n```\n"
+
+
+def _of_sets(learned: Learned | None, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """FID and KID, where they were asked for, of the pictures that could be measured."""
+    measured = [one.case for one in scored if not one.error and one.case.reference]
+    if learned is None or not {*OF_SETS} & {*learned.metrics}:
+        return {}
+    predictions: dict[str, list[Path]] = {}
+    for case in measured:
+        predictions.setdefault(case.method, []).append(case.prediction)
+    references = list(dict.fromkeys(case.reference for case in measured if case.reference))
+    if min(map(len, predictions.values()), default=0) < 2 or len(references) < 2:
+        raise UsageError("FID and KID compare sets: two pictures with references are the least")
+    return learned.of_sets(predictions, references)
+
+
+def _tell(terminal: Terminal, one: Scored, options: EvalOptions) -> None:
+    if one.error:
+        terminal.error(one.error)
+    if options.as_json:
+        terminal.json(one.record())
+
+
+def _tell_notes(terminal: Terminal, scored: Sequence[Scored]) -> None:
+    """Each note once, with the pictures that it is about."""
+    of_note: dict[str, list[str]] = {}
+    for one in scored:
+        for note in one.notes:
+            of_note.setdefault(note, []).append(one.case.prediction.name)
+    for note, names in of_note.items():
+        terminal.note(f"{note} ({some(names)})")
+
+
+def _say_what_is_left_out(terminal: Terminal, names: Sequence[str], options: EvalOptions) -> None:
+    absent = [] if options.reference else [n for n in names if ALWAYS[n].reference]
+    if absent:
+        terminal.note(f"without --reference there is no {', '.join(absent)}")
+    absent = [] if options.source else [n for n in names if ALWAYS[n].source and n not in absent]
+    if absent:
+        terminal.note(f"without --input there is no {', '.join(absent)}")
