@@ -6,18 +6,27 @@ line and an exit code (`tudsr_runtime.errors`); anything else is a bug and shows
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import io
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
+
+from tudsr_eval.options import AblationOptions, EvalOptions
+from tudsr_export.options import ExportOptions
+from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
+from tudsr_runtime.engines.tensorrt.options import BuildOptions
 
 
 def _group(help_text: str) -> typer.Typer:
@@ -49,6 +58,46 @@ bench_app = _group("Time this machine.")
 app.add_typer(bench_app, name="bench")
 eval_app = _group("Say how good pictures are, beside those of rivals.")
 app.add_typer(eval_app, name="eval", cls=_EvalGroup)
+
+
+def _from_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer, whose parameter `options`, a dataclass, is replaced by the fields of it.
+
+    A field `Annotated[tuple[str, ...], typer.Option(...)]` is an option that may be repeated.
+    """
+    own = typing.get_type_hints(command, include_extras=True)
+    kind = own["options"]
+    types = typing.get_type_hints(kind, include_extras=True)
+    repeated = {
+        name for name, found in types.items() if typing.get_origin(typing.get_args(found)[0]) is tuple
+    }
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name != "options":
+            parameters.append(parameter.replace(annotation=own[parameter.name]))
+            continue
+        for field in dataclasses.fields(kind):
+            of, help_text = typing.get_args(types[field.name])
+            if field.name in repeated:
+                of = list[typing.get_args(of)[0]]  # type: ignore[misc]  # all that Typer repeats
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=[] if default == () else default,
+                    annotation=Annotated[of, help_text],
+                )
+            )
+
+    def run(**given: Any) -> None:
+        values = {name: given.pop(name) for name in types}
+        command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _print_version(wanted: bool) -> None:
@@ -177,7 +226,7 @@ def upscale(
     """Enlarge pictures.
 
     PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
-    files and earlier results (NAME_x8.EXT beside NAME). The path of each result is printed.
+    files and earlier results. The path of each result is printed.
     """
     from tudsr_runtime.command import UpscaleOptions
     from tudsr_runtime.command import upscale as run
@@ -242,58 +291,22 @@ def bundle_verify(
     run(bundle, backend, device, precision, threads)
 
 
-Bundle = Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")]
-Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")]
-Precision = Annotated[str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-]
-Warmup = Annotated[int, typer.Option(min=0, help="Runs that are not counted.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Runs that are.")]
-Report = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write NAME.md and NAME.json there too.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON in the place of Markdown on stdout.")]
-
-
 @bench_app.command("latency")
-def bench_latency(
-    bundle: Bundle = "nano",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    threads: Threads = None,
-    size: Annotated[int, typer.Option(metavar="PX", min=1, help="Side of the input picture.")] = 256,
-    scale: Annotated[float, typer.Option(help="Enlarge by this, 1 to 32.")] = 8.0,
-    warmup: Warmup = 1,
-    repeats: Repeats = 5,
-    output: Report = None,
-    as_json: AsJson = False,
-) -> None:
+@_from_options
+def bench_latency(options: LatencyOptions) -> None:
     """Time one enlargement, whole and in its parts, with engines loaded."""
-    from tudsr_runtime.bench.command import BenchOptions, latency
+    from tudsr_runtime.bench.command import latency
 
-    shared = BenchOptions(bundle, backend, device, precision, threads, warmup, repeats, output, as_json)
-    latency(shared, size, scale)
+    latency(options)
 
 
 @bench_app.command("table3")
-def bench_table3(
-    bundle: Bundle = "nano",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    threads: Threads = None,
-    warmup: Warmup = 1,
-    repeats: Repeats = 5,
-    output: Report = None,
-    as_json: AsJson = False,
-) -> None:
+@_from_options
+def bench_table3(options: BenchOptions) -> None:
     """Time the four rows of the paper's Table 3, beside the published figures."""
-    from tudsr_runtime.bench.command import BenchOptions, table3
+    from tudsr_runtime.bench.command import table3
 
-    table3(BenchOptions(bundle, backend, device, precision, threads, warmup, repeats, output, as_json))
+    table3(options)
 
 
 @bundle_app.command("triton")
@@ -311,7 +324,7 @@ def bundle_triton(
 
     One model for each component, and one ensemble for each stage, which takes a tile.
     """
-    from tudsr_runtime.build.command import triton as run
+    from tudsr_runtime.engines.tensorrt.command import triton as run
 
     run(bundle, repository, engines)
 
@@ -407,202 +420,39 @@ def _train(
 
 
 @app.command()
-def export(
-    base: Annotated[Path, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
-    stage1: Annotated[
-        Path | None,
-        typer.Option(metavar="ADAPTER", help="Of stage 1: a PEFT folder, .safetensors, or .pkl of a peer."),
-    ] = None,
-    stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="Likewise of stage 2.")] = None,
-    merge_lora: Annotated[
-        bool,
-        typer.Option(
-            "--merge-lora/--no-merge-lora", help="Add the adapters to the weights, or keep them beside them."
-        ),
-    ] = True,
-    precision: Annotated[Literal["fp16", "fp32"], typer.Option(help="Numbers of the graphs.")] = "fp16",
-    timesteps: Annotated[
-        str | None,
-        typer.Option(metavar="T1,T2", help="Of each stage.  [default: the adapter's own, else 200 and 50]"),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="What to restore towards.  [default: the adapter's, else the base's]"
-        ),
-    ] = None,
-    batch: Annotated[
-        list[int], typer.Option(min=2, max=64, help="Another batch size of every graph; repeatable.")
-    ] = [],  # noqa: B006
-    tile: Annotated[
-        list[int], typer.Option(metavar="PX", help="Another, smaller tile size of every graph; repeatable.")
-    ] = [],  # noqa: B006
-    name: Annotated[
-        str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")
-    ] = None,
-    licence: Annotated[
-        str, typer.Option(help="Licence of the weights, as an SPDX identifier.")
-    ] = "unspecified",
-    about: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Markdown that the model card begins with.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
-    engine: Annotated[
-        list[str],
-        typer.Option(metavar="NAME", help="Build engines too: tensorrt-rtx or tensorrt; repeatable."),
-    ] = [],  # noqa: B006
-    target: Annotated[
-        str | None, typer.Option(metavar="SM", help="GPU of the engines.  [default: this machine's]")
-    ] = None,
-    triton: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a model repository for Triton too.")
-    ] = None,
-) -> None:
+@_from_options
+def export(options: ExportOptions) -> None:
     """Merge the adapters into the base and write a bundle of ONNX graphs.
 
     Every graph is compared with the model it came from; a bundle that differs is not written.
     """
     with _needs("export"):
-        from tudsr_export.command import ExportOptions, run
+        from tudsr_export.command import run
 
-        run(
-            ExportOptions(
-                base=base,
-                stage1=stage1,
-                stage2=stage2,
-                output=output,
-                merge_lora=merge_lora,
-                precision=precision,
-                timesteps=timesteps,
-                prompt=prompt,
-                batch=tuple(batch),
-                tile=tuple(tile),
-                name=name,
-                licence=licence,
-                about=about,
-                overwrite=overwrite,
-                engine=tuple(engine),
-                target=target,
-                triton=triton,
-            )
-        )
+        run(options)
 
 
 @app.command()
-def build(
-    bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Library: tensorrt-rtx or tensorrt.")
-    ] = "tensorrt-rtx",
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SM", help="GPU: sm75, sm80, sm86, sm89, sm120 or sm121.  [default: this machine's]"
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder of the engines.  [default: in the cache]"),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Of the graphs: fp16 or fp32, if the bundle has both.  [default: its own]",
-        ),
-    ] = None,
-    inspect: Annotated[
-        bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The engines' record as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
-) -> None:
+@_from_options
+def build(options: BuildOptions) -> None:
     """Build TensorRT engines from a bundle.
 
     TensorRT for RTX needs no GPU for it: an RTX 40 card is sm89. TensorRT builds on the GPU that will run.
     """
-    from tudsr_runtime.build.command import build as run
+    from tudsr_runtime.engines.tensorrt.command import build as run
 
-    run(bundle, engine, target, output, precision, inspect, as_json, quiet)
-
-
-PaperPython = Annotated[
-    Path | None, typer.Option(metavar="PYTHON", help="Of your own environment with pyiqa, for paper.")
-]
-PaperDataset = Annotated[
-    str | None, typer.Option(metavar="NAME", help="RealSR, ...: print the paper's figures beside yours.")
-]
-PaperDevice = Annotated[str, typer.Option(metavar="NAME", help="Where pyiqa runs: cpu or cuda.")]
-PaperWeights = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]")
-]
-PaperSeed = Annotated[int, typer.Option(min=0, help="Of what pyiqa draws.")]
+    run(options)
 
 
 @eval_app.command("pictures")
+@_from_options
 def eval_pictures(
     predictions: Annotated[
         list[Path],
         typer.Argument(metavar="PRED...", readable=False, help="Pictures or folders of them, one a method."),
     ] = [],  # noqa: B006
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR|FILE", help="What they should have been, matched by name."),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="DIR|FILE", help="What they were made from, matched by name."),
-    ] = None,
-    metrics: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Names or groups with commas between: always, niqe, dists, lpips..."
-        ),
-    ] = "always",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Write scores.jsonl, scores.md and index.html there."
-        ),
-    ] = None,
-    tile: Annotated[
-        int, typer.Option(metavar="PX", min=64, help="Side of the tiles, for seam energy.")
-    ] = 512,
-    vgg16: Annotated[
-        str | None, typer.Option(metavar="FILE|ID", help="VGG16, for dists: torchvision's names.")
-    ] = None,
-    dists: Annotated[
-        str, typer.Option(metavar="FILE", help="DISTS' weights.  [default: of an installed DISTS-pytorch]")
-    ] = "",
-    alexnet: Annotated[
-        str | None, typer.Option(metavar="FILE", help="AlexNet, for lpips: torchvision's names.")
-    ] = None,
-    lpips: Annotated[
-        str | None, typer.Option(metavar="FILE", help="LPIPS' heads.  [default: of an installed lpips]")
-    ] = None,
-    inception: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Inception as TorchScript, for fid and kid.")
-    ] = None,
-    self_check: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Compare with the scores published in DIR, and do nothing else."),
-    ] = None,
-    paper_python: PaperPython = None,
-    paper_dataset: PaperDataset = None,
-    paper_device: PaperDevice = "cpu",
-    weights: PaperWeights = None,
-    seed: PaperSeed = 0,
-    page_pictures: Annotated[
-        int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
-    ] = 40,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at a time.  [default: one for each CPU]")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a picture in the place of the table.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+    *,
+    options: EvalOptions,
 ) -> None:
     """Say how good pictures are, by figures and side by side.
 
@@ -610,61 +460,26 @@ def eval_pictures(
     `tudsr eval ablation` compares the plans of a bundle.
     """
     with _needs("eval"):
-        from tudsr_eval.command import Environment, EvalOptions, Weights, evaluate
+        from tudsr_eval.command import evaluate
 
-        evaluate(
-            predictions,
-            EvalOptions(
-                reference=reference,
-                source=source,
-                metrics=metrics,
-                output=output,
-                tile=tile,
-                weights=Weights(vgg16, dists, alexnet, lpips, inception),
-                self_check=self_check,
-                paper=Environment(paper_python, paper_device, seed, weights),
-                paper_dataset=paper_dataset,
-                page_pictures=page_pictures,
-                jobs=jobs,
-                as_json=as_json,
-                quiet=quiet,
-            ),
-        )
+        evaluate(predictions, options)
 
 
 @eval_app.command("ablation")
+@_from_options
 def eval_ablation(
     bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
     pictures: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to enlarge.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of results and scores.")
-    ],
-    scale: Annotated[int, typer.Option(help="4 (Table 4) or 8 (Table 5).")] = 4,
-    reference: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="What they should become, matched by name.")
-    ] = None,
-    metrics: Annotated[str, typer.Option(metavar="LIST", help="As in `tudsr eval`.")] = "always",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    threads: Threads = None,
-    paper_python: PaperPython = None,
-    paper_dataset: PaperDataset = None,
-    paper_device: PaperDevice = "cpu",
-    weights: PaperWeights = None,
-    seed: PaperSeed = 0,
+    options: AblationOptions,
 ) -> None:
     """Compare a bundle's stages alone with both, as the paper's Tables 4 and 5 do.
 
     x4: M4, N4 and M2N2; x8: M8, N8 and M4N2. What is there already is not made again.
     """
     with _needs("eval"):
-        from tudsr_eval.command import AblationOptions, Environment, EvalOptions, ablation
+        from tudsr_eval.command import ablation
 
-        environment = Environment(paper_python, paper_device, seed, weights)
-        scoring = EvalOptions(
-            reference=reference, metrics=metrics, paper=environment, paper_dataset=paper_dataset
-        )
-        ablation(bundle, pictures, output, AblationOptions(scale, backend, device, threads), scoring)
+        ablation(bundle, pictures, options)
 
 
 def main() -> int:
@@ -672,11 +487,35 @@ def main() -> int:
     _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    from tudsr_runtime.streams import lenient_streams
+
+    with lenient_streams():
+        return _run() or _report_stdout()
+
+
+def _run() -> int:
+    """The exit code of the command."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except SystemExit as stop:
+        code = stop.code
     except Exception as error:
-        return _report(error)
-    return 0
+        return _report_usage(error) if hasattr(error, "show") else _report(error)
+    return code if isinstance(code, int) else 0
+
+
+def _report_stdout() -> int:
+    """The exit code for results that stdout did not take; quietly where nobody reads any more."""
+    from tudsr_runtime.errors import OutputError
+    from tudsr_runtime.streams import failure_of
+    from tudsr_runtime.terminal import BROKEN_PIPE_EXIT
+
+    failure = failure_of(sys.stdout)
+    if failure is None:
+        return 0
+    if isinstance(failure, BrokenPipeError):
+        return BROKEN_PIPE_EXIT
+    return _report(OutputError(f"cannot write to stdout: {failure.strerror or failure}"))
 
 
 def _open_closed_streams() -> None:
@@ -700,13 +539,23 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _report_usage(error: Any) -> int:
+    """What the parser says of a command line; a pattern of the shell may have put any file name there."""
+    from tudsr_runtime.terminal import printable_lines
+
+    said = io.StringIO()
+    error.show(file=said)
+    typer.echo(printable_lines(said.getvalue()), err=True, nl=False)
+    return int(error.exit_code)
+
+
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.terminal import describe
+    from tudsr_runtime.terminal import describe, printable_lines
 
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
-        traceback.print_exception(error)
+        typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True, nl=False)
     if isinstance(error, TudsrError):
         typer.echo(describe(error), err=True)
         return error.exit_code

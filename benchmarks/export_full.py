@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tudsr_export.command import ExportOptions, run
+from tudsr_export.command import run
+from tudsr_export.options import ExportOptions
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
 from tudsr_train.generator import Generator
@@ -115,7 +116,7 @@ def export(folder: Path, precision: str) -> dict[str, Any]:
     make_base(base)
     stage1, stage2 = make_adapters(base, folder)
     started, used = time.monotonic(), time.process_time()
-    run(ExportOptions(base, stage1, stage2, folder / "bundle", precision=precision, name="full"))
+    run(ExportOptions(base, folder / "bundle", stage1, stage2, precision=precision, name="full"))
     seconds, processor = time.monotonic() - started, time.process_time() - used
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bundle = open_bundle(folder / "bundle")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tudsr_runtime.errors import InputError, UsageError
-from tudsr_runtime.folder import EARLIER_RESULT, PICTURE_SUFFIXES
+from tudsr_runtime.folder import NAMED_LIKE_A_RESULT, PICTURE_SUFFIXES
 
 SHOWN = 3
 """Names that a note lists before it only counts."""
@@ -122,7 +122,7 @@ def _named(predictions: Sequence[Path]) -> dict[str, Path]:
 
 def _subject(picture: Path) -> Path:
     """`NAME.png` of `NAME_x4.png`."""
-    found = EARLIER_RESULT.fullmatch(picture.stem)
+    found = NAMED_LIKE_A_RESULT.fullmatch(picture.stem)
     return picture.with_stem(found["stem"]) if found else picture
 
 

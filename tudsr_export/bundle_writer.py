@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tudsr_export.component import TENSOR_DTYPES, Graph
 from tudsr_export.merge import StageSettings
 from tudsr_export.model_card import model_card
 from tudsr_export.onnx_export import OPSET
+from tudsr_export.part import TENSOR_DTYPES, Graph
 from tudsr_runtime.bundle import (
     MANIFEST_NAME,
     BundleFile,

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tudsr_runtime.build.command import build, triton
-from tudsr_runtime.build.library import choose_target, open_library
+from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
+from tudsr_runtime.engines.tensorrt.command import build, triton
+from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import MIN_TILE, NAME
 
 if TYPE_CHECKING:
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import ExportPlan
+    from tudsr_export.export import ExportPlan
+    from tudsr_export.gates import Report
 
 PRECISIONS = ("fp16", "fp32")
-UNKNOWN_LICENCE = "unspecified"
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """The options of `tudsr export`, as its help describes them."""
-
-    base: Path
-    stage1: Path | None
-    stage2: Path | None
-    output: Path
-    merge_lora: bool = True
-    precision: str = "fp16"
-    timesteps: str | None = None
-    prompt: str | None = None
-    batch: tuple[int, ...] = ()
-    tile: tuple[int, ...] = ()
-    name: str | None = None
-    licence: str = UNKNOWN_LICENCE
-    about: Path | None = None
-    overwrite: bool = False
-    engine: tuple[str, ...] = ()
-    target: str | None = None
-    triton: Path | None = None
 
 
 def run(options: ExportOptions) -> None:
@@ -65,22 +42,22 @@ def run(options: ExportOptions) -> None:
     if options.triton is not None and options.triton.exists():
         raise OutputError(f"{options.triton} exists", hint="another folder for --triton, or remove it")
     if options.licence == UNKNOWN_LICENCE:
-        _say("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
+        _notify("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
-    from tudsr_export.parity import Report
-    from tudsr_export.pipeline import export_bundle
+    from tudsr_export.export import export_bundle
+    from tudsr_export.gates import Report
 
     plan = plan_of()
     _make_parent(options.output)
     report = Report()
     try:
-        export_bundle(plan, report, _say)
+        export_bundle(plan, report, _notify)
     finally:
         _show(report)
     sys.stdout.write(f"{options.output}\n")
     sys.stdout.flush()
     for engine in options.engine:
-        build(str(options.output), engine, options.target, None, None, False)
+        build(BuildOptions(str(options.output), engine, options.target))
     if options.triton is not None:
         triton(str(options.output), options.triton, [])
 
@@ -104,7 +81,7 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
 
     def plan() -> ExportPlan:
-        from tudsr_export.pipeline import ExportPlan
+        from tudsr_export.export import ExportPlan
 
         return ExportPlan(
             options.base,
@@ -152,7 +129,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"--about {path}: not a readable text file ({error})") from error
 
 
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 

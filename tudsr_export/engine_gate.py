@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tudsr_export.component import Graph
-from tudsr_export.parity import ENGINES, Measurement, Report
-from tudsr_runtime.build import BuiltEngine, Library, build_engine, open_library
+from tudsr_export.gates import ENGINES, Measurement, Report
+from tudsr_export.part import Graph
+from tudsr_runtime.engines.backend import Notify
+from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
+from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 
 LIBRARY, TARGET = "tensorrt-rtx", "sm89"
@@ -16,9 +18,7 @@ FUSED_FROM = 512
 """Tile edge from which attention must be fused: smaller ones may have heads that no fused kernel takes."""
 
 
-def build_all(
-    folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Report, say: Callable[[str], None]
-) -> None:
+def build_all(folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Report, notify: Notify) -> None:
     """The gate tensorrt_rtx: build the first graph of every component for one target.
 
     Raises NotFiniteError (exit 9) where a graph is refused, or attention is not fused at full size.
@@ -29,7 +29,7 @@ def build_all(
         report.notes[ENGINES.name] = f"not run: {error}"
         return
     for name, (graph, *_) in graphs.items():
-        say(f"{name}: building with {LIBRARY} {library.version} for {TARGET}")
+        notify(f"{name}: building with {LIBRARY} {library.version} for {TARGET}")
         _add(report, name, graph, _built(folder / name / graph.model, library))
 
 

@@ -12,7 +12,7 @@ import copy
 
 from torch import Tensor, nn
 
-from tudsr_export.bake import (
+from tudsr_export.fold import (
     bake_one_step,
     bake_prompt,
     bake_timestep,

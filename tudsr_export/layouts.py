@@ -39,9 +39,8 @@ from tudsr_train.adapters import (
     read_peft,
     read_record,
 )
-from tudsr_train.generator import read_prompt
+from tudsr_train.generator import EPSILON, RESIDUAL, read_prompt
 
-EPSILON, RESIDUAL = "epsilon", "residual"
 OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"

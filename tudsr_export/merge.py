@@ -11,16 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers.utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tudsr_export.layouts import EPSILON, RESIDUAL, Lora, StageAdapter, read_adapter
-from tudsr_export.parity import require_finite
+from tudsr_export.gates import require_finite
+from tudsr_export.layouts import Lora, StageAdapter, read_adapter
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
-from tudsr_train.generator import Generator, encode_prompt, one_step
+from tudsr_train.generator import EPSILON, Generator, encode_prompt
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""
@@ -216,9 +215,3 @@ def merge_adapter(model: nn.Module) -> None:
         # PEFT's, where a LoRA has a bias and the layer has none.
         raise BundleError(f"the adapter cannot be merged: {error}", hint="--no-merge-lora") from error
     recurse_remove_peft_layers(model)
-
-
-@torch.no_grad()
-def denoised(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, formula: str) -> Tensor:
-    """z_H from z_L and the backbone's prediction: Eq. (2), second line, or z_L - prediction ("residual")."""
-    return z_L - prediction if formula == RESIDUAL else one_step(z_L, prediction, alpha_t, formula)

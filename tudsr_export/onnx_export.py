@@ -22,7 +22,7 @@ GroupNormalization is one operator with float32 statistics."""
 MODEL_NAME = "model.onnx"
 EXTERNAL_FROM = {"fp32": 256 * 2**20, "fp16": 2**16}
 """Bytes of weights from which they lie in a file of their own: protobuf ends at 2 GiB, and the weights of a
-half graph are shared with a second one (`tudsr_export.widen`)."""
+half graph are shared with a second one (`tudsr_export.float32_graph`)."""
 FOLD_UP_TO = 2**20
 """Elements of a tensor up to which what can be computed from constants is computed."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

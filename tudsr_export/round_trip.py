@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tudsr_export.calibration import runtime_photo
-from tudsr_export.parity import RUNTIME, Report
+from tudsr_export.gates import RUNTIME, Report
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.pipeline import run_stages
 from tudsr_runtime.plan import plan_upscale

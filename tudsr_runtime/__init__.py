@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from tudsr_runtime.bundle import Bundle, open_bundle
-    from tudsr_runtime.engines import Choice
+    from tudsr_runtime.engines.backend import Choice
     from tudsr_runtime.errors import (
         BatchError,
         BundleError,
@@ -58,7 +58,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
-    "Choice": "engines",
+    "Choice": "engines.backend",
     "Plan": "plan",
     "Upscaler": "upscaler",
     "open_bundle": "bundle",

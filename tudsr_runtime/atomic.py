@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,18 +15,29 @@ from typing import BinaryIO
 
 from tudsr_runtime.errors import OutputError, UsageError
 
+CLAIM = ".claim"
+"""Suffix of the file that says that a process is at work on a result."""
+
+ACL = "system.posix_acl_access"
+
+
+class AppearedError(UsageError):
+    """The output did not exist when it was begun, and does now."""
+
 
 @contextmanager
 def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     """Yield a seekable binary file that becomes `path` when the block ends without an error.
 
     The bytes go to a temporary file in the same folder, are flushed to disk and renamed over `path`; on any
-    error (Ctrl-C included) the temporary file is removed and `path` stays as it was. A link is followed.
-    Without `replace`, a `path` that has appeared by then is left alone, even if it came at the last moment.
+    error (Ctrl-C included) the temporary file is removed and `path` stays as it was. A link is followed; what
+    is replaced passes on its mode, and its owner and group where the system allows it. Other names of it
+    (hard links) keep the old content. Without `replace`, a `path` that has appeared by then is left alone,
+    even if it came at the last moment.
 
     Raises:
         OutputError: the system refused (no such folder, no permission, disk full), or `path` is no file.
-        UsageError: `path` exists in the end and `replace` is false.
+        AppearedError: `path` exists in the end and `replace` is false.
     """
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
@@ -31,10 +45,14 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
         # Replacing a device such as /dev/null, or a folder, is never what was meant.
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {path}: it exists and is not a plain file")
+        replaced = target if replace and target.exists() else None
         try:
-            with _create_locked(partial) as file:
+            # Nobody who may not read the old content shall read the new one while it is written.
+            with _create_locked(partial, 0o600 if replaced else 0o666) as file:
                 yield file
                 file.flush()
+                if replaced:
+                    pass_on_access(replaced, partial)
                 os.fsync(file.fileno())
             _publish(partial, target, replace)
             _sync_folder(target.parent)
@@ -62,8 +80,10 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
     with _as_output_error(path):
         _refuse_existing(path, target, overwrite, own)
         try:
-            partial.mkdir()
+            partial.mkdir(0o700 if target.exists() else 0o777)
             yield partial
+            if target.exists():
+                pass_on_access(target, partial)
             _sync_tree(partial)
             _refuse_existing(path, target, overwrite, own)
             _swap_folder(partial, target)
@@ -96,12 +116,64 @@ def sweep(folder: Path) -> int:
     A file that a living process still writes is locked by it and stays.
     """
     removed = 0
-    for path in folder.glob(".tudsr-*.tmp"):
+    for path in folder.glob(".tudsr-*"):
         with suppress(OSError):
-            if path.is_file() and _is_abandoned(path):
+            if path.suffix in (".tmp", CLAIM) and path.is_file() and _is_abandoned(path):
                 path.unlink()
-                removed += 1
+                removed += path.suffix != CLAIM
     return removed
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process alone is at work on `path`, until the block ends; false if another one is.
+
+    A file beside it is locked, so that a process that is killed gives up its claims. True too where a file
+    system knows no locks: then `atomic_write` alone keeps the results of two processes apart.
+    """
+    target = Path(os.path.realpath(path))
+    name = hashlib.sha256(os.fsencode(os.path.normcase(target.name))).hexdigest()[:16]
+    mark = target.with_name(f".tudsr-{name}{CLAIM}")
+    try:
+        handle = _claim_on_windows(mark) if os.name == "nt" else _claim_by_lock(mark)
+    except BlockingIOError:
+        yield False
+        return
+    except OSError:
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        _release(handle, mark)
+
+
+def pass_on_access(old: Path, new: Path) -> None:
+    """Give `new` the mode of `old`, its owner and group where that is allowed, and on Linux its ACL.
+
+    A group that cannot be kept does not leave its rights to another one.
+    """
+    if os.name == "nt" or not old.exists():
+        return
+    status = old.stat()
+    for owner, group in ((status.st_uid, -1), (-1, status.st_gid)):
+        with suppress(OSError):
+            os.chown(new, owner, group)
+    same_group = new.stat().st_gid == status.st_gid
+    # File systems that know no modes refuse to set one.
+    with suppress(OSError):
+        new.chmod(_mode(status.st_mode, same_group))
+    if sys.platform == "linux" and same_group:
+        with suppress(OSError):
+            os.setxattr(new, ACL, os.getxattr(old, ACL))
+
+
+def other_names(path: Path) -> int:
+    """How many hard links to the file there are besides `path`; 0 if it does not exist."""
+    try:
+        return path.stat().st_nlink - 1
+    except OSError:
+        return 0
 
 
 @contextmanager
@@ -112,10 +184,10 @@ def _as_output_error(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _create_locked(path: Path) -> BinaryIO:
+def _create_locked(path: Path, mode: int) -> BinaryIO:
     """Create the file and lock it as long as it is open, so that `sweep` leaves it alone."""
     while True:
-        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
         try:
             _lock(file, wait=True)
             # Between the two lines above, the sweep of another process may have taken it for abandoned.
@@ -148,6 +220,62 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
     return True
 
 
+def _claim_by_lock(mark: Path) -> int:
+    """A handle that holds the lock of the file. Raises BlockingIOError if another one does, OSError."""
+    import fcntl
+
+    while True:
+        handle = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, mark):
+                return handle
+        except OSError as error:
+            os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                # No locks here, so nobody could tell later whether the file means anything.
+                with suppress(OSError):
+                    mark.unlink()
+            raise
+        os.close(handle)
+
+
+def _mode(old: int, same_group: bool) -> int:
+    # Of a folder, all; but no program becomes one that runs as another user.
+    mode = old & (0o7777 if stat.S_ISDIR(old) else 0o777)
+    return mode if same_group else mode & ~0o070 | (mode & 0o007) << 3
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file still has that name: the one that had the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _claim_on_windows(mark: Path) -> int:
+    """A handle of the file, which nobody can remove while it is open. Raises BlockingIOError if it is."""
+    try:
+        with suppress(FileNotFoundError):
+            mark.unlink()
+        return os.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    except (FileExistsError, PermissionError) as error:
+        raise BlockingIOError(str(error)) from error
+
+
+def _release(handle: int, mark: Path) -> None:
+    if os.name == "nt":
+        os.close(handle)
+        with suppress(OSError):
+            mark.unlink()
+        return
+    # Before it is unlocked: whoever waits for the lock must find that the file is gone.
+    with suppress(OSError):
+        mark.unlink()
+    os.close(handle)
+
+
 def _publish(partial: Path, target: Path, replace: bool) -> None:
     if replace:
         partial.replace(target)
@@ -155,11 +283,11 @@ def _publish(partial: Path, target: Path, replace: bool) -> None:
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise UsageError(f"{target} has appeared in the meantime", hint="the same command again") from None
+        raise AppearedError(f"{target} has appeared in the meantime", hint="the same command again") from None
     except OSError:
         # A file system without hard links.
         if target.exists():
-            raise UsageError(f"{target} has appeared in the meantime") from None
+            raise AppearedError(f"{target} has appeared in the meantime") from None
         partial.rename(target)
 
 

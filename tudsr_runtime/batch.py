@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tudsr_runtime.atomic import AppearedError, claim, other_names
 from tudsr_runtime.encode import check_transparency, held_bytes, write_picture
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.estimate import Estimator, host_bytes
-from tudsr_runtime.folder import Source, check_collisions, check_writable, free_name, identity
+from tudsr_runtime.folder import Source, check_name, find_collisions, free_name, identity, make_folders
 from tudsr_runtime.geometry import FloatArray
-from tudsr_runtime.image_io import read_picture
 from tudsr_runtime.job import Job, Request, outline, plan_job
 from tudsr_runtime.picture import Picture
+from tudsr_runtime.record import Records
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock
 from tudsr_runtime.upscaler import Upscaler
 
@@ -45,29 +47,27 @@ class Batch:
     request: Request
     upscaler: Upscaler
     terminal: Terminal
+    records: Records = field(default_factory=Records)
     tally: Tally = field(default_factory=Tally)
+    _taken: set[str] = field(default_factory=set)
+    _writes: bool = False
 
     def plan(self, sources: Sequence[Source], *, create_folders: bool) -> list[Job]:
         """The jobs that are to be done; the others are reported as failed or skipped.
 
         Raises:
-            UsageError: outputs collide, or the one output exists.
-            OutputError: a folder cannot be written to.
-            TudsrError: what is wrong with the one input.
+            OutputError: no folder of the outputs can be written to.
+            TudsrError: what is wrong with the one input, or its output.
         """
+        self._writes = create_folders
         jobs = []
         for source in sources:
             try:
                 jobs.append(plan_job(self.request, self.upscaler, source))
             except TudsrError as error:
                 self.fail(source.path, error)
-        check_collisions((job.source, job.target) for job in jobs)
-        jobs = self._settle(jobs)
-        if create_folders:
-            swept = check_writable([job.target for job in jobs], create=self.request.to_folder)
-            if swept:
-                self.terminal.note(f"note: removed {swept} unfinished files of runs that were killed")
-        return jobs
+        jobs = self._settle(jobs, [source.path for source in sources])
+        return self._prepare(jobs) if create_folders else jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Print what would be done, how long it would take and how much memory, after trying the engines."""
@@ -93,22 +93,53 @@ class Batch:
             raise
 
     def _run_all(self, jobs: Sequence[Job]) -> None:
-        refusals = 0
         with self.terminal.progress(sum(job.plan.tiles for job in jobs)) as bar:
-            for number, job in enumerate(jobs, 1):
-                bar.begin(f"{number}/{len(jobs)} {job.source.name}")
-                try:
-                    # Another run may have been faster.
-                    if not (self._exists(job) and self._skips(job)):
-                        self._run_one(job, bar)
-                    refusals = 0
-                except TudsrError as error:
-                    refusals = refusals + 1 if isinstance(error, OutputError) else 0
-                    self.fail(job.source, error)
-                bar.finish(job.plan.tiles)
-                if refusals == MAX_REFUSALS:
-                    self._give_up(jobs[number:])
-                    break
+            claimed = self._round(jobs, bar)
+            # By now the other run has finished them, or was killed.
+            for job in self._round(claimed, bar):
+                self._skip(job, job.target, "is being made by another run")
+
+    def _round(self, jobs: Sequence[Job], bar: ProgressBar) -> list[Job]:
+        """Try each job once; those that another run is at work on."""
+        refusals, claimed = 0, []
+        for number, job in enumerate(jobs, 1):
+            bar.begin(f"{number}/{len(jobs)} {job.source.name}")
+            try:
+                if not self._attempt(job, bar):
+                    claimed.append(job)
+                    continue
+                refusals = 0
+            except TudsrError as error:
+                refusals = refusals + 1 if isinstance(error, OutputError) else 0
+                self.fail(job.source, error)
+            bar.finish(job.plan.tiles)
+            if refusals == MAX_REFUSALS:
+                self._give_up([*claimed, *jobs[number:]])
+                return []
+        return claimed
+
+    def _attempt(self, job: Job, bar: ProgressBar) -> bool:
+        """Do a job, unless its output has come since; false while another run is at work on it."""
+        with self._claim(job) as ours:
+            if not ours:
+                return False
+            if self._exists(job):
+                if self._is_over(job):
+                    return True
+                if self.request.on_exists != "rename":
+                    raise _in_the_way(job)
+                job = job.renamed(free_name(job.target, self._taken))
+            try:
+                self._run_one(job, bar)
+            except AppearedError:
+                if not self._is_over(job):
+                    raise
+        return True
+
+    def _claim(self, job: Job) -> AbstractContextManager[bool]:
+        """The caller of a single picture waits for it, and what may be replaced may be made twice."""
+        shared = self._writes and not self.request.single and self.request.on_exists != "overwrite"
+        return claim(job.target) if shared else nullcontext(True)
 
     def fail(self, path: Path, error: TudsrError) -> None:
         """Report a picture that failed; a single input's error is raised instead of shown."""
@@ -132,41 +163,88 @@ class Batch:
         if tally.failed:
             raise BatchError(f"{tally.failed} of {sum(vars(tally).values())} pictures failed")
 
-    def _settle(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs whose output does not exist, may be replaced, or has got another name."""
-        settled: list[Job] = []
-        taken = {identity(job.target) for job in jobs}
+    def _settle(self, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Job]:
+        """The jobs that are left to do, each with an output that is nobody else's."""
+        left: list[Job] = []
         for job in jobs:
-            try:
-                if not self._exists(job):
+            with self._reported(job):
+                if not (self._exists(job) and self._is_over(job)):
+                    left.append(job)
+        if self.request.on_exists == "rename":
+            left = self._renamed(left)
+        refused = find_collisions(((job.source, job.target) for job in left), inputs)
+        settled: list[Job] = []
+        for job in left:
+            with self._reported(job):
+                if job.source in refused:
+                    raise refused[job.source]
+                if self._is_left(job):
                     settled.append(job)
-                elif not self._skips(job):
-                    settled.append(job.renamed(free_name(job.target, taken)))
-                    taken.add(identity(settled[-1].target))
-            except TudsrError as error:
-                self.fail(job.source, error)
+        self._taken = {identity(job.target) for job in settled}
         return settled
+
+    @contextmanager
+    def _reported(self, job: Job) -> Iterator[None]:
+        """An error in the block is this picture's own."""
+        try:
+            yield
+        except TudsrError as error:
+            self.fail(job.source, error)
+
+    def _renamed(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs, where the output exists or is an earlier job's with another name for it."""
+        taken = {identity(job.target) for job in jobs}
+        kept: set[str] = set()
+        renamed = []
+        for job in jobs:
+            if (place := identity(job.target)) in kept or self._exists(job):
+                job = job.renamed(free_name(job.target, taken))
+                taken.add(identity(job.target))
+            kept.add(place)
+            renamed.append(job)
+        return renamed
+
+    def _is_left(self, job: Job) -> bool:
+        """Whether there is something to do or to wait for. Raises UsageError: the output is in the way."""
+        if not self._exists(job):
+            return True
+        with self._claim(job) as ours:
+            if not ours:
+                return True
+            if self._is_over(job):
+                return False
+            raise _in_the_way(job)
+
+    def _prepare(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs whose output can be written, as far as one can tell; makes missing folders."""
+        refused, swept = make_folders([job.target for job in jobs], create=self.request.to_folder)
+        if swept:
+            self.terminal.note(f"note: removed {swept} unfinished files of runs that were killed")
+        if refused and all(job.target.parent in refused for job in jobs):
+            raise next(iter(refused.values()))
+        prepared: list[Job] = []
+        for job in jobs:
+            with self._reported(job):
+                if job.target.parent in refused:
+                    raise refused[job.target.parent]
+                check_name(job.target)
+                prepared.append(job)
+        return prepared
 
     def _exists(self, job: Job) -> bool:
         return self.request.on_exists != "overwrite" and os.path.lexists(job.target)
 
-    def _skips(self, job: Job) -> bool:
-        """Whether a job whose output exists is done or skipped; if not, the output is to be renamed.
-
-        Raises:
-            UsageError: what is to become of the output was not said.
-        """
-        if not self.request.single and (done := job.done()) is not None:
-            self._skip(job, done, "was made so by an earlier run")
-            return True
-        if self.request.on_exists == "skip":
+    def _is_over(self, job: Job) -> bool:
+        """Whether a job whose output exists is done or skipped; then that is said."""
+        request = self.request
+        if not request.single or request.on_exists == "error":
+            done = job.done(self.records)
+            if done is not None:
+                self._skip(job, done, "was made so by an earlier run")
+                return True
+        if request.on_exists == "skip":
             self._skip(job, job.target, "exists")
-            return True
-        if self.request.on_exists == "rename":
-            return False
-        raise UsageError(
-            f"{job.target} exists already", hint="--on-exists skip, overwrite or rename, or another -o"
-        )
+        return request.on_exists == "skip"
 
     def _skip(self, job: Job, output: Path, why: str) -> None:
         self.tally.skipped += 1
@@ -177,18 +255,20 @@ class Batch:
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
         plan = job.plan
         started = time.monotonic()
-        picture = read_picture(job.header, self.request.metadata)
+        picture, sha256 = job.read(self.request.metadata)
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
             self.terminal.note(f"note: {job.source}: {note}")
         self.terminal.note(f"{job.source}: {outline(plan)}")
-        lost = self._write(job, picture, bar, seconds)
+        links = _links_note(job.target)
+        lost = (*self._write(job, picture, bar, seconds), *links)
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
             self.terminal.note(f"note: {job.target}: {note}")
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
-        self._remember(job)
+        if not self.request.to_stdout:
+            job.remember(self.records, sha256)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
         self.tally.ok += 1
 
@@ -208,15 +288,6 @@ class Batch:
             except MemoryExhausted:
                 if not self.upscaler.give_way():
                     raise
-
-    def _remember(self, job: Job) -> None:
-        """Keep a record for a run that goes on; a single picture leaves no trace but its result."""
-        if self.request.single:
-            return
-        try:
-            job.remember()
-        except (OSError, TudsrError) as error:
-            self.terminal.note(f"note: {job.target}: no record could be kept: {error}")
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -258,6 +329,16 @@ class Batch:
                 **(more or {}),
             }
         )
+
+
+def _in_the_way(job: Job) -> UsageError:
+    hint = "--on-exists skip, overwrite or rename, or another -o"
+    return UsageError(f"{job.target} exists already", hint=hint)
+
+
+def _links_note(target: Path) -> tuple[str, ...]:
+    links = other_names(target)
+    return (f"its other names (hard links: {links}) keep the old picture",) if links > 0 else ()
 
 
 def _timed(bands: Iterator[FloatArray], seconds: dict[str, float]) -> Iterator[FloatArray]:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
-from tudsr_runtime.engines import AUTO, select
-from tudsr_runtime.golden import LEAST_DB, require_close, run_golden
+from tudsr_runtime.engines.backend import AUTO
+from tudsr_runtime.engines.select import select
+from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
 from tudsr_runtime.terminal import Terminal
 
 
@@ -79,7 +80,7 @@ def bundle_verify(
     Raises:
         BundleError: a file differs.
         NotFiniteError: the back end computes something else than what was exported.
-        UsageError, DeviceError: as `tudsr_runtime.engines.select`.
+        UsageError, DeviceError: as `tudsr_runtime.engines.select.select`.
     """
     opened, terminal = open_bundle(bundle, verify=True), Terminal()
     files = opened.manifest.files()

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from tudsr_runtime.batch import Batch
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, Encoding
-from tudsr_runtime.engines import BY_NAME
+from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.folder import expand, find_inputs, is_folder, output_is_folder
 from tudsr_runtime.image_io import Metadata
 from tudsr_runtime.job import OnExists, Request
 from tudsr_runtime.piped import without_dashes
 from tudsr_runtime.plan import DEFAULT_SCALE
+from tudsr_runtime.record import Records
 from tudsr_runtime.size import target_size
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -72,7 +73,8 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
     started = time.monotonic()
     terminal = Terminal(options.quiet)
     request = _request(inputs, options, suffix, to_stdout)
-    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None)
+    records = Records(lambda text: terminal.note(f"note: {text}"))
+    found = find_inputs(inputs, options.recursive, options.output if request.to_folder else None, records)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with Upscaler(
@@ -89,7 +91,7 @@ def _upscale(inputs: list[Path], options: UpscaleOptions, suffix: str | None, to
     ) as upscaler:
         terminal.note(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.note(f"back end: {upscaler.choice}")
-        batch = Batch(request, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records)
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, create_folders=not options.dry_run)
@@ -105,7 +107,7 @@ def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
     """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
     choice = upscaler.choice
     if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.build.command import build_for_device
+        from tudsr_runtime.engines.tensorrt.command import build_for_device
 
         build_for_device(upscaler.bundle, choice, terminal)
 

@@ -1,8 +1,8 @@
 """From the arguments of `tudsr upscale` to pairs of input and output, settled before anything is computed.
 
 In a folder, files with the suffix of a picture are taken; hidden files are left out, links to folders not
-followed. A picture `NAME_x8.EXT`, `NAME_1920x1080.EXT` or `NAME_x8_1.EXT` beside a picture `NAME.*` is an
-earlier result and is left out too. What is named itself is always taken.
+followed. What lies beside the picture that it was made from, by the folder's record, is an earlier result
+and is left out too. What is named itself is always taken.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from tudsr_runtime.atomic import sweep
 from tudsr_runtime.encode import FORMAT_OF_SUFFIX, FORMATS, output_format
 from tudsr_runtime.errors import InputError, OutputError, UsageError
 from tudsr_runtime.image_io import Header
+from tudsr_runtime.record import Records
 
 PICTURE_SUFFIXES = frozenset(FORMAT_OF_SUFFIX)
 
-EARLIER_RESULT = re.compile(r"(?P<stem>.+)_(x\d+(\.\d+)?|\d+x\d+)(_\d+)?")
+NAMED_LIKE_A_RESULT = re.compile(r"(?P<stem>.+)_(x\d+(\.\d+)?|\d+x\d+)(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,20 @@ def expand(inputs: Sequence[Path]) -> list[Path]:
     return expanded
 
 
-def find_inputs(inputs: Sequence[Path], recursive: bool = False, output: Path | None = None) -> Found:
+def find_inputs(
+    inputs: Sequence[Path],
+    recursive: bool = False,
+    output: Path | None = None,
+    records: Records | None = None,
+) -> Found:
     """Expand folders into the pictures in them, with `recursive` also those further below.
 
-    An `output` folder that lies inside an input folder is not searched.
+    An `output` folder that lies inside an input folder is not searched. `records` tell earlier results.
     """
-    found = Found()
+    found, records = Found(), records or Records()
     for path in inputs:
         if is_folder(path):
-            _search(path, recursive, output, found)
+            _search(path, recursive, output, found, records)
         else:
             found.sources.append(Source(path))
     first: dict[Path, Source] = {}
@@ -118,36 +124,37 @@ def free_name(target: Path, taken: Container[str]) -> Path:
     )
 
 
-def check_collisions(pairs: Iterable[tuple[Path, Path]]) -> None:
-    """Refuse (input, output) pairs where an output would replace an input or another output.
+def find_collisions(pairs: Iterable[tuple[Path, Path]], inputs: Iterable[Path]) -> dict[Path, UsageError]:
+    """The inputs of those (input, output) pairs whose output would replace one of `inputs`, or is another's.
 
-    Raises:
-        UsageError: both files are named.
+    Nobody could say which of two is meant, so both are refused.
     """
-    pairs = list(pairs)
-    inputs = {identity(source): source for source, _ in pairs}
-    outputs: dict[str, Path] = {}
+    read = {identity(source): source for source in inputs}
+    writers: dict[str, list[Path]] = {}
+    refused = {}
     for source, target in pairs:
         place = identity(target)
-        if place in inputs:
-            raise UsageError(f"the output of {source} would replace the input {inputs[place]}")
-        if place in outputs:
-            raise UsageError(
-                f"{outputs[place]} and {source} would both be written to {target}",
-                hint="upscale one of them in a run of its own, with -o",
+        writers.setdefault(place, []).append(source)
+        if place in read:
+            refused[source] = UsageError(
+                f"the output of {source} would replace the input {read[place]}", hint="-o FOLDER"
             )
-        outputs[place] = source
+        elif len(writers[place]) > 1:
+            first, *_ = writers[place]
+            said = f"{first} and {source} would both be written to {target}"
+            error = UsageError(said, hint="--on-exists rename, or another -o for one of them")
+            refused.setdefault(first, error)
+            refused[source] = error
+    return refused
 
 
-def check_writable(targets: Iterable[Path], create: bool) -> int:
-    """Try that the outputs can be written where they are to go; with `create`, make missing folders.
+def make_folders(targets: Iterable[Path], create: bool) -> tuple[dict[Path, OutputError], int]:
+    """Try that outputs can be written where they are to go; with `create`, make missing folders.
 
-    What killed runs left unfinished there is removed; returns the number of such files.
-
-    Raises:
-        OutputError: a folder is missing or cannot be written to, or a name is too long.
+    What killed runs left unfinished there is removed. Returns what is wrong, by folder, and the number of
+    such files.
     """
-    targets, swept = list(targets), 0
+    refused, swept = {}, 0
     for folder in dict.fromkeys(target.parent for target in targets):
         try:
             if create:
@@ -156,17 +163,21 @@ def check_writable(targets: Iterable[Path], create: bool) -> int:
                 pass
             swept += sweep(folder)
         except OSError as error:
-            raise OutputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
-    for target in targets:
-        try:
-            os.lstat(target)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-        if target.is_dir():
-            raise OutputError(f"cannot write {target}: a folder has that name")
-    return swept
+            reason = error.strerror or error
+            refused[folder] = OutputError(f"cannot write to the folder {folder}: {reason}")
+    return refused, swept
+
+
+def check_name(target: Path) -> None:
+    """Raise OutputError if no file can have that name: it is too long, or a folder's."""
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}", hint="-o FILE") from error
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: a folder has that name")
 
 
 def is_folder(path: Path) -> bool:
@@ -190,7 +201,7 @@ def _placed(source: Source, name: str, folder: Path | None) -> Path:
     return folder / below / name
 
 
-def _search(folder: Path, recursive: bool, output: Path | None, found: Found) -> None:
+def _search(folder: Path, recursive: bool, output: Path | None, found: Found, records: Records) -> None:
     before = len(found.sources) + len(found.unreadable)
     excluded = None if output is None else os.path.realpath(output)
 
@@ -201,27 +212,31 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found) ->
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         below = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [n for n in below if recursive and os.path.realpath(Path(parent, n)) != excluded]
-        _take(Path(parent), folder, sorted(name for name in names if not name.startswith(".")), found)
+        visible = sorted(name for name in names if not name.startswith("."))
+        _take(Path(parent), folder, visible, found, records)
     if len(found.sources) + len(found.unreadable) == before:
         hint = None if recursive else "-r to search its subfolders too"
         found.unreadable.append((folder, InputError(f"{folder}: no picture in this folder", hint=hint)))
 
 
-def _take(parent: Path, folder: Path, names: list[str], found: Found) -> None:
+def _take(parent: Path, folder: Path, names: list[str], found: Found, records: Records) -> None:
     pictures = [name for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
     others = [name for name in names if Path(name).suffix.lower() not in PICTURE_SUFFIXES]
-    stems = {Path(name).stem for name in pictures}
-    results = {name for name in pictures if _is_result(Path(name).stem, stems)}
-    found.sources += [Source(parent / name, folder) for name in pictures if name not in results]
+    results = records[parent].made_beside(set(pictures))
+    taken = [name for name in pictures if name not in results]
+    found.sources += [Source(parent / name, folder) for name in taken]
     if others:
         found.notes.append(f"{parent}: left out {_some(others)}, not named like a picture")
     if results:
         found.notes.append(f"{parent}: left out {_some(sorted(results))}, earlier results")
+    if alike := _named_like_results(taken):
+        found.notes.append(f"{parent}: {_some(alike)}: named like a result, but no record says so; taken")
 
 
-def _is_result(stem: str, stems: set[str]) -> bool:
-    match = EARLIER_RESULT.fullmatch(stem)
-    return match is not None and match["stem"] in stems
+def _named_like_results(names: list[str]) -> list[str]:
+    stems = {Path(name).stem for name in names}
+    matches = ((name, NAMED_LIKE_A_RESULT.fullmatch(Path(name).stem)) for name in names)
+    return [name for name, match in matches if match is not None and match["stem"] in stems]
 
 
 def _some(names: list[str]) -> str:

@@ -12,9 +12,10 @@ from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.encode import Encoding
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.folder import Source, name_output
-from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header
+from tudsr_runtime.image_io import Header, Metadata, check_output_size, read_header, read_picture
+from tudsr_runtime.picture import Picture
 from tudsr_runtime.plan import Plan
-from tudsr_runtime.record import find_done, remember
+from tudsr_runtime.record import Records
 from tudsr_runtime.size import TargetSize
 from tudsr_runtime.upscaler import Upscaler
 
@@ -63,18 +64,33 @@ class Job:
     @cached_property
     def sha256(self) -> str:
         """Of the input file when first asked for. Raises InputError."""
+        return self._hash()
+
+    def done(self, records: Records) -> Path | None:
+        """The result of this very job, if an earlier run left it. Raises InputError."""
+        return records[self.target.parent].find(self.source.name, self.sha256, self.settings)
+
+    def read(self, metadata: Metadata) -> tuple[Picture, str]:
+        """The picture, and the hash of the very bytes that were decoded.
+
+        Raises:
+            InputError: as `read_picture`, or the file changed meanwhile. MemoryExhausted.
+        """
+        before = self._hash()
+        picture = read_picture(self.header, metadata)
+        if self._hash() != before:
+            raise InputError(f"{self.source}: the file changed while it was read", hint="the same command")
+        return picture, before
+
+    def remember(self, records: Records, sha256: str) -> None:
+        """Record the result, which has been written, of a picture of that hash."""
+        records[self.target.parent].add(self.source.name, sha256, self.settings, self.target)
+
+    def _hash(self) -> str:
         try:
             return file_sha256(self.source)
         except OSError as error:
             raise InputError(f"{self.source}: cannot be read: {error.strerror or error}") from error
-
-    def done(self) -> Path | None:
-        """The result of this very job, if an earlier run left it."""
-        return find_done(self.target.parent, self.source.name, self.sha256, self.settings)
-
-    def remember(self) -> None:
-        """Record the result, which has been written. Raises OSError."""
-        remember(self.source.name, self.sha256, self.settings, self.target)
 
     def renamed(self, target: Path) -> Job:
         """The same with another output."""

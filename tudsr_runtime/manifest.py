@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import types
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.typed import parse_json, read_typed
 
 SCHEMA_VERSION = 1
 MIN_TILE = 64
@@ -23,7 +21,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _require(condition: bool, complaint: str) -> None:
-    """Raise the ValueError that `_build` turns into a BundleError with the place."""
+    """Raise the ValueError that `read_typed` turns into a BundleError with the place."""
     if not condition:
         raise ValueError(complaint)
 
@@ -133,7 +131,7 @@ class Latent:
 @dataclass(frozen=True)
 class Golden:
     """One tile to check engines with: `input` a PNG; per stage, the centre of what it makes of the one
-    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden`)."""
+    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden_tile`)."""
 
     input: BundleFile
     outputs: tuple[BundleFile, ...]
@@ -181,8 +179,8 @@ class Manifest:
                 key, which is named.
         """
         try:
-            value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except ValueError as error:
             raise BundleError(f"not valid JSON: {error}") from None
         version = value.get("schema_version") if isinstance(value, dict) else None
         if isinstance(value, dict) and (type(version) is not int or version != SCHEMA_VERSION):
@@ -190,8 +188,7 @@ class Manifest:
                 f"schema_version is {str(version)[:20]!r}, this tudsr reads {SCHEMA_VERSION}",
                 hint="use the tudsr version that wrote the bundle, or export it again",
             )
-        manifest: Manifest = _build(cls, value, "")
-        return manifest
+        return read_typed(cls, value, BundleError, whole="the manifest")
 
     def to_json(self) -> str:
         """The text of bundle.json: keys in a fixed order, two spaces, a newline at the end."""
@@ -246,60 +243,3 @@ class Manifest:
         _require(fits, f"{name}: tile {tile} is not {MIN_TILE} to {self.tile} px and a multiple of {cell}")
         edge = tile // cell + 2 * self.latent.margin
         return {"image": (3, tile, tile), "latent": (self.latent.channels, edge, edge)}
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        double = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"duplicate key {double[:120]!r}")
-    return found
-
-
-def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a JSON number")
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` (plain JSON) as the annotated type `kind`; `where` is the path of keys to it."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _build(arguments[0], value, where)
-    if origin is tuple:
-        items = _typed(list, value, where)
-        return tuple(_build(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
-    if origin is dict:
-        members = _typed(dict, value, where)
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in members.items()}
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, _typed(dict, value, where), where)
-    return value if kind is Any else _typed(kind, value, where)
-
-
-def _build_dataclass(kind: Any, members: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    for key in sorted(members.keys() - hints.keys()):
-        raise BundleError(f"unknown key {f'{where}.{key}'.lstrip('.')[:120]!r}")
-    for key in sorted(hints.keys() - members.keys()):
-        raise BundleError(f"missing key {f'{where}.{key}'.lstrip('.')[:120]!r}")
-    try:
-        return kind(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in members.items()})
-    except ValueError as error:
-        raise BundleError(f"{where.lstrip('.')}: {error}" if where else str(error)) from None
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and type(value) in (int, float):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number
-    elif type(value) is kind:
-        return value
-    names = {int: "an integer", float: "a finite number", str: "a string", list: "a list", dict: "an object"}
-    raise BundleError(
-        f"{where.lstrip('.')[:120] or 'the manifest'} must be {names[kind]}, not {str(value)[:40]!r}"
-    )

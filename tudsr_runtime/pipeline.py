@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from tudsr_runtime.engines import TileFunction
+from tudsr_runtime.engines.backend import TileFunction
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_runtime.geometry import Axis, FloatArray, padding_index
 from tudsr_runtime.guard import find_fault

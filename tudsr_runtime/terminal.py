@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_runtime.errors import OutputError, TudsrError
+from tudsr_runtime.streams import discard
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-"""Control characters but the line feed."""
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys (control characters, turns of the writing direction), and bytes that are no text."""
 
 NAMES_AS_BYTES = "tudsr.names-as-bytes"
 """How stdout writes what it has no letters for: as the file system does."""
@@ -45,12 +46,19 @@ class Terminal:
             sys.stdout.reconfigure(errors=NAMES_AS_BYTES)
 
     def result(self, line: str | Path) -> None:
-        """One line of stdout. Ends the command quietly if nobody reads any more."""
+        """A path or lines for stdout: to the letter, but for a terminal, which would obey some of them."""
+        text = str(line)
+        if sys.stdout.isatty():
+            text = printable(text) if isinstance(line, Path) else printable_lines(text)
         with self._bar_hidden():
-            self._to_stdout(lambda: print(line))  # noqa: T201
+            print(text, flush=True)  # noqa: T201
 
     def file(self, path: Path) -> None:
-        """The bytes of a file on stdout. Ends the command quietly if nobody reads any more."""
+        """The bytes of a file on stdout. Ends the command quietly if nobody reads any more.
+
+        Raises:
+            OutputError: stdout takes them not.
+        """
         with self._bar_hidden(), open(path, "rb") as file:
             self._to_stdout(lambda: shutil.copyfileobj(file, sys.stdout.buffer))
 
@@ -61,7 +69,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Something that the user may want to know."""
         if not self._quiet:
-            self._stderr(text)
+            self._stderr(printable(text))
 
     def error(self, error: TudsrError) -> None:
         """An error that does not end the command."""
@@ -100,17 +108,17 @@ class Terminal:
     def _to_stdout(self, write: Callable[[], object]) -> None:
         try:
             write()
-            sys.stdout.flush()
+            sys.stdout.buffer.flush()
         except OSError as error:
             # Otherwise the interpreter complains when it flushes stdout at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(BROKEN_PIPE_EXIT) from None
             raise OutputError(f"cannot write to stdout: {error.strerror or error}") from error
 
     def _stderr(self, text: str) -> None:
         with self._bar_hidden():
-            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+            print(printable_lines(text), file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def _bar_hidden(self) -> Iterator[None]:
@@ -152,7 +160,7 @@ class ProgressBar:
     def _show(self, done: int, text: str) -> None:
         done += self._before
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=text, completed=done)
+            self._bar.update(self._bar.task_ids[0], description=printable(text), completed=done)
             return
         now = time.monotonic()
         if now - self._noted >= LINE_SECONDS and done:
@@ -176,9 +184,14 @@ def clock(seconds: float) -> str:
 
 def describe(error: TudsrError) -> str:
     """The lines that stand for an error on stderr."""
-    return printable(f"error: {error}" + (f"\nTry: {error.hint}" if error.hint else ""))
+    return printable(f"error: {error}") + (f"\n{printable(f'Try: {error.hint}')}" if error.hint else "")
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey: a file name may hold anything."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    """Escape what a terminal would obey, line feeds too: a file name may hold anything."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for several lines."""
+    return "\n".join(map(printable, text.split("\n")))

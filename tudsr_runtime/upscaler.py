@@ -15,8 +15,9 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.engines import AUTO, Choice, StageRunner, select
-from tudsr_runtime.engines.loaded import LoadedEngines, Notify
+from tudsr_runtime.engines.backend import AUTO, Choice, Notify
+from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.geometry import OVERLAP, FloatArray
 from tudsr_runtime.in_memory import like, to_picture
@@ -38,8 +39,8 @@ class Upscaler:
 
     Args:
         bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
-        backend: "auto" or a name in `tudsr_runtime.engines.BACKENDS`.
-        device: "auto" or a name in `tudsr_runtime.engines.DEVICES`, numbered if need be: "cuda:1".
+        backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
+        device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
@@ -80,7 +81,7 @@ class Upscaler:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
         if engines is not None:
-            from tudsr_runtime.build.record import library_of_engines
+            from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
         choice = select(backend, device, precision, self.bundle.precisions)
@@ -201,7 +202,7 @@ class Upscaler:
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
         return self._bands(picture.levels, plan, progress)
 
-    def stage(self, plan: StagePlan) -> StageRunner:
+    def stage(self, plan: StagePlan) -> LoadedStage:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
         return self._engines.stage(plan.stage, plan.columns.tile)
 

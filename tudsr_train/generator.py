@@ -11,6 +11,7 @@ The LQ latent is fed as it is: no noise is added to it.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -22,21 +23,37 @@ from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.base_folder import base_name, base_sha256, find_base
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+EPSILON, V_PREDICTION, RESIDUAL = "epsilon", "v_prediction", "residual"
+PREDICTION_TYPES = (EPSILON, V_PREDICTION)
 
 
-def one_step(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, prediction_type: str = "epsilon") -> Tensor:
+def one_step_weights(alpha_t: float | Tensor, prediction_type: str) -> tuple[float | Tensor, float | Tensor]:
+    """(a, b) of z_H = a z_L + b B(z_L, t, c): Eq. (2), second line, by what the backbone predicts.
+
+    Args:
+        alpha_t: alphas_cumprod[t] (the paper's alpha_t), in (0, 1]; the weights are of its kind.
+        prediction_type: "epsilon" as in the paper, "v_prediction" (Salimans and Ho 2022, appendix D), or
+            "residual": z_H = z_L - B(z_L, t, c).
+    """
+    root = torch.sqrt if isinstance(alpha_t, Tensor) else math.sqrt
+    if prediction_type == RESIDUAL:
+        return 1.0, -1.0
+    if prediction_type == V_PREDICTION:
+        return root(alpha_t), -root(1 - alpha_t)
+    return 1 / root(alpha_t), -root((1 - alpha_t) / alpha_t)
+
+
+def one_step(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, prediction_type: str = EPSILON) -> Tensor:
     """Estimate z_H from z_L and the backbone's prediction in one step. Implements Eq. (2), second line.
 
     Args:
         z_L: latent (B, C, h, w), taken as the diffused latent at timestep t.
         prediction: B(z_L, t, c), same shape.
         alpha_t: alphas_cumprod[t] (the paper's alpha_t), a scalar in (0, 1].
-        prediction_type: "epsilon" as in the paper, or "v_prediction" (Salimans and Ho 2022, appendix D).
+        prediction_type: one of `one_step_weights`.
     """
-    if prediction_type == "v_prediction":
-        return alpha_t.sqrt() * z_L - (1 - alpha_t).sqrt() * prediction
-    return (z_L - (1 - alpha_t).sqrt() * prediction) / alpha_t.sqrt()
+    a, b = one_step_weights(alpha_t, prediction_type)
+    return a * z_L + b * prediction
 
 
 class Generator(nn.Module):

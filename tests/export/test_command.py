@@ -14,8 +14,9 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 
 from tests.export.conftest import TILE, make_adapter
-from tudsr_export import command, component, pipeline
-from tudsr_export.command import ExportOptions
+from tudsr_export import command, part
+from tudsr_export import export as whole_export
+from tudsr_export.options import ExportOptions
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageError
 
@@ -23,12 +24,12 @@ from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageErr
 @pytest.fixture(autouse=True)
 def small_tile(monkeypatch):
     """The command exports 512 px tiles; the tests cannot wait for them."""
-    plan = pipeline.ExportPlan
-    monkeypatch.setattr(pipeline, "ExportPlan", lambda *args, **rest: plan(*args, tile=TILE, **rest))
+    plan = whole_export.ExportPlan
+    monkeypatch.setattr(whole_export, "ExportPlan", lambda *args, **rest: plan(*args, tile=TILE, **rest))
 
 
 def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
-    command.run(ExportOptions(base, stage1, stage2, output, **options))
+    command.run(ExportOptions(base, output, stage1, stage2, **options))
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
@@ -150,7 +151,7 @@ def test_a_failed_export_keeps_the_bundle_that_it_should_replace(nano, tmp_path,
     output = tmp_path / "out"
     output.mkdir()
     (output / "bundle.json").write_text("precious")
-    monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
+    monkeypatch.setattr(whole_export, "merge_adapter", lambda unet: unet.unload_lora())
     refuse(Exception, "merged_vs_lora", nano.base, nano.stage1, None, output, overwrite=True)
     assert (output / "bundle.json").read_text() == "precious"
 
@@ -170,7 +171,7 @@ def test_nothing_is_left_of_an_export_that_ends_half_way(failure, raised, nano, 
         (folder / "model.onnx").write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(component, "export_onnx", export_onnx)
+    monkeypatch.setattr(part, "export_onnx", export_onnx)
     with pytest.raises(raised) as caught:
         run(nano.base, nano.stage1, None, tmp_path / "out", precision="fp32")
     assert not list(tmp_path.iterdir())

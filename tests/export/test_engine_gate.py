@@ -8,10 +8,10 @@ import pytest
 
 from tests.export.conftest import TILE, export
 from tudsr_export import engine_gate
-from tudsr_export.component import Graph, Shape
-from tudsr_export.parity import Report
-from tudsr_runtime.build import BuiltEngine, EngineFacts
+from tudsr_export.gates import Report
+from tudsr_export.part import Graph, Shape
 from tudsr_runtime.bundle import TensorSpec, open_bundle
+from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, EngineFacts
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 
 
@@ -112,7 +112,7 @@ def test_an_autoencoder_may_have_a_head_that_is_too_wide_to_fuse(library, tmp_pa
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the [rtx] extra: pip install tensorrt-rtx"
 )
 def test_the_real_library_builds_what_is_exported(nano, tmp_path, monkeypatch):
-    from tudsr_runtime.build import open_library
+    from tudsr_runtime.engines.tensorrt.library import open_library
 
     monkeypatch.setattr(engine_gate, "open_library", open_library)
     export(nano.plan(tmp_path / "out", "fp16", stages=(1,)))

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.export.conftest import Source, export, make_adapter, make_nano
-from tudsr_export import bake, graphs, pipeline
-from tudsr_export import component as parts
-from tudsr_export import islands as islands_of
-from tudsr_export.parity import Gate, Measurement, Report
+from tudsr_export import export as whole_export
+from tudsr_export import float32_islands as islands_of
+from tudsr_export import fold, graphs
+from tudsr_export import part as parts
+from tudsr_export.gates import Gate, Measurement, Report
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_train.generator import Generator
 
@@ -32,21 +33,21 @@ def test_merged_gate_sees_a_weakened_adapter(nano, tmp_path, monkeypatch):
         unet.fuse_lora(lora_scale=0.999)
         unet.unload_lora()
 
-    monkeypatch.setattr(pipeline, "merge_adapter", merge)
+    monkeypatch.setattr(whole_export, "merge_adapter", merge)
     assert_refused(nano, tmp_path / "out", "merged_vs_lora, stage1")
 
 
 def test_merged_gate_sees_a_lost_adapter(nano, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "merge_adapter", lambda unet: unet.unload_lora())
+    monkeypatch.setattr(whole_export, "merge_adapter", lambda unet: unet.unload_lora())
     assert_refused(nano, tmp_path / "out", "merged_vs_lora, stage1")
 
 
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("bake_timestep", lambda unet, t: bake.bake_timestep(unet, t + 1)),
-        ("bake_prompt", lambda unet, c: bake.bake_prompt(unet, c * 1.01)),
-        ("bake_one_step", lambda unet, a, kind: bake.bake_one_step(unet, a * 0.9999, kind)),
+        ("bake_timestep", lambda unet, t: fold.bake_timestep(unet, t + 1)),
+        ("bake_prompt", lambda unet, c: fold.bake_prompt(unet, c * 1.01)),
+        ("bake_one_step", lambda unet, a, kind: fold.bake_one_step(unet, a * 0.9999, kind)),
     ],
 )
 def test_baked_gate_sees_a_wrong_constant_in_the_unet(name, fault, nano, tmp_path, monkeypatch):
@@ -59,7 +60,7 @@ def test_baked_gate_sees_a_wrong_constant_in_the_unet(name, fault, nano, tmp_pat
     [("scaled_quant_conv", "vae_encoder"), ("scaled_post_quant_conv", "vae_decoder")],
 )
 def test_baked_gate_sees_a_wrong_latent_scale(name, component, stable_diffusion, tmp_path, monkeypatch):
-    scaled = getattr(bake, name)
+    scaled = getattr(fold, name)
 
     def fault(vae):
         conv = scaled(vae)
@@ -115,12 +116,12 @@ def test_half_gate_sees_a_loss_of_precision(nano, tmp_path, monkeypatch):
 
 def test_runtime_gate_sees_stages_in_the_wrong_order(nano, tmp_path, monkeypatch):
     """Every graph is right; only the manifest sends the pictures through them the wrong way round."""
-    write = pipeline.write_bundle_files
+    write = whole_export.write_bundle_files
 
     def swapped(folder, facts, numerics):
         write(folder, replace(facts, stages=facts.stages[::-1]), numerics)
 
-    monkeypatch.setattr(pipeline, "write_bundle_files", swapped)
+    monkeypatch.setattr(whole_export, "write_bundle_files", swapped)
     with pytest.raises(NotFiniteError, match="runtime_vs_torch, photograph"):
         export(nano.plan(tmp_path / "out"))
     assert not list(tmp_path.iterdir())

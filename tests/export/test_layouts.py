@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tests.export import peers, reference
 from tests.export.conftest import TILE, Source, export, make_stable_diffusion
 from tests.export.test_bundle_equals_generator import picture, run_bundle
+from tudsr_export.export import ExportPlan
 from tudsr_export.graphs import UnetStage, VaeEncoder
 from tudsr_export.layouts import read_adapter
 from tudsr_export.merge import attach_stage, merge_adapter
-from tudsr_export.pipeline import ExportPlan
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError
 from tudsr_train.generator import Generator

@@ -11,7 +11,7 @@ import torch
 from tests.export import reference
 from tests.export.conftest import TILE, export
 from tests.export.test_bundle_equals_generator import picture, run_bundle
-from tudsr_export.parity import run_onnx
+from tudsr_export.gates import run_onnx
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from tudsr_runtime.bundle import (
     Variant,
     file_sha256,
 )
+from tudsr_runtime.engines.select import BACKENDS
 
 MakeBundle = Callable[..., Path]
 
@@ -136,6 +139,18 @@ class FakeEngine:
 def fake_engine() -> type[FakeEngine]:
     """`fake_engine(function)`: an engine without an engine library, with `calls` and `closed`."""
     return FakeEngine
+
+
+@pytest.fixture
+def install_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """`install_backend(backend)`: it takes the place of every back end."""
+
+    def install(backend: Any) -> None:
+        monkeypatch.setitem(sys.modules, "installed_backend", SimpleNamespace(BACKEND=backend))
+        for name in BACKENDS:
+            monkeypatch.setitem(BACKENDS, name, "installed_backend:BACKEND")
+
+    return install
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tudsr_runtime.atomic import atomic_dir, atomic_write
+from tudsr_runtime.atomic import atomic_dir, atomic_write, claim, other_names, sweep
 from tudsr_runtime.errors import OutputError
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX links and devices")
@@ -85,6 +86,165 @@ def test_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
         pass
     (tmp_path / "usual").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o604, 0o444, 0o755])
+@pytest.mark.parametrize("by", ["name", "link"])
+def test_what_is_replaced_passes_on_its_mode(tmp_path: Path, mode: int, by: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    (tmp_path / "link").symlink_to("a")
+    with atomic_write(path if by == "name" else tmp_path / "link") as file:
+        file.write(b"new")
+        # Not even meanwhile may anybody read it who might not read the old one.
+        (partial,) = tmp_path.glob(".tudsr-*")
+        assert partial.stat().st_mode & 0o777 & ~mode & 0o077 == 0
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o7777 == mode
+    assert (tmp_path / "link").is_symlink()
+
+
+@posix_only
+def test_what_is_replaced_makes_no_program_run_as_another_user(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "a").chmod(0o4755)
+    with atomic_write(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_what_is_replaced_passes_on_its_owner_and_group(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    os.chown(tmp_path / "a", 1234, 4321)
+    with atomic_write(tmp_path / "a"):
+        pass
+    status = (tmp_path / "a").stat()
+    assert (status.st_uid, status.st_gid) == (1234, 4321)
+
+
+@posix_only
+def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "a").chmod(0o640)
+    whole = Path.stat
+
+    def other_group(self: Path, **options: bool) -> os.stat_result:
+        status = whole(self, **options)
+        fields = list(status)
+        fields[5] += self.name == "a"
+        return os.stat_result(fields)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "stat", other_group)
+    monkeypatch.setattr(os, "chown", refuse)
+    with atomic_write(tmp_path / "a"):
+        pass
+    monkeypatch.undo()
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+@posix_only
+def test_a_file_system_without_modes_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "a").touch()
+    for name in ("chmod", "chown"):
+        monkeypatch.setattr(os, name, refuse)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@posix_only
+def test_other_names_keep_the_old_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    assert (other_names(tmp_path / "a"), other_names(tmp_path / "c")) == (1, 0)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "b").read_bytes() == b"old"
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o700, 0o2750])
+def test_a_folder_that_is_replaced_passes_on_its_mode(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d").chmod(mode)
+    with atomic_dir(tmp_path / "d", overwrite=True) as partial:
+        assert partial.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "d").stat().st_mode & 0o7777 == mode
+
+
+def test_only_one_process_is_at_work_on_a_result(tmp_path: Path) -> None:
+    with claim(tmp_path / "a") as first, claim(tmp_path / "a") as second, claim(tmp_path / "b") as other:
+        assert (first, second, other) == (True, False, True)
+        assert sweep(tmp_path) == 0
+        assert len(names(tmp_path)) == 2
+    assert names(tmp_path) == []
+    with claim(tmp_path / "a") as again:
+        assert again
+
+
+def test_a_claim_outlives_no_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from tudsr_runtime.atomic import claim\n"
+        "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with claim(tmp_path / "a") as ours:
+            assert not ours
+        process.kill()
+    assert len(names(tmp_path)) == 1
+    with claim(tmp_path / "a") as ours:
+        assert ours
+    assert names(tmp_path) == []
+    (tmp_path / ".tudsr-0.claim").touch()
+    assert sweep(tmp_path) == 0
+    assert names(tmp_path) == []
+
+
+@posix_only
+def test_what_stands_in_the_way_of_a_claim_is_left_alone(tmp_path: Path) -> None:
+    with claim(tmp_path / "a"):
+        (mark,) = tmp_path.iterdir()
+    (tmp_path / "victim").write_bytes(b"precious")
+    for make in (lambda: mark.symlink_to("victim"), mark.mkdir):
+        make()
+        with claim(tmp_path / "a") as ours:
+            assert ours
+        assert (tmp_path / "victim").read_bytes() == b"precious"
+        mark.rmdir() if mark.is_dir() else mark.unlink()
+    os.mkfifo(mark)
+    with claim(tmp_path / "a"):
+        pass
+    with claim(tmp_path / "missing" / "a") as ours:
+        assert ours
+
+
+@posix_only
+def test_a_file_system_without_locks_keeps_no_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claim(tmp_path / "a") as ours:
+        assert (ours, names(tmp_path)) == (True, [])
 
 
 def test_dir_appears_whole_and_only_at_the_end(tmp_path: Path) -> None:

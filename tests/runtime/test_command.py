@@ -187,13 +187,29 @@ def test_a_full_disk_ends_the_run(tudsr: Tudsr, tmp_path: Path, monkeypatch: pyt
     assert result.err.count("not tried") == 2
 
 
-def test_collisions_are_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> None:
+def test_collisions_cost_only_the_pictures_that_collide(tudsr: Tudsr, tmp_path: Path) -> None:
     draw(tmp_path / "one" / "a.png")
     draw(tmp_path / "two" / "a.png")
-    result = tudsr("upscale", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "out")
-    assert (result.code, result.out) == (2, "")
-    assert "would both be written" in result.err
-    assert files(tmp_path) == ["one/a.png", "two/a.png"]
+    draw(tmp_path / "two" / "b.png")
+    run = ("upscale", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "out")
+    result = tudsr(*run)
+    assert (result.code, result.out) == (4, f"{tmp_path / 'out' / 'b_x8.png'}\n")
+    assert result.err.count("would both be written") == 2
+    assert files(tmp_path / "out") == ["b_x8.png"]
+    assert tudsr(*run, "--on-exists", "rename").code == 0
+    assert files(tmp_path / "out") == ["a_x8.png", "a_x8_1.png", "b_x8.png"]
+    assert "3 skipped" in tudsr(*run, "--on-exists", "rename").err
+
+
+def test_an_output_that_would_replace_an_input_costs_only_that_picture(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "icon.png", 5, 5)
+    before = draw(tmp_path / "icon_x2.png", 10, 10).read_bytes()
+    for policy, code in (("error", 4), ("overwrite", 4), ("rename", 0)):
+        result = tudsr("upscale", tmp_path, "--scale", "2", "--on-exists", policy)
+        assert result.code == code
+        assert ("would replace the input" in result.err) == (code == 4)
+        assert (tmp_path / "icon_x2.png").read_bytes() == before
+    assert files(tmp_path) == ["icon.png", "icon_x2.png", "icon_x2_1.png", "icon_x2_x2.png"]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +266,7 @@ def test_transparency_and_jpeg(tudsr: Tudsr, tmp_path: Path) -> None:
 def test_json_is_all_of_stdout(tudsr: Tudsr, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     draw(tmp_path / "done.png")
-    (tmp_path / "done_x8.png").touch()
+    assert tudsr("upscale", tmp_path / "done.png").code == 0
     (tmp_path / "bad.png").touch()
     result = tudsr("upscale", tmp_path, "--json", "--on-exists", "skip")
     by_status = {record.get("status", "summary"): record for record in result.records}
@@ -383,7 +399,7 @@ def test_debug_shows_the_traceback_of_any_error(
     ("arguments", "package", "extra"),
     [
         (["train", "base", "--config", "x.yaml"], "tudsr_train.base", "train"),
-        (["export", "--base", "x", "--stage1", "y", "-o", "z"], "tudsr_export.pipeline", "export"),
+        (["export", "--base", "x", "--stage1", "y", "-o", "z"], "tudsr_export.export", "export"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(

@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tudsr_runtime import engines
 from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, open_bundle
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines import select as registry
+from tudsr_runtime.engines.backend import (
     Choice,
-    Engine,
     Precision,
     Target,
     as_engine_error,
     graph_precision,
-    load_stage,
-    open_backend,
-    select,
 )
 from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH, PROVIDERS, SessionEngine
+from tudsr_runtime.engines.select import open_backend, select
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
 
 MakeBundle = Callable[..., Path]
@@ -58,7 +56,7 @@ def tile(size: int = 64) -> np.ndarray:
 @pytest.mark.usefixtures("ort")
 def test_stage_runs_encoder_unet_and_decoder(make_bundle: MakeBundle, tmp_path: Path, dtype: str) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype=dtype, tile=64))
-    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, threads=1)
+    stage = LoadedEngines(bundle, CPU, threads=1).stage(0)
     x = tile()
     y = stage.run(x)
     assert y.dtype == np.float32
@@ -68,7 +66,7 @@ def test_stage_runs_encoder_unet_and_decoder(make_bundle: MakeBundle, tmp_path: 
 
 @pytest.mark.parametrize(("precision", "graph"), [("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")])
 def test_arithmetic_that_no_graph_is_stored_in_starts_from_float32(
-    monkeypatch: pytest.MonkeyPatch, precision: str, graph: str
+    install_backend: Callable[..., None], precision: str, graph: str
 ) -> None:
     loaded: list[tuple[str, str]] = []
 
@@ -76,23 +74,25 @@ def test_arithmetic_that_no_graph_is_stored_in_starts_from_float32(
         loaded.append((variant.precision, target.precision))
         return SimpleNamespace(parallel=1)
 
-    fake = SimpleNamespace(load=load, chain=lambda _: None)
-    monkeypatch.setattr(engines, "open_backend", lambda _: fake)
+    def in_float32(*_: object) -> Precision:
+        return Precision("fp32", "for the test")
+
+    fake = SimpleNamespace(load=load, chain=lambda _: None, precision=in_float32)
+    install_backend(fake)
     bundle = open_bundle("nano")
     choice = Choice("openvino", "cpu", "for the test", Precision(precision, "for the test"))
-    load_stage(bundle, bundle.manifest.stages[0], choice)
+    LoadedEngines(bundle, choice).stage(0)
     assert loaded == [(graph, precision)] * 3
 
 
 @pytest.mark.usefixtures("ort")
 def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", tile=64))
-    loaded: dict[str, Engine] = {}
-    load_stage(bundle, bundle.manifest.stages[0], CPU, 1, loaded)
-    encoder = loaded["vae_encoder"]
-    load_stage(bundle, bundle.manifest.stages[1], CPU, 1, loaded)
-    assert loaded["vae_encoder"] is encoder
-    assert set(loaded) == {"vae_encoder", "unet_stage1", "unet_stage2", "vae_decoder"}
+    loaded = LoadedEngines(bundle, CPU, 1)
+    first, second = (loaded.stage(index).engines for index in range(2))
+    assert (first[0], first[2]) == (second[0], second[2])
+    names = [engine.component for engine in (*first, *second) if isinstance(engine, SessionEngine)]
+    assert names == [name for i in (1, 2) for name in ("vae_encoder", f"unet_stage{i}", "vae_decoder")]
 
 
 @pytest.mark.usefixtures("ort")
@@ -101,7 +101,7 @@ def test_strength_takes_a_part_of_the_model_s_change(
     make_bundle: MakeBundle, tmp_path: Path, strength: float, added: float
 ) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
-    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, threads=1, strength=strength)
+    stage = LoadedEngines(bundle, CPU, 1, (strength, 1)).stage(0)
     x = tile()
     assert np.abs(stage.run(x) - (x + added)).max() <= 1e-6
 
@@ -192,7 +192,7 @@ def test_file_that_is_no_graph_is_a_device_error(make_bundle: MakeBundle, tmp_pa
 @pytest.mark.usefixtures("ort")
 def test_engine_reports_the_library_s_complaint(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", tile=64))
-    stage = load_stage(bundle, bundle.manifest.stages[0], CPU, 1)
+    stage = LoadedEngines(bundle, CPU, 1).stage(0)
     with pytest.raises(
         DeviceError, match=r"failed while running vae_encoder with ONNX Runtime: .*invalid dimensions"
     ):
@@ -207,7 +207,7 @@ def test_probe_graph_is_valid() -> None:
 @pytest.mark.usefixtures("ort")
 def test_auto_finds_something_and_says_why() -> None:
     choice = select()
-    assert choice.backend in engines.BACKENDS
+    assert choice.backend in registry.BACKENDS
     assert choice.reason
     asked = select("onnxruntime", "cpu", offered=("fp16", "fp32"))
     assert asked == Choice("onnxruntime", "cpu", "as asked", Precision("fp32", "the fastest here"))
@@ -228,16 +228,16 @@ def test_unknown_names_are_usage_errors() -> None:
 
 
 def test_every_preference_names_a_back_end_that_loads() -> None:
-    assert {name for name, _ in (*engines.PREFERENCE, *engines.BY_NAME)} == set(engines.BACKENDS)
-    assert {device for _, device in (*engines.PREFERENCE, *engines.ON_REQUEST)} == set(engines.DEVICES)
-    for name in engines.BACKENDS:
+    assert {name for name, _ in (*registry.PREFERENCE, *registry.BY_NAME)} == set(registry.BACKENDS)
+    assert {device for _, device in (*registry.PREFERENCE, *registry.ON_REQUEST)} == set(registry.DEVICES)
+    for name in registry.BACKENDS:
         assert callable(open_backend(name).probe)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(engines, "PREFERENCE", [one for one in engines.PREFERENCE if one[0] != "openvino"])
+    monkeypatch.setattr(registry, "PREFERENCE", [one for one in registry.PREFERENCE if one[0] != "openvino"])
     with pytest.raises(DeviceError, match="ONNX Runtime cannot be imported") as caught:
         select(device=device)
     assert caught.value.hint == 'pip install "tudsr[cpu]"'

@@ -11,13 +11,15 @@ from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.folder import (
     Found,
     Source,
-    check_collisions,
-    check_writable,
+    check_name,
+    find_collisions,
     find_inputs,
+    make_folders,
     name_output,
     output_is_folder,
 )
 from tudsr_runtime.image_io import Header
+from tudsr_runtime.record import Records
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -55,11 +57,23 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_earlier_results_are_left_out_beside_their_input_only(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "a_x8.png", "a_x2.5.png", "lonely_x4.png", "a_x8_x8.png")
+    touch(tmp_path, "a.jpg", "a_x8.png", "renamed.png", "lonely_x4.png")
+    kept = Records()[tmp_path]
+    for name in ("a_x8.png", "renamed.png"):
+        kept.add("a.jpg", "0" * 64, {}, tmp_path / name)
+    kept.add("elsewhere.jpg", "0" * 64, {}, tmp_path / "lonely_x4.png")
     found = find_inputs([tmp_path])
     assert taken(found, tmp_path) == ["a.jpg", "lonely_x4.png"]
-    assert any("a_x8.png" in note and "earlier results" in note for note in found.notes)
+    assert any("a_x8.png, renamed.png, earlier results" in note for note in found.notes)
     assert taken(find_inputs([tmp_path / "a_x8.png"]), tmp_path) == ["a_x8.png"]
+
+
+def test_a_name_like_that_of_a_result_makes_none(tmp_path: Path) -> None:
+    mine = ["icon.png", "icon_x2.png", "wall.jpg", "wall_1920x1080.jpg"]
+    touch(tmp_path, *mine)
+    found = find_inputs([tmp_path])
+    assert taken(found, tmp_path) == mine
+    assert any("icon_x2.png, wall_1920x1080.jpg: named like a result" in note for note in found.notes)
 
 
 def test_a_file_named_twice_is_taken_once(tmp_path: Path) -> None:
@@ -120,36 +134,46 @@ def test_what_o_means(tmp_path: Path) -> None:
         output_is_folder(tmp_path / "out.gif", one)
 
 
-def test_two_inputs_for_one_output_are_named() -> None:
-    pairs = [(Path("a.png"), Path("a_x8.png")), (Path("a.bmp"), Path("./a_x8.png"))]
-    with pytest.raises(UsageError, match=r"a\.png and a\.bmp would both be written to a_x8\.png"):
-        check_collisions(pairs)
+def test_two_inputs_for_one_output_are_named_and_both_refused() -> None:
+    pairs = [
+        (Path("a.png"), Path("a_x8.png")),
+        (Path("b.png"), Path("b_x8.png")),
+        (Path("a.bmp"), Path("./a_x8.png")),
+    ]
+    refused = find_collisions(pairs, [source for source, _ in pairs])
+    assert set(refused) == {Path("a.png"), Path("a.bmp")}
+    assert "a.png and a.bmp would both be written to a_x8.png" in str(refused[Path("a.png")])
 
 
 def test_an_input_is_never_an_output(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    with pytest.raises(UsageError, match="replace the input"):
-        check_collisions([(tmp_path / "a.png", tmp_path / "link.png")])
+    refused = find_collisions([(tmp_path / "a.png", tmp_path / "link.png")], [tmp_path / "a.png"])
+    assert "replace the input" in str(refused[tmp_path / "a.png"])
 
 
 def test_folders_are_tried_before_work(tmp_path: Path) -> None:
-    check_writable([tmp_path / "new" / "deep" / "a.png"], create=True)
+    assert make_folders([tmp_path / "new" / "deep" / "a.png"], create=True) == ({}, 0)
     assert list((tmp_path / "new" / "deep").iterdir()) == []
-    with pytest.raises(OutputError, match="No such file"):
-        check_writable([tmp_path / "missing" / "a.png"], create=False)
+    refused, _ = make_folders([tmp_path / "missing" / "a.png", tmp_path / "a.png"], create=False)
+    assert list(refused) == [tmp_path / "missing"]
+    assert "No such file" in str(refused[tmp_path / "missing"])
     touch(tmp_path, "file")
-    with pytest.raises(OutputError, match="cannot write to the folder"):
-        check_writable([tmp_path / "file" / "a.png"], create=True)
+    refused, _ = make_folders([tmp_path / "file" / "a.png"], create=True)
+    assert "cannot write to the folder" in str(refused[tmp_path / "file"])
+
+
+def test_names_are_tried_before_work(tmp_path: Path) -> None:
+    check_name(tmp_path / "new.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="a folder has that name"):
-        check_writable([tmp_path / "folder.png"], create=False)
+        check_name(tmp_path / "folder.png")
     with pytest.raises(OutputError, match="too long"):
-        check_writable([tmp_path / ("n" * 300 + ".png")], create=False)
+        check_name(tmp_path / ("n" * 300 + ".png"))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a user who is not root")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        check_writable([tmp_path / "a.png"], create=True)
+    refused, _ = make_folders([tmp_path / "a.png"], create=True)
+    assert "Permission denied" in str(refused[tmp_path])

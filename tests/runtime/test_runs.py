@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.runtime.conftest import Tudsr
 from tudsr_runtime import atomic, record, terminal
 from tudsr_runtime.errors import TudsrError, UsageError
 from tudsr_runtime.size import TargetSize, target_size
+from tudsr_runtime.upscaler import Upscaler
 
 ROOT = Path(cli.__file__).parent
 
@@ -132,7 +134,6 @@ def test_one_output_gets_another_name_or_is_skipped(tudsr: Tudsr, tmp_path: Path
     result = tudsr("upscale", tmp_path / "a.png", "--on-exists", "skip")
     assert (result.code, result.out) == (0, "")
     assert "skipped" in result.err
-    assert not (tmp_path / record.NAME).exists()
     assert tudsr("upscale", tmp_path).err.count("earlier results") == 1
 
 
@@ -191,17 +192,140 @@ def test_what_a_killed_run_left_is_swept_but_not_what_is_being_written(tmp_path:
     assert names(tmp_path) == ["a.png", "a_x8.png"]
 
 
-def test_two_runs_at_once_leave_whole_files(folder: Path, small_bundle: Path) -> None:
-    command = [sys.executable, ROOT / "cli.py", "upscale", folder / "in", "-o", folder / "out"]
-    both = [
-        subprocess.Popen([*command, "--bundle", small_bundle], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[1] for process in both]
-    assert not any("Traceback" in text for text in said)
-    assert {process.returncode for process in both} <= {0, 4}
+SLOW = """
+import os, sys, time, cli
+from tudsr_runtime.upscaler import Upscaler
+whole = Upscaler.upscale_rows
+def upscale_rows(self, *rest, **options):
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(float(os.environ["PICTURE_SECONDS"]))
+    yield from whole(self, *rest, **options)
+Upscaler.upscale_rows = upscale_rows
+sys.exit(cli.main())
+"""
+
+
+def start(seconds: float, *arguments: object) -> subprocess.Popen[str]:
+    """`tudsr upscale` as a process that takes so long for each picture."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, "upscale", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PICTURE_SECONDS": str(seconds)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("policy", ["skip", "error", "rename"])
+def test_two_runs_at_once_share_the_work(tmp_path: Path, small_bundle: Path, policy: str) -> None:
+    count = 8
+    for number in range(count):
+        draw(tmp_path / "in" / f"{number}.png")
+    run = (tmp_path / "in", "-o", tmp_path / "out", "--on-exists", policy, "--bundle", small_bundle)
+    both = [start(0.2, *run), start(0.2, *run)]
+    done = [(*process.communicate(), process.returncode) for process in both]
+    for _, said, code in done:
+        assert code == 0, said
+    made = [path for out, _, _ in done for path in out.splitlines()]
+    assert len(made) == len(set(made)) == count
+    assert names(tmp_path / "out") == [f"{number}_x8.png" for number in range(count)]
+    assert size(tmp_path / "out" / "0_x8.png") == (104, 72)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_run_that_was_killed_keeps_no_picture_to_itself(folder: Path, small_bundle: Path) -> None:
+    run = (folder / "in", "-o", folder / "out", "--on-exists", "skip", "--bundle", small_bundle)
+    with start(600, *run) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "ready\n":
+            pass
+        other = start(0, *run)
+        out, said = other.communicate()
+        process.send_signal(signal.SIGKILL)
+    assert (other.returncode, out) == (0, f"{folder / 'out' / 'b_x8.png'}\n")
+    assert "a_x8.png is being made by another run" in said
+    last = start(0, *run)
+    out, said = last.communicate()
+    assert (last.returncode, out) == (0, f"{folder / 'out' / 'a_x8.png'}\n"), said
     assert names(folder / "out") == ["a_x8.png", "b_x8.png"]
-    assert size(folder / "out" / "a_x8.png") == (104, 72)
+
+
+@pytest.mark.parametrize(("policy", "code"), [("skip", 0), ("error", 4)])
+def test_a_file_of_others_that_appears_while_a_picture_is_computed(
+    tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch, policy: str, code: int
+) -> None:
+    whole = Upscaler.upscale_rows
+
+    def upscale_rows(self: Upscaler, *rest: object, **options: object) -> Iterator[np.ndarray]:
+        (folder / "out" / "a_x8.png").write_bytes(b"theirs")
+        return whole(self, *rest, **options)
+
+    monkeypatch.setattr(Upscaler, "upscale_rows", upscale_rows)
+    result = tudsr("upscale", folder / "in", "-o", folder / "out", "--on-exists", policy)
+    assert result.code == code
+    assert ("skipped, " in result.err) == (code == 0)
+    assert (folder / "out" / "a_x8.png").read_bytes() == b"theirs"
+    assert size(folder / "out" / "b_x8.png") == (160, 40)
+
+
+def test_a_name_that_is_too_long_does_not_stop_the_folder(tudsr: Tudsr, folder: Path) -> None:
+    draw(folder / "in" / ("n" * 250 + ".png"))
+    result = tudsr("upscale", folder / "in", "-o", folder / "out")
+    assert result.code == 4
+    assert "too long" in result.err
+    assert "2 ok, 1 failed" in result.err
+    assert names(folder / "out") == ["a_x8.png", "b_x8.png"]
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_others(tudsr: Tudsr, folder: Path) -> None:
+    draw(folder / "in" / "sub" / "c.png")
+    (folder / "out").mkdir()
+    (folder / "out" / "sub").write_bytes(b"a file")
+    result = tudsr("upscale", folder / "in", "-r", "-o", folder / "out")
+    assert result.code == 4
+    assert "cannot write to the folder" in result.err
+    assert names(folder / "out") == ["a_x8.png", "b_x8.png", "sub"]
+    assert tudsr("upscale", folder / "in", "-o", folder / "out" / "sub" / "x").code == 8
+
+
+def test_pictures_of_one_name_and_one_format(tudsr: Tudsr, tmp_path: Path) -> None:
+    draw(tmp_path / "in" / "a.jpg")
+    draw(tmp_path / "in" / "a.png")
+    draw(tmp_path / "in" / "b.png")
+    run = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--format", "png")
+    result = tudsr(*run)
+    assert (result.code, "1 ok, 2 failed" in result.err) == (4, True)
+    assert result.err.count("--on-exists rename") == 2
+    assert names(tmp_path / "out") == ["b_x8.png"]
+    assert tudsr(*run, "--on-exists", "rename").code == 0
+    assert names(tmp_path / "out") == ["a_x8.png", "a_x8_1.png", "b_x8.png"]
+    assert "3 skipped" in tudsr(*run, "--on-exists", "rename").err
+
+
+def test_pictures_named_like_results_are_enlarged_elsewhere_too(tudsr: Tudsr, tmp_path: Path) -> None:
+    for name in ("wall.jpg", "wall_1920x1080.jpg", "icon.png", "icon_x2.png"):
+        draw(tmp_path / "in" / name)
+    result = tudsr("upscale", tmp_path / "in", "-o", tmp_path / "out", "--scale", "2")
+    assert (result.code, "4 ok" in result.err) == (0, True)
+    assert "icon_x2.png, wall_1920x1080.jpg: named like a result" in result.err
+    # In place: what was made from a neighbour is told by the record, whatever it is called.
+    draw(tmp_path / "in" / "c.png")
+    for _ in range(2):
+        tudsr("upscale", tmp_path / "in", "--scale", "3")
+    assert len(names(tmp_path / "in")) == 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
+def test_overwriting_keeps_a_private_picture_private_and_tells_of_links(tudsr: Tudsr, tmp_path: Path) -> None:
+    source, target = draw(tmp_path / "a.png"), tmp_path / "a_x8.png"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    (tmp_path / "link.png").hardlink_to(target)
+    result = tudsr("upscale", source, "--overwrite")
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert (result.code, size(target)) == (0, (104, 72))
+    assert "its other names (hard links: 1) keep the old picture" in result.err
+    assert (tmp_path / "link.png").read_bytes() == b"old"
 
 
 def test_a_picture_through_pipes(tmp_path: Path, small_bundle: Path) -> None:

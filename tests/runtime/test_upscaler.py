@@ -17,7 +17,7 @@ import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.color import COLOR_METHODS
-from tudsr_runtime.engines import Choice, Precision
+from tudsr_runtime.engines.backend import Choice, Precision
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.resample import resize, upsample
 
@@ -30,7 +30,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str, Any]:
+def fake_engines(install_backend: Callable[..., None], fake_engine: type) -> dict[str, Any]:
     """Engines that return their input in place of a back end's; by component, as they are loaded."""
     made: dict[str, Any] = {}
 
@@ -48,7 +48,7 @@ def fake_engines(monkeypatch: pytest.MonkeyPatch, fake_engine: type) -> dict[str
             return None
 
     FakeBackend.load = staticmethod(load)  # type: ignore[attr-defined]
-    monkeypatch.setattr("tudsr_runtime.engines.open_backend", lambda _: FakeBackend())
+    install_backend(FakeBackend())
     return made
 
 

@@ -60,7 +60,7 @@ def test_features_are_the_mid_block_of_diffusers_own_forward(family: dict[str, A
     added = {"text_embeds": torch.zeros(2, 10), "time_ids": sizes} if family is SDXL_LIKE else None
     with torch.no_grad():
         whole(z_t, t, D.prompt_embeds.expand(2, -1, -1), added_cond_kwargs=added)
-        assert torch.equal(D.features(z_t, t), seen[0])  # a fresh LoRA changes nothing
+        torch.testing.assert_close(D.features(z_t, t), seen[0])  # a fresh LoRA changes nothing
     assert [logits.shape for logits in D(z_t)] == [(2, 1, 8, 12)]
 
 
@@ -124,9 +124,9 @@ def test_the_mlp_scores_every_cell_by_itself() -> None:
     assert logits.shape == (1, 1, 5, 7)
     assert torch.allclose(flipped, logits.flip(-1), atol=1e-6)
     changed = x.clone()
-    changed[..., 2, 3] += 1
+    changed[..., 2, 3] = torch.randn(16)  # another direction: a LayerNorm undoes an addition
     difference = (mlp(changed) - logits).abs()[0, 0]
-    assert difference.nonzero().tolist() == [[2, 3]]
+    assert (difference > 1e-4).nonzero().tolist() == [[2, 3]]
 
 
 def test_a_checkpoint_brings_back_the_lora_and_the_mlp() -> None:
@@ -138,7 +138,9 @@ def test_a_checkpoint_brings_back_the_lora_and_the_mlp() -> None:
     assert state.keys() == first.trainable().keys()
     second.load_checkpoint_state(state)
     z_t, t = torch.randn(1, 4, 16, 16), torch.tensor([100])
-    assert torch.equal(first.heads[0](first.features(z_t, t)), second.heads[0](second.features(z_t, t)))
+    torch.testing.assert_close(
+        first.heads[0](first.features(z_t, t)), second.heads[0](second.features(z_t, t))
+    )
 
 
 def test_the_base_itself_as_discriminator_leaves_the_generator_as_it_was(generator: Generator) -> None:
@@ -160,7 +162,7 @@ def test_the_base_itself_as_discriminator_leaves_the_generator_as_it_was(generat
     t = torch.tensor([50])
     with torch.no_grad():
         plain(z, t, generator.prompt_embeds)
-        assert torch.equal(D.features(z, t), seen[0])
+        torch.testing.assert_close(D.features(z, t), seen[0])
 
 
 def test_an_untrained_one_takes_the_bases_latents(generator: Generator) -> None:

@@ -82,7 +82,7 @@ def test_nine_blocks_are_enough(vit: Path, generator: Generator) -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         ours, theirs = D.backbone(x).feature_maps, whole(x).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_sizes_at_full_scale() -> None:
@@ -133,7 +133,7 @@ def test_the_backbone_is_frozen_and_in_eval_whatever_is_asked(D: DinoDiscriminat
         assert not any(module.training for module in D.backbone.modules())
         assert all(module.training is mode for module in D.heads.modules())
     # in train mode DINOv3 rescales its positions at random
-    assert all(torch.equal(a, b) for a, b in zip(D.features(x), D.features(x), strict=True))
+    torch.testing.assert_close(D.features(x), D.features(x))
     D.requires_grad_(True)
     assert not any(p.requires_grad for p in D.backbone.parameters())
     assert all(p.requires_grad for p in D.trainable().values())
@@ -172,7 +172,8 @@ def test_autocast_changes_nothing(D: DinoDiscriminator) -> None:
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         logits = D(x)
-    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(logits, D(x), strict=True))
+    torch.testing.assert_close(logits, D(x))  # of the same type, and nearer than bfloat16 could be
+    assert all(level.dtype == torch.float32 for level in logits)
 
 
 def test_a_checkpoint_brings_back_weights_and_spectral_norms(generator: Generator) -> None:
@@ -190,7 +191,7 @@ def test_a_checkpoint_brings_back_weights_and_spectral_norms(generator: Generato
     second.load_checkpoint_state(state)
     first.load_checkpoint_state(state)
     for _ in range(2):
-        assert all(torch.equal(a, b) for a, b in zip(first(x), second(x), strict=True))
+        torch.testing.assert_close(first(x), second(x))
     with pytest.raises(TrainingError, match="not the configured one"):
         first.load_checkpoint_state({name: value for name, value in state.items() if "_u" not in name})
 
@@ -213,8 +214,8 @@ def test_pictures_are_changed_before_they_are_seen(generator: Generator) -> None
     for seed in (0, 0, 1):
         D.rng = torch.Generator().manual_seed(seed)
         logits.append(D(x)[0])
-    assert torch.equal(logits[0], logits[1])
-    assert not torch.equal(logits[0], logits[2])
+    torch.testing.assert_close(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_a_convnext_comes_through_the_same_door(convnext: Path, generator: Gener
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         ours, theirs = D.backbone(x).feature_maps, whole(x).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    torch.testing.assert_close(ours, theirs)
     assert [tuple(f.shape[1:]) for f in ours] == [(8, 16, 16), (16, 8, 8), (24, 4, 4)]
     assert [logit.shape[-1] for logit in D(x)] == [4, 2, 1]
 

@@ -1,60 +1,142 @@
-"""`nano`'s recipe is frozen: the released model was trained on these very pairs."""
+"""`nano`'s recipe is frozen: the released model was trained on these very pairs.
+
+Not bit for bit: FFTs and JPEG encoders round the last bit as the processor and the build like it, and a level
+that rounds the other way moves a block of its JPEG a little. So every picture is held by a few figures to
+which that adds less than TOLERANCE, and which any other draw moves by more: a test below says so of every
+number of the recipe.
+"""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import PIL
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+from torch import Tensor
 
+from tudsr_train import data, degradation
 from tudsr_train.data import Pairs, Softness, Task
 from tudsr_train.degradation import Degradation, degrade
 
-POOL = np.random.default_rng(11).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
-"""Noise stands in for pictures: every pixel of it matters."""
-STAGES = {
-    1: (Task(64, (2, 4), 64), "7e3ba0c8566b66ef281bcfd7753884281279af763741fc067820e996fcfd8559"),
-    2: (Task(64, (4, 8), 32), "aeca87c7416f62d6102cfc01ed92d268fc3b47764cca778fea963d9f7ee9f535"),
-}
-MEANS = {
-    1: [(-0.144942, -0.145517), (-0.976655, -0.978802), (-0.012745, -0.01472), (-0.445486, -0.441184)],
-    2: [(0.087286, 0.086726), (0.282312, 0.280911), (-0.448897, -0.44866), (-0.399101, -0.392966)],
-}
-HASHED_WITH = ("2.13", "13", "AVX512")
-"""torch, Pillow, instruction set; another FFT or JPEG encoder may round the last bit another way."""
+Figures = NDArray[np.float64]
+TASKS = {1: Task(64, (2, 4), 64), 2: Task(64, (4, 8), 32)}
+SOFTNESS, DEGRADATION = Softness(), Degradation()
+COUNT = 24
+TOLERANCE = 3e-4
+RECORDED = Path(__file__).with_name("frozen_pairs.txt")
+"""A line for every picture of 24 pairs a stage: what `_figures` says of it."""
 
 
-def _pairs(stage: int) -> Pairs:
-    return Pairs(POOL, STAGES[stage][0], Softness(), Degradation(), seed=4 + stage, length=100)
+def _pool() -> NDArray[np.uint8]:
+    """Coarse shapes, so that crops, turns and channel orders differ, under noise, so that a blur shows."""
+    rng = np.random.default_rng(11)
+    coarse = zoom(rng.random((3, 6, 6, 3)), (1, 16, 16, 1), order=1)
+    levels = 255 * (0.6 * coarse + 0.4 * rng.random((3, 96, 96, 3)))
+    return (levels + 0.5).astype(np.uint8)
+
+
+def _figures(x: Tensor) -> Figures:
+    """Mean, slopes across, down and over the channels, and detail across, down and in a channel."""
+    y = x.double().numpy()
+    channel, down, across = (np.linspace(-1, 1, n) for n in y.shape)
+    slopes = [(y.mean((0, 1)) @ across), (y.mean((0, 2)) @ down), (y.mean((1, 2)) @ channel)]
+    slopes = [slope / n for slope, n in zip(slopes, (len(across), len(down), len(channel)), strict=True)]
+    detail = [np.diff(y, axis=2).std(), np.diff(y, axis=1).std(), np.diff(y[0], 2, axis=1).std()]
+    return np.array([y.mean(), *slopes, *detail])
+
+
+def _described(stage: int, softness: Softness = SOFTNESS, degradation: Degradation = DEGRADATION) -> Figures:
+    pairs = Pairs(_pool(), TASKS[stage], softness, degradation, seed=4 + stage, length=100)
+    return np.array([[_figures(x) for x in pairs[number]] for number in range(COUNT)])
+
+
+def _recorded(stage: int) -> Figures:
+    return np.loadtxt(RECORDED).reshape(2, COUNT, 2, -1)[stage - 1]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_pairs_are_those_that_nano_was_trained_on_bit_for_bit(stage: int) -> None:
-    here = (
-        ".".join(torch.__version__.split(".")[:2]),
-        PIL.__version__.split(".")[0],
-        torch.backends.cpu.get_cpu_capability(),
-    )
-    if here != HASHED_WITH:
-        pytest.skip(f"the hash needs torch, Pillow and CPU {HASHED_WITH}, this is {here}")
-    digest = hashlib.sha256()
-    for number in range(40):
-        for x in _pairs(stage)[number]:
-            digest.update(x.numpy().tobytes())
-    assert digest.hexdigest() == STAGES[stage][1]
+def test_the_pairs_are_those_that_nano_was_trained_on(stage: int) -> None:
+    assert np.abs(_described(stage) - _recorded(stage)).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_pairs_are_those_that_nano_was_trained_on_to_rounding(stage: int) -> None:
-    means = [[float(x.mean()) for x in _pairs(stage)[number]] for number in range(4)]
-    assert np.allclose(means, MEANS[stage], atol=3e-4)
+def _moved(value: Any) -> Iterator[Any]:
+    """A share, or each end of a range, moved a little."""
+    if isinstance(value, tuple):
+        low, high = value
+        step = 3 if isinstance(high, int) else 0.1 * high
+        yield from ((low + step, high), (low, high - step))
+    elif isinstance(value, float):
+        yield value * 0.7
+
+
+CHANGES = [
+    pytest.param(part, field.name, changed, id=f"{field.name}={changed}")
+    for part in (SOFTNESS, DEGRADATION)
+    for field in fields(part)
+    for changed in _moved(getattr(part, field.name))
+]
+
+
+def _distance(stage: int, **recipe: Any) -> float:
+    return float(np.abs(_described(stage, **recipe) - _recorded(stage)).max())
+
+
+@pytest.mark.parametrize(("part", "name", "changed"), CHANGES)
+def test_any_other_number_in_the_recipe_would_be_noticed(part: Any, name: str, changed: Any) -> None:
+    other = {type(part).__name__.lower(): replace(part, **{name: changed})}
+    assert max(_distance(stage, **other) for stage in (1, 2)) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize("extra", ["_random_crop", "_shift", "_reduce", "_add_noise"])
+def test_one_draw_more_would_be_noticed(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rngs: list[np.random.Generator] = []
+    make = np.random.default_rng
+    module = data if extra == "_random_crop" else degradation
+    original = getattr(module, extra)
+
+    def noted(seed: Any) -> np.random.Generator:
+        rngs.append(make(seed))
+        return rngs[-1]
+
+    def after_one_more(*arguments: Any) -> Any:
+        rngs[-1].random()
+        return original(*arguments)
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
+    monkeypatch.setattr(module, extra, after_one_more)
+    assert _distance(1) > 3 * TOLERANCE
+
+
+class Recorder:
+    """A generator of random numbers that notes the name of every draw."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.names = np.random.default_rng(seed), list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.append(name)
+        return getattr(self.rng, name)
 
 
 def test_the_draws_are_made_in_the_order_that_nano_was_trained_with() -> None:
-    rng = np.random.default_rng(3)
-    x_H = torch.from_numpy(np.random.default_rng(1).random((3, 48, 48), np.float32))
-    for scale in (1, 2, 4):
-        degrade(x_H, scale, Degradation(), rng)
-    assert rng.bit_generator.state["state"]["state"] == 38800065161765917884466210794347104379
+    always: Any = Degradation(sharpen_prob=1.0, noise_prob=1.0, jpeg_prob=1.0)
+    blurred = ["uniform", "random", "uniform"]  # widths, one or two of them, angle
+    shifted = ["random", "uniform"]
+    sharpened = ["random", "uniform", "uniform"]
+    noisy = ["random", "random", "standard_normal", "uniform", "random"]  # whether, grey, ..., strength, shot
+    compressed = ["random", "integers"]
+    kinds = set()
+    for seed in range(6):
+        rng: Any = Recorder(seed)
+        degrade(torch.rand(3, 48, 48), 2, always, rng)
+        area = rng.names == [*blurred, *shifted, "choice", *sharpened, *noisy, *compressed]
+        antialias = ["choice", "random"]
+        assert area or rng.names == [*blurred, *shifted, *antialias, *sharpened, *noisy, *compressed]
+        kinds.add(area)
+    assert kinds == {False, True}

@@ -219,7 +219,7 @@ def test_training_can_sample_the_posterior(stable_diffusion_like_base: Path) -> 
         torch.manual_seed(3)
         noise = torch.randn_like(posterior.mean)
         assert torch.allclose(sampled, posterior.mean + posterior.std * noise, atol=1e-6)
-        assert torch.equal(G.encode(x_L), posterior.mean * G.scaling_factor)
+        torch.testing.assert_close(G.encode(x_L), posterior.mean * G.scaling_factor)
 
 
 def test_gradient_checkpointing_keeps_less_and_changes_nothing(stable_diffusion_like_base: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import describe_machine, describe_memory
+from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import as_record, facts_markdown, latency_markdown
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
 from tudsr_runtime.terminal import Terminal
@@ -20,25 +19,11 @@ from tudsr_runtime.upscaler import Upscaler
 LIBRARIES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """The options that both commands share, as their help describes them."""
-
-    bundle: str
-    backend: str
-    device: str
-    precision: str
-    threads: int | None
-    warmup: int
-    repeats: int
-    output: Path | None
-    as_json: bool
-
-
-def latency(options: BenchOptions, side: int, scale: float) -> None:
+def latency(options: LatencyOptions) -> None:
     """Time one enlargement and its parts. Raises as `Upscaler.upscale`, and OutputError."""
     with _upscaler(options) as upscaler:
-        found = measure_latency(upscaler, side, side, scale, options.warmup, options.repeats)
+        side = options.size
+        found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
     _publish(options, "latency", facts, latency_markdown(found), as_record(found))
 

@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import TensorSpec, Variant
-from tudsr_runtime.engines import (
+from tudsr_runtime.bundle import Variant
+from tudsr_runtime.engines.backend import (
+    End,
     Engine,
     Precision,
     Target,
     TileFunction,
     Unavailable,
     as_engine_error,
+    check_interface,
     graph_precision,
     split_device,
 )
-from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.geometry import FloatArray
 
 PROVIDERS = {
@@ -43,7 +45,7 @@ INSTALL = {
 }
 ONE_GRAPH = frozenset({"coreml", "migraphx"})
 """Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
-DTYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+TENSOR_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 ERRORS_ONLY = 3
 
 # y = Identity(x) on one float32: creating a session for it shows whether a provider really starts.
@@ -54,7 +56,7 @@ IDENTITY_GRAPH = (
 
 
 class OnnxRuntime:
-    """The `onnxruntime` back end (see `tudsr_runtime.engines.Backend`)."""
+    """The `onnxruntime` back end (see `tudsr_runtime.engines.backend.Backend`)."""
 
     def probe(self, device: str) -> Unavailable | None:
         """None if ONNX Runtime is installed and starts on `device`."""
@@ -77,10 +79,9 @@ class OnnxRuntime:
         return graph_precision(asked, offered, "fp32" if device == "cpu" else None)
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
-        """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
+        """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
         session = _open_session(str(graph), target.device, target.threads)
-        _check_interface(graph, "input", session.get_inputs(), variant.inputs)
-        _check_interface(graph, "output", session.get_outputs(), variant.outputs)
+        check_interface(str(graph), _ends(session.get_inputs()), _ends(session.get_outputs()), variant)
         return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
@@ -195,11 +196,8 @@ def _preload_cuda(onnxruntime: Any) -> None:
         onnxruntime.preload_dlls()
 
 
-def _check_interface(graph: Path, side: str, actual: list[Any], listed: tuple[TensorSpec, ...]) -> None:
-    found = [(node.name, node.type, list(node.shape)) for node in actual]
-    expected = [(spec.name, DTYPES[spec.dtype], list(spec.shape)) for spec in listed]
-    if found != expected:
-        raise BundleError(f"{graph}: its {side} is {found}, the manifest says {expected}")
+def _ends(nodes: list[Any]) -> list[End]:
+    return [(node.name, TENSOR_TYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
 
 
 BACKEND = OnnxRuntime()

@@ -16,20 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import TensorSpec, Variant
+from tudsr_runtime.bundle import Variant
 from tudsr_runtime.cache import cache_folder
-from tudsr_runtime.engines import (
+from tudsr_runtime.engines.backend import (
     AUTO,
+    End,
     Engine,
     Precision,
     Target,
     TileFunction,
     Unavailable,
     as_engine_error,
+    check_interface,
     split_device,
 )
 from tudsr_runtime.engines.openvino_weights import map_weights
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.geometry import FloatArray
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
@@ -37,13 +39,13 @@ INSTALL = 'pip install "tudsr[openvino]"'
 DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-DTYPES = {"float32": "f32", "float16": "f16"}
+ELEMENT_TYPES = {"f32": "float32", "f16": "float16"}
 MAX_STREAMS = 4
 """Tiles at a time of a small model on a CPU; each stream holds its own activations."""
 
 
 class OpenVino:
-    """The `openvino` back end (see `tudsr_runtime.engines.Backend`)."""
+    """The `openvino` back end (see `tudsr_runtime.engines.backend.Backend`)."""
 
     def probe(self, device: str) -> Unavailable | None:
         """None if OpenVINO is installed and knows `device`."""
@@ -73,12 +75,11 @@ class OpenVino:
         return Precision("fp32", f"the processor has no {fast}")
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
-        """Load one graph (see `tudsr_runtime.engines.Backend.load`)."""
+        """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
         core = open_core()
         try:
             model = core.read_model(str(graph))
-            _check_interface(graph, "input", model.inputs, variant.inputs)
-            _check_interface(graph, "output", model.outputs, variant.outputs)
+            check_interface(str(graph), _ends(model.inputs), _ends(model.outputs), variant)
             del model
             streams = _streams(target)
             compiled = _compile(core, graph, variant, target, streams)
@@ -89,7 +90,7 @@ class OpenVino:
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
         """One tile through these engines, each reading the tensor that the one before it wrote."""
         compiled = [engine for engine in engines if isinstance(engine, CompiledEngine)]
-        return Chain(compiled).run
+        return RequestChain(compiled).run
 
     def _capabilities(self, device: str) -> list[str]:
         try:
@@ -118,7 +119,7 @@ class CompiledEngine:
 
     def __init__(self, compiled: Any, component: str, parallel: int) -> None:
         self._compiled = compiled
-        self._alone = Chain([self])
+        self._alone = RequestChain([self])
         self.component = component
         self.parallel = parallel
 
@@ -132,10 +133,10 @@ class CompiledEngine:
 
     def close(self) -> None:
         """Release the compiled model."""
-        self._compiled, self._alone = None, Chain([])
+        self._compiled, self._alone = None, RequestChain([])
 
 
-class Chain:
+class RequestChain:
     """Engines in a row. Their requests are wired once, output to input, and lent to one call at a time."""
 
     def __init__(self, engines: Sequence[CompiledEngine]) -> None:
@@ -240,11 +241,9 @@ def _with_float_ends(model: Any) -> Any:
     return ends.build()
 
 
-def _check_interface(graph: Path, side: str, actual: list[Any], listed: tuple[TensorSpec, ...]) -> None:
-    found = [(node.any_name, node.element_type.to_string(), list(node.shape)) for node in actual]
-    expected = [(spec.name, DTYPES[spec.dtype], list(spec.shape)) for spec in listed]
-    if found != expected:
-        raise BundleError(f"{graph}: its {side} is {found}, the manifest says {expected}")
+def _ends(nodes: list[Any]) -> list[End]:
+    kinds = ((node, node.element_type.to_string()) for node in nodes)
+    return [(node.any_name, ELEMENT_TYPES.get(kind, kind), tuple(node.shape)) for node, kind in kinds]
 
 
 BACKEND = OpenVino()

@@ -1,0 +1,368 @@
+"""The TensorRT back ends on stand-ins for both libraries and for CUDA (tests/tensorrt/fakes.py).
+
+What this shows: the order of work, the addresses, what is refused, and that everything is freed. What it
+cannot show: that a GPU computes the same, and how fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from tests.tensorrt.conftest import Machine
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.backend import Choice, Engine, Target
+from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.stages import LoadedEngines
+from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
+from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
+from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.upscaler import Upscaler
+
+MakeBundle = Callable[..., Path]
+CUDA = Target("cuda", "fp16")
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
+    return open_bundle(make_bundle(tmp_path / "bundle", unet="offset", dtype="float16", tile=64))
+
+
+@pytest.fixture
+def engines(machine: Machine, bundle: Bundle) -> Path:
+    """The engines of the bundle, in the cache, for the machine's GPU."""
+    return ensure_engines(Wanted(bundle, machine.library, "sm89")).path
+
+
+def choice(machine: Machine) -> Choice:
+    return Choice(machine.name, "cuda", "for the test")
+
+
+def load(machine: Machine, bundle: Bundle, target: Target = CUDA, component: str = "unet_stage1") -> Engine:
+    variant = bundle.variant(component)
+    return machine.backend.load(bundle.path(variant), variant, target)
+
+
+def tile(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((1, 3, 64, 64), dtype=np.float32) * 2 - 1
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_stage_runs_as_one_graph(machine: Machine, bundle: Bundle) -> None:
+    stage = LoadedEngines(bundle, choice(machine)).stage(0)
+    y = stage.run(tile())
+    assert (y.dtype, y.shape) == (np.float32, (1, 3, 64, 64))
+    assert np.abs(y - (tile() + 0.25)).max() <= 2e-3
+    assert machine.cuda.launches == 1
+    assert stage.parallel == SLOTS
+    for engine in stage.engines:
+        engine.close()
+        engine.close()
+
+
+@pytest.mark.usefixtures("engines")
+def test_engines_that_are_dropped_free_what_they_held(machine: Machine, bundle: Bundle) -> None:
+    loaded = LoadedEngines(bundle, choice(machine))
+    stage = loaded.stage(0)
+    stage.run(tile())
+    assert not loaded.give_way(tile=64)
+    assert np.abs(stage.run(tile()) - (tile() + 0.25)).max() <= 2e-3
+    del stage
+    assert machine.cuda.live() == 0
+
+
+@pytest.mark.usefixtures("engines")
+def test_only_the_ends_of_a_stage_travel_to_and_from_the_host(machine: Machine, bundle: Bundle) -> None:
+    with LoadedEngines(bundle, choice(machine)) as loaded:
+        stage = loaded.stage(0)
+        machine.cuda._usage.calls.clear()
+        stage.run(tile())
+    copies = [call for call in machine.cuda._usage.calls if call[0] == "cudaMemcpyAsync"]
+    assert [call[1][3] for call in copies] == ["up", "down"]
+    assert {call[1][2] for call in copies} == {3 * 64 * 64 * 2}
+    assert len({call[1][4] for call in copies}) == 2, "one stream up, another one down"
+
+
+@pytest.mark.usefixtures("engines")
+def test_many_threads_get_their_own_results(machine: Machine, bundle: Bundle) -> None:
+    with LoadedEngines(bundle, choice(machine)) as loaded, ThreadPoolExecutor(6) as pool:
+        stages = [loaded.stage(index) for index in range(2)]
+        found = list(pool.map(lambda i: stages[i % 2].run(tile(i)), range(24)))
+    for i, y in enumerate(found):
+        assert np.abs(y - (tile(i) + 0.25)).max() <= 2e-3
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_picture_goes_through_both_stages(machine: Machine, bundle: Bundle) -> None:
+    picture = np.full((9, 8, 3), 0.25, np.float32)
+    with Upscaler(bundle, machine.name, color="none", overlap=24) as upscaler:
+        assert (upscaler.choice.backend, upscaler.choice.device) == (machine.name, "cuda")
+        large = upscaler.upscale(picture, scale=8)
+        assert large.shape == (72, 64, 3)
+        assert np.abs(large - 0.5).max() <= 2e-3  # 0.25 in [-1, 1] per stage is 0.125 in [0, 1].
+        half = Upscaler(bundle, machine.name, color="none", overlap=24, strength=(1.0, 0.0))
+        assert np.abs(half.upscale(picture, scale=8) - 0.375).max() <= 2e-3
+        half.close()
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_graph_that_cannot_be_captured_runs_without_and_says_so(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.trt.refuses = {"capture"}
+    engine = load(machine, bundle)
+    with caplog.at_level(logging.WARNING, "tudsr"):
+        z = np.zeros((1, 48, 16, 16), np.float32)
+        assert np.abs(engine.run(z) - 0.25).max() <= 1e-3
+    assert machine.cuda.launches == 0
+    assert "no CUDA graph of unet_stage1" in caplog.text
+    engine.close()
+
+
+def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tmp_path: Path) -> None:
+    named = ensure_engines(Wanted(bundle, machine.library, "sm89"), tmp_path / "mine").path
+    with Upscaler(bundle, engines=named, color="none", overlap=24) as upscaler:
+        assert upscaler.choice.backend == machine.name
+        large = upscaler.upscale(np.full((8, 8, 3), 0.25, np.float32), scale=4)
+    assert np.abs(large - 0.5).max() <= 2e-3
+    with pytest.raises(UsageError, match=f"are of {machine.name}, not of onnxruntime"):
+        Upscaler(bundle, "onnxruntime", engines=named, overlap=24)
+    with pytest.raises(DeviceError, match=r"holds no engines: it has no engine\.json"):
+        Upscaler(bundle, engines=tmp_path, overlap=24)
+
+
+def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Machine, bundle: Bundle) -> None:
+    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89$") as caught:
+        load(machine, bundle)
+    assert caught.value.exit_code == 6
+    assert caught.value.hint == f"tudsr build {bundle.folder} --engine {machine.name} --precision fp16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("version", "1.0.0", "they were built for the library's version 1.0.0, this is "),
+        ("target", "sm86", "they were built for the target sm86, this is sm89"),
+        ("platform", "plan9_vax", "they were built for the platform plan9_vax, this is "),
+        ("library", "tvm", "they were built for the library tvm, this is "),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused_before_anything_is_loaded(
+    machine: Machine, bundle: Bundle, engines: Path, key: str, value: str, reason: str
+) -> None:
+    machine.trt.refuses = {"deserialize"}
+    rewrite(engines, lambda record: record.update({key: value}))
+    with pytest.raises(DeviceError, match=reason):
+        load(machine, bundle)
+    assert "Runtime.deserialize_cuda_engine" not in machine.trt._usage.names
+
+
+def test_an_engine_that_was_changed_is_never_loaded(machine: Machine, bundle: Bundle, engines: Path) -> None:
+    plan = engines / "unet_stage1.plan"
+    plan.write_bytes(plan.read_bytes()[:-1] + b"!")
+    with pytest.raises(DeviceError, match="is not the engine that was built: sha256"):
+        load(machine, bundle)
+    plan.rename(engines / "elsewhere")
+    plan.symlink_to(engines / "elsewhere")
+    with pytest.raises(DeviceError, match="is a link; an engine must be a plain file"):
+        load(machine, bundle)
+    assert "Runtime.deserialize_cuda_engine" not in machine.trt._usage.names
+
+
+def test_an_engine_of_another_graph_is_refused(
+    machine: Machine, bundle: Bundle, engines: Path, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    other = open_bundle(make_bundle(tmp_path / "other", unet="identity", dtype="float16", tile=64))
+    with pytest.raises(DeviceError, match=r"the graph unet_stage1/model\.onnx has changed"):
+        load(machine, other, dataclasses.replace(CUDA, engines=engines))
+    assert load(machine, bundle, dataclasses.replace(CUDA, engines=engines)).close() is None
+
+
+def test_a_record_that_names_another_folder_is_damaged(
+    machine: Machine, bundle: Bundle, engines: Path
+) -> None:
+    def reach_out(record: dict) -> None:
+        record["plans"]["unet_stage1/model.onnx"]["file"]["path"] = "../unet_stage1.plan"
+
+    rewrite(engines, reach_out)
+    with pytest.raises(DeviceError, match=r"engine\.json is damaged"):
+        load(machine, bundle)
+
+
+@pytest.mark.usefixtures("engines")
+@pytest.mark.parametrize("step", ["deserialize", "address", "execute", "context"])
+def test_what_tensorrt_refuses_is_an_error_that_frees_everything(
+    machine: Machine, bundle: Bundle, step: str
+) -> None:
+    def load_and_run() -> None:
+        engine = load(machine, bundle)
+        try:
+            engine.run(np.zeros((1, 48, 16, 16), np.float32))
+        finally:
+            engine.close()
+
+    machine.trt.refuses = {step}
+    with pytest.raises(DeviceError, match="unet_stage1") as caught:
+        load_and_run()
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_gpu_that_is_full_is_out_of_memory(machine: Machine, bundle: Bundle) -> None:
+    machine.cuda._left = 1000
+    engine = load(machine, bundle)
+    with pytest.raises(MemoryExhausted, match="the GPU is out of memory") as caught:
+        engine.run(np.zeros((1, 48, 16, 16), np.float32))
+    assert caught.value.exit_code == 7
+    engine.close()
+
+
+@pytest.mark.usefixtures("engines")
+def test_another_shape_is_refused(machine: Machine, bundle: Bundle) -> None:
+    engine = load(machine, bundle)
+    with pytest.raises(DeviceError, match=r"unet_stage1 takes \(1, 48, 16, 16\), not \(1, 48, 8, 8\)"):
+        engine.run(np.zeros((1, 48, 8, 8), np.float32))
+    engine.close()
+
+
+def test_an_engine_with_other_tensors_than_the_manifest_is_refused(
+    machine: Machine, bundle: Bundle, engines: Path
+) -> None:
+    def swap(record: dict) -> None:
+        plans = record["plans"]
+        decoder, encoder = plans["vae_decoder/model.onnx"], plans["vae_encoder/model.onnx"]
+        decoder["file"], encoder["file"] = encoder["file"], decoder["file"]
+
+    rewrite(engines, swap)
+    with pytest.raises(BundleError, match=r"the engine of vae_encoder: its input is .* the manifest says"):
+        load(machine, bundle, component="vae_encoder")
+
+
+@pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
+@pytest.mark.usefixtures("engines")
+def test_rtx_says_why_an_engine_is_not_valid_here(machine: Machine, bundle: Bundle) -> None:
+    machine.trt.refuses = {"validity"}
+    with pytest.raises(DeviceError, match=r"Fake GPU cannot run .* version mismatch, unsupported cc"):
+        load(machine, bundle)
+
+
+@pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
+@pytest.mark.usefixtures("engines")
+def test_kernels_that_rtx_compiled_are_kept_and_checked(
+    machine: Machine, bundle: Bundle, cache: Path
+) -> None:
+    def once() -> None:
+        engine = load(machine, bundle)
+        engine.run(np.zeros((1, 48, 16, 16), np.float32))
+        engine.close()
+
+    once()
+    (kept,) = (cache / "kernels").glob("*")
+    assert kept.name == "tensorrt-rtx-1.7.1.116-sm89.cache"
+    assert kept.read_bytes()[32:] == b"compiled"
+    machine.trt._usage.names.clear()
+    once()
+    assert "IRuntimeCache.deserialize" in machine.trt._usage.names
+    kept.write_bytes(kept.read_bytes() + b"more")
+    machine.trt._usage.names.clear()
+    once()
+    assert "IRuntimeCache.deserialize" not in machine.trt._usage.names
+    machine.trt.refuses = {"cache"}
+    once()
+
+
+def test_there_is_never_a_quiet_fallback(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match=r"(runs on NVIDIA GPUs only|does not run on cpu)"):
+        select(machine.name, "cpu")
+    monkeypatch.setattr(machine.cuda, "_count", 0)
+    with pytest.raises(DeviceError, match=f"{machine.name} has no GPU: cudaErrorNoDevice") as caught:
+        select(machine.name)
+    assert caught.value.exit_code == 6
+    monkeypatch.setattr(machine.cuda, "_count", 1)
+    with pytest.raises(DeviceError, match="there are 1 CUDA devices"):
+        select(machine.name, "cuda:1")
+
+
+@pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
+def test_rtx_names_a_gpu_that_it_does_not_run_on(machine: Machine) -> None:
+    machine.cuda._target = (9, 0)
+    with pytest.raises(DeviceError, match=r"does not run on Fake GPU \(sm90\)") as caught:
+        select("tensorrt-rtx")
+    assert caught.value.hint == "--backend tensorrt"
+
+
+def test_the_second_gpu_is_used_where_it_is_named(machine: Machine, bundle: Bundle, engines: Path) -> None:
+    assert engines.is_dir()
+    machine.cuda._count = 2
+    engine = load(machine, bundle, dataclasses.replace(CUDA, device="cuda:1"))
+    engine.run(np.zeros((1, 48, 16, 16), np.float32))
+    assert {call[1] for call in machine.cuda._usage.calls if call[0] == "cudaSetDevice"} == {(1,)}
+    engine.close()
+
+
+@pytest.mark.usefixtures("engines")
+def test_engines_on_different_gpus_are_no_chain(machine: Machine, bundle: Bundle) -> None:
+    machine.cuda._count = 2
+    here = load(machine, bundle)
+    there = load(machine, bundle, dataclasses.replace(CUDA, device="cuda:1"))
+    assert machine.backend.chain([here, there]) is None
+    assert machine.backend.chain([here, here]) is not None
+    for engine in (here, there):
+        engine.close()
+
+
+@pytest.mark.usefixtures("engines")
+def test_while_one_tile_is_computed_the_next_one_is_submitted(machine: Machine, bundle: Bundle) -> None:
+    """Two calls are on the streams before either is waited for."""
+    engine = load(machine, bundle)
+    z = np.zeros((1, 48, 16, 16), np.float32)
+    engine.run(z)
+    both = threading.Barrier(2, timeout=300)
+    wait = machine.cuda.cudaEventSynchronize
+
+    def meet(event: object) -> object:
+        both.wait()
+        return wait(event)
+
+    machine.cuda.__dict__["cudaEventSynchronize"] = meet
+    machine.cuda._lock = threading.Semaphore(4)  # The stand-in's own lock must not order the threads.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(engine.run, [z, z]))
+    del machine.cuda.__dict__["cudaEventSynchronize"]
+    engine.close()
+
+
+def test_the_command_builds_what_is_missing_and_says_so(
+    machine: Machine, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
+    line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
+    line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite"]
+    for note in ("4 engines built in", "built before, and nothing has changed"):
+        cli.app(line, standalone_mode=False)
+        shown = capsys.readouterr().err
+        assert f"back end: {machine.name} on cuda" in shown
+        assert note in shown
+    with Image.open(tmp_path / "a_x4.png") as large:
+        assert large.size == (32, 32)
+        # Two stages, each of which adds 0.25 in [-1, 1].
+        assert np.abs(np.asarray(large) - (64 + 255 / 4)).max() <= 1
+
+
+def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
+    """Change the record of a folder of engines."""
+    path = folder / RECORD_NAME
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))

@@ -1,0 +1,278 @@
+"""The export from end to end: every stage is merged, folded, halved, exported, compared; then published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tudsr_export.bundle_writer import DECODER, BundleFacts, write_bundle_files
+from tudsr_export.calibration import calibration_tiles, synthetic_tile
+from tudsr_export.engine_gate import build_all
+from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
+from tudsr_export.golden_tile import write_golden
+from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
+from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
+from tudsr_export.part import Graph, Part, Shape, write_graphs
+from tudsr_export.round_trip import RoundTrip
+from tudsr_runtime.atomic import atomic_dir
+from tudsr_runtime.bundle import MANIFEST_NAME
+from tudsr_runtime.engines.backend import Notify
+from tudsr_runtime.errors import UsageError
+from tudsr_runtime.geometry import TILE
+from tudsr_runtime.manifest import Golden
+from tudsr_train.generator import Generator, one_step
+
+HALF_RETRIES = 4
+"""How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export, and where to."""
+
+    base: Path
+    adapters: Mapping[int, Path]
+    """Adapter of stage 1, of stage 2, or of both, in any layout of `tudsr_export.layouts`."""
+    output: Path
+    precision: str
+    """fp16 or fp32: the type of all weights, inputs and outputs."""
+    name: str
+    licence: str
+    overwrite: bool = False
+    tile: int = TILE
+    about: str = ""
+    """Markdown for the model card."""
+    merge: bool = True
+    """Whether adapters are merged into the weights, or stay as branches with weights of their own."""
+    timesteps: Mapping[int, int] = field(default_factory=dict)
+    """By stage; a stage that is not in it takes its adapter's, else the paper's."""
+    prompt: str | None = None
+    """None: the adapter's, else the base's."""
+    batches: tuple[int, ...] = ()
+    """Further batch sizes of every graph, besides 1."""
+    tiles: tuple[int, ...] = ()
+    """Further tile sizes of every graph, besides `tile`."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every size that graphs are exported for, the bundle's own first."""
+        own = Shape(1, self.tile)
+        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles))
+        return tuple(dict.fromkeys((own, *more)))
+
+
+def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
+    """Write the bundle `plan.output`, whole or not at all; the gates' figures are added to `report`.
+
+    Raises:
+        BundleError: the base or an adapter is missing, damaged, or they do not fit each other.
+        NotFiniteError: a gate failed.
+        OutputError: the bundle cannot be written there.
+    """
+    with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
+        base = Generator.load(plan.base).eval()
+        _require_shapes(plan, base)
+        notify(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
+        export = _Export(plan, folder, base, report, notify)
+        for stage, adapter in sorted(plan.adapters.items()):
+            export.stage(stage, adapter)
+        export.autoencoder()
+        facts = export.facts(write_golden(folder, export.tiles[0], export.outputs))
+        write_bundle_files(folder, facts, report.as_json())
+        export.forget()
+        export.trip.compare(folder, plan.precision, report)
+        build_all(folder, export.graphs, report, notify)
+        write_bundle_files(folder, facts, report.as_json())
+
+
+def _require_shapes(plan: ExportPlan, base: Generator) -> None:
+    # A UNet halves its latent between blocks, and cannot join halves of an odd edge again.
+    multiple = base.pixels_per_cell * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    for shape in plan.shapes:
+        if shape.tile % multiple:
+            raise UsageError(f"tile {shape.tile} is no multiple of {multiple}, which this base needs")
+
+
+class _Export:
+    """One run.
+
+    `tiles` are the calibration tiles; `now` is what the generator, in float32, makes of them in the stages so
+    far, clamped, and `halved` what the exported modules make of them.
+    """
+
+    def __init__(
+        self, plan: ExportPlan, folder: Path, base: Generator, report: Report, notify: Notify
+    ) -> None:
+        self.plan, self.folder, self.base, self.report, self.notify = plan, folder, base, report, notify
+        self.tiles = self.now = self.halved = calibration_tiles(plan.tile)
+        self.stages: list[StageSettings] = []
+        self.outputs: list[Tensor] = []
+        """Of every stage, what it makes of the first tile, clamped."""
+        self.trip = RoundTrip(sorted((plan.tile, *plan.tiles), reverse=True), len(plan.adapters))
+        self.graphs: dict[str, list[Graph]] = {}
+        self.islands: dict[str, Any] = {}
+        encoder, decoder = vae_graphs(base.vae)
+        self.encoder = Part(BASE_ENCODER, encoder.eval(), ("image", "z_L"), plan.precision)
+        self.decoder = Part(DECODER, decoder.eval(), ("z_H", "image"), plan.precision)
+
+    def stage(self, stage: int, adapter: Path) -> None:
+        """Merge, fold and export one stage's UNet; the references move on through the stage."""
+        plan = self.plan
+        generator, settings = attach_stage(self.base, adapter, stage, plan.timesteps.get(stage), plan.prompt)
+        self._announce(settings)
+        z_L, z_H, images = self._reference(generator, settings)
+        encoder = self._encoder(generator, settings)
+        unet = Part(
+            settings.unet,
+            UnetStage(generator, settings.timestep, settings.formula).eval(),
+            ("z_L", "z_H"),
+            plan.precision,
+        )
+        # At full size a second float32 UNet would not fit beside what the exporter needs.
+        del generator
+        encoder.calibrate(self.now, z_L, self.report, f"{encoder.name}, {settings.name}")
+        unet.calibrate(z_L, z_H, self.report, settings.unet)
+        self.decoder.calibrate(z_H, images, self.report, f"{DECODER}, {settings.name}")
+        self.now = [image.clamp(-1, 1) for image in images]
+        self.outputs.append(self.now[0])
+        self._halve((encoder, unet, self.decoder), settings.name)
+        if encoder is not self.encoder:
+            self._write(encoder)
+        self._write(unet)
+        self.stages.append(settings)
+
+    def autoencoder(self) -> None:
+        """Export the parts of the autoencoder that the stages share."""
+        if any(stage.encoder == BASE_ENCODER for stage in self.stages):
+            self._write(self.encoder)
+        self._write(self.decoder)
+
+    def facts(self, golden: Golden) -> BundleFacts:
+        """All that is known in the end, but for the figures."""
+        plan = self.plan
+        return BundleFacts(
+            plan.name,
+            plan.licence,
+            plan.tile,
+            plan.precision,
+            self.base,
+            tuple(self.stages),
+            self.graphs,
+            golden,
+            plan.about,
+            plan.merge,
+            self.islands,
+        )
+
+    def forget(self) -> None:
+        """Free the base's UNet; from here on the bundle's own graphs take its place in memory."""
+        self.base.unet = torch.nn.Identity()
+
+    def _reference(
+        self, generator: Generator, settings: StageSettings
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """z_L, z_H and picture of every tile with the adapter attached; afterwards it is merged."""
+        alpha_t = self.base.alphas_cumprod[settings.timestep]
+        z_L = [generator.encode(x) for x in self.now]
+        predictions = [generator.predict(z, settings.timestep) for z in z_L]
+        z_H = [one_step(z, p, alpha_t, settings.formula) for z, p in zip(z_L, predictions, strict=True)]
+        if self.plan.merge:
+            self._merge(generator, settings, z_L[0], predictions[0])
+        self._restore_photo(generator, settings)
+        return z_L, z_H, [generator.decode(z) for z in z_H]
+
+    def _merge(self, generator: Generator, settings: StageSettings, z_L: Tensor, prediction: Tensor) -> None:
+        """Merge the adapters, and compare with what the first tile was with them attached."""
+        merge_adapter(generator.unet)
+        merged = generator.predict(z_L, settings.timestep)
+        self.report.relative(MERGED, settings.name, merged, prediction)
+        if settings.encoder != BASE_ENCODER:
+            merge_adapter(generator.vae)
+            self.report.relative(MERGED, settings.encoder, generator.encode(self.now[0]), z_L)
+
+    def _restore_photo(self, generator: Generator, settings: StageSettings) -> None:
+        """The photograph through the generator, for what the finished bundle will make of it."""
+        alpha_t = self.base.alphas_cumprod[settings.timestep]
+
+        def restore(x: Tensor) -> Tensor:
+            z_L = generator.encode(x)
+            prediction = generator.predict(z_L, settings.timestep)
+            return generator.decode(one_step(z_L, prediction, alpha_t, settings.formula))
+
+        self.trip.through(restore)
+
+    def _encoder(self, generator: Generator, settings: StageSettings) -> Part:
+        if settings.encoder == BASE_ENCODER:
+            return self.encoder
+        return Part(settings.encoder, VaeEncoder(generator.vae).eval(), ("image", "z_L"), self.plan.precision)
+
+    def _halve(self, parts: tuple[Part, Part, Part], subject: str) -> None:
+        """The gate half_vs_float32, with more float32 islands where it fails."""
+        if self.plan.precision == "fp32":
+            return
+        halved = self._in_half(parts)
+        for _ in range(HALF_RETRIES):
+            if self._decibels(halved) >= float(HALF.limit or 0):
+                break
+            part = max(parts, key=lambda p: p.candidate()[0])
+            part.keep_in_float32(part.candidate()[1])
+            self.notify(f"{subject}: half is not exact enough; {part.name} keeps {_named(part)} in float32")
+            halved = self._in_half(parts)
+        self.report.psnr(HALF, subject, torch.cat(halved), torch.cat(self.now), span=2)
+        self.halved = halved
+
+    def _in_half(self, parts: tuple[Part, Part, Part]) -> list[Tensor]:
+        images = []
+        for x in self.halved:
+            for part in parts:
+                x = part.run(x)
+            images.append(x.clamp(-1, 1))
+        return images
+
+    def _decibels(self, halved: list[Tensor]) -> float:
+        """PSNR of the tiles; -1 where any value is NaN."""
+        found = psnr_db(torch.cat(halved), torch.cat(self.now), span=2)
+        return IDENTICAL_DB if found is None else -1 if math.isnan(found) else found
+
+    def _write(self, part: Part) -> None:
+        """Export one part for every shape, compare, and forget it."""
+        self.notify(f"{part.name}: exporting in {self.plan.precision}")
+        if part.islands:
+            self.notify(f"{part.name}: {_named(part)} stays in float32")
+            self.islands[part.name] = part.islands.as_json()
+        examples = {shape: self._example(part, shape) for shape in self.plan.shapes}
+        self.graphs[part.name] = write_graphs(part, self.folder / part.name, examples, self.report)
+
+    def _example(self, part: Part, shape: Shape) -> tuple[Tensor, Tensor]:
+        """An input of a part in a shape, and what the float32 module makes of it."""
+        x = self.tiles[0] if shape.tile == self.plan.tile else synthetic_tile(shape.tile)
+        x = torch.cat([x.roll(8 * index, -1) for index in range(shape.batch)])
+        if part.ports[0] != "image":
+            x = self.base.encode(x)
+        return x, part.module(x)
+
+    def _announce(self, settings: StageSettings) -> None:
+        self.notify(
+            f"{settings.name}: {settings.layout} adapter, timestep {settings.timestep}, factor "
+            f"{settings.factor} ({settings.reason}); rank {settings.rank}, formula {settings.formula}"
+        )
+        if settings.encoder != BASE_ENCODER:
+            self.notify(f"{settings.name}: the adapter changes the VAE's encoder: {settings.encoder}")
+        if settings.note:
+            self.notify(f"{settings.name}: {settings.note}")
+        if settings.prompt_sha256 not in (None, settings.used_prompt_sha256):
+            self.notify(
+                f"{settings.name}: the prompt embedding differs from the one that it was trained with; "
+                "text encoders round differently on another machine or version"
+            )
+
+
+def _named(part: Part) -> str:
+    names = sorted(part.islands.blocks | part.islands.attention)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,66 @@
+"""The options of `tudsr export`: name, type, default and help of each, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+UNKNOWN_LICENCE = "unspecified"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `tudsr export` is told."""
+
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")]
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")]
+    stage1: Annotated[
+        Path | None,
+        typer.Option(metavar="ADAPTER", help="Of stage 1: a PEFT folder, .safetensors, or .pkl of a peer."),
+    ] = None
+    stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="Likewise of stage 2.")] = None
+    merge_lora: Annotated[
+        bool,
+        typer.Option(
+            "--merge-lora/--no-merge-lora", help="Add the adapters to the weights, or keep them beside them."
+        ),
+    ] = True
+    precision: Annotated[Literal["fp16", "fp32"], typer.Option(help="Numbers of the graphs.")] = "fp16"
+    timesteps: Annotated[
+        str | None,
+        typer.Option(metavar="T1,T2", help="Of each stage.  [default: the adapter's own, else 200 and 50]"),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What to restore towards.  [default: the adapter's, else the base's]"
+        ),
+    ] = None
+    batch: Annotated[
+        tuple[int, ...], typer.Option(min=2, max=64, help="Another batch size of every graph; repeatable.")
+    ] = ()
+    tile: Annotated[
+        tuple[int, ...],
+        typer.Option(metavar="PX", help="Another, smaller tile size of every graph; repeatable."),
+    ] = ()
+    name: Annotated[str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")] = None
+    licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = (
+        "unspecified"
+    )
+    about: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Markdown that the model card begins with.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False
+    engine: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="NAME", help="Build engines too: tensorrt-rtx or tensorrt; repeatable."),
+    ] = ()
+    target: Annotated[
+        str | None, typer.Option(metavar="SM", help="GPU of the engines.  [default: this machine's]")
+    ] = None
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a model repository for Triton too.")
+    ] = None

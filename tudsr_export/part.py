@@ -1,0 +1,158 @@
+"""One module on its way into the bundle: through its gates, in half with its islands, and out as ONNX."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tudsr_export.float32_graph import widen
+from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
+from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
+from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
+
+TENSOR_DTYPES = {"fp32": "float32", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fixed size that a component is exported for."""
+
+    batch: int
+    tile: int
+
+    def stem(self, first: Shape) -> str:
+        """The graph's file name without its ending: what differs from the first one stands in it."""
+        name = Path(MODEL_NAME).stem
+        name += f"_batch{self.batch}" if self.batch != first.batch else ""
+        return name + (f"_tile{self.tile}" if self.tile != first.tile else "")
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, tile {self.tile}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of a component, as the manifest will list it."""
+
+    model: str
+    """File name within the component's folder."""
+    files: tuple[str, ...]
+    """The files beside it that it reads weights from."""
+    shape: Shape
+    precision: str
+    ports: tuple[Port, Port]
+
+
+@dataclass
+class Part:
+    """A component that is being made: the float32 module, and what of it stays in float32."""
+
+    name: str
+    module: nn.Module
+    ports: tuple[str, str]
+    """Names of its input and output."""
+    precision: str
+    islands: Islands = NONE
+    peaks: Peaks = field(default_factory=Peaks)
+    _half: nn.Module | None = None
+
+    def calibrate(self, tiles: list[Tensor], expected: list[Tensor], report: Report, subject: str) -> None:
+        """The gates of the float32 module: it computes what the generator did, within half's range."""
+        if self.precision == "fp16":
+            islands, outputs, peaks = find_islands(self.module, tiles, float(FP16_RANGE.limit or 0))
+        else:
+            islands, (outputs, peaks) = NONE, run_scanned(self.module, tiles)
+        report.relative(BAKED, subject, torch.cat(outputs), torch.cat(expected))
+        if self.precision == "fp16":
+            report.add(Measurement(FP16_RANGE, subject, peaks.largest))
+            self.keep_in_float32(islands, peaks)
+
+    def keep_in_float32(self, more: Islands, peaks: Peaks | None = None) -> None:
+        """Keep more in float32."""
+        if peaks is not None:
+            self.peaks = peaks
+        if self.islands | more != self.islands:
+            self.islands, self._half = self.islands | more, None
+
+    def candidate(self) -> tuple[float, Islands]:
+        """What would be kept in float32 next, and its largest value; (-1, nothing) where all is."""
+        return next_island(self.peaks, self.islands)
+
+    def exported(self) -> nn.Module:
+        """The module in the precision of the bundle."""
+        if self.precision == "fp32":
+            return self.module
+        if self._half is None:
+            self._half = to_half(self.module, self.islands)
+        return self._half
+
+    def run(self, x: Tensor) -> Tensor:
+        """The exported module, in torch; float32 in and out."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.float32
+        result: Tensor = self.exported()(x.to(dtype)).float()
+        return result
+
+    def forget_float32(self) -> None:
+        """Keep only what is exported."""
+        self.exported()
+        if self.precision == "fp16":
+            self.module = nn.Identity()
+
+    def release(self) -> None:
+        """Forget the module's weights."""
+        self.module, self._half = nn.Identity(), None
+        gc.collect()  # the exporter leaves cycles that hold a second copy of the weights
+
+
+def write_graphs(
+    part: Part,
+    folder: Path,
+    examples: dict[Shape, tuple[Tensor, Tensor]],
+    report: Report,
+) -> list[Graph]:
+    """Export a part for every shape, each with an example input and its expected output, and compare.
+
+    The first shape is the bundle's own; the graphs of the others share its weights. The part's own weights
+    are gone afterwards.
+    """
+    part.forget_float32()
+    first = next(iter(examples))
+    # Shared weights have to lie in a file of their own.
+    external = EXTERNAL_FROM["fp16"] if len(examples) > 1 else None
+    models = {}
+    for shape, (x, expected) in examples.items():
+        ports = Port(part.ports[0], tuple(x.shape)), Port(part.ports[1], tuple(expected.shape))
+        name = f"{shape.stem(first)}.onnx"
+        model = export_onnx(
+            part.exported(), folder, *ports, part.precision, external_from=external, name=name
+        )
+        models[shape] = Graph(name, external_files(model), shape, part.precision, ports)
+    part.release()
+    graphs = []
+    for shape, graph in models.items():
+        subject = part.name if shape == first else f"{part.name}, {shape}"
+        graphs += _compared(folder, graph, subject, *examples[shape], report)
+    return graphs
+
+
+def _compared(
+    folder: Path, graph: Graph, subject: str, x: Tensor, expected: Tensor, report: Report
+) -> list[Graph]:
+    """A graph, and the float32 one over its weights where it is half; both compared in ONNX Runtime."""
+    model, precision = folder / graph.model, graph.precision
+    compare(report, precision, subject, run_onnx(model, x), expected)
+    if precision == "fp32":
+        return [graph]
+    wide = widen(model)
+    compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
+    return [graph, Graph(wide.name, external_files(wide), graph.shape, "fp32", graph.ports)]
+
+
+def compare(report: Report, precision: str, subject: str, actual: Tensor, expected: Tensor) -> None:
+    """The gate onnx_vs_torch, as each precision is judged."""
+    judge = report.psnr if precision == "fp16" else report.absolute
+    judge(ONNX[precision], subject, actual, expected)

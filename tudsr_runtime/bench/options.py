@@ -1,0 +1,48 @@
+"""The options of `tudsr bench`: name, type, default and help of each, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True)
+class _Where:
+    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano"
+    backend: Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")] = (
+        "auto"
+    )
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")] = "auto"
+    precision: Annotated[str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")] = (
+        "auto"
+    )
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
+    ] = None
+
+
+@dataclass(frozen=True)
+class _Picture(_Where):
+    size: Annotated[int, typer.Option(metavar="PX", min=1, help="Side of the input picture.")] = 256
+    scale: Annotated[float, typer.Option(help="Enlarge by this, 1 to 32.")] = 8.0
+
+
+@dataclass(frozen=True)
+class BenchOptions(_Where):
+    """What both commands are told."""
+
+    warmup: Annotated[int, typer.Option(min=0, help="Runs that are not counted.")] = 1
+    repeats: Annotated[int, typer.Option(min=1, help="Runs that are.")] = 5
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write NAME.md and NAME.json there too."),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in the place of Markdown on stdout.")] = False
+
+
+@dataclass(frozen=True)
+class LatencyOptions(BenchOptions, _Picture):
+    """What `tudsr bench latency` is told; a dataclass takes the fields of its last parent first."""

@@ -1,0 +1,91 @@
+"""The back ends that there are, and which of them runs where: adding one is a line in `BACKENDS` and one of
+the three lists below it (CONTRIBUTING.md). An engine library is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from tudsr_runtime.engines.backend import AUTO, Backend, Choice, Unavailable, split_device
+from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.manifest import PRECISIONS
+
+BACKENDS = {
+    "openvino": "tudsr_runtime.engines.openvino:BACKEND",
+    "onnxruntime": "tudsr_runtime.engines.onnxruntime:BACKEND",
+    "tensorrt": "tudsr_runtime.engines.tensorrt.backend:TENSORRT",
+    "tensorrt-rtx": "tudsr_runtime.engines.tensorrt.backend:TENSORRT_RTX",
+}
+"""Name of each back end, and where it is: module:OBJECT."""
+PREFERENCE = (("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
+"""What `auto` tries, the fastest first."""
+ON_REQUEST = (
+    ("openvino", "gpu"),
+    ("openvino", "npu"),
+    ("onnxruntime", "coreml"),
+    ("onnxruntime", "directml"),
+    ("onnxruntime", "migraphx"),
+)
+"""What runs only where its device is named: nobody has tested these yet (docs/devices.md)."""
+BY_NAME = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"))
+"""What runs only where its back end is named: it needs engines that are built first (docs/tensorrt.md)."""
+DEVICES = tuple(dict.fromkeys(device for _, device in (*PREFERENCE, *ON_REQUEST, *BY_NAME)))
+"""The kinds of device that --device may name."""
+
+
+def select(
+    backend: str = AUTO, device: str = AUTO, precision: str = AUTO, offered: Sequence[str] = ("fp32",)
+) -> Choice:
+    """Choose where to run. What is named is used or is an error; only `auto` looks further.
+
+    Args:
+        backend: "auto" or a name in `BACKENDS`.
+        device: "auto" or a name in `DEVICES`, with the number of one of several behind it: "cuda:1".
+        precision: "auto" or a name in `tudsr_runtime.manifest.PRECISIONS`.
+        offered: the precisions of the bundle's graphs, the main one first.
+
+    Raises:
+        UsageError: no back end, device or precision of that name.
+        DeviceError: what was asked for is not available here.
+    """
+    kind, _ = split_device(device)
+    _check_name("backend", backend, tuple(BACKENDS))
+    _check_name("device", kind, DEVICES)
+    _check_name("precision", precision, PRECISIONS)
+    refused: list[Unavailable] = []
+    for name, place in _candidates(backend, kind):
+        place = place if device == AUTO else device
+        unavailable = open_backend(name).probe(place)
+        if unavailable is None:
+            arithmetic = open_backend(name).precision(place, precision, offered)
+            return Choice(name, place, _reason(backend, device, refused), arithmetic)
+        refused.append(unavailable)
+    if not refused:
+        raise DeviceError(f"back end {backend} does not run on {device}", hint=f"--device {AUTO}")
+    last = refused[-1]
+    raise DeviceError(last.problem, hint=last.hint)
+
+
+def open_backend(name: str) -> Backend:
+    """The back end of that name, which must be one of `BACKENDS`; its engine library is not imported yet."""
+    module, _, variable = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), variable)
+    return backend
+
+
+def _candidates(backend: str, kind: str) -> list[tuple[str, str]]:
+    """The pairs of back end and device that fit, the best first."""
+    named = () if backend == AUTO else BY_NAME
+    pairs = (*PREFERENCE, *named, *(() if kind == AUTO else ON_REQUEST))
+    return [(name, place) for name, place in pairs if backend in (AUTO, name) and kind in (AUTO, place)]
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name != AUTO and name not in known:
+        raise UsageError(f"no {option} is called {name!r}; there are {', '.join((AUTO, *known))}")
+
+
+def _reason(backend: str, device: str, refused: list[Unavailable]) -> str:
+    if refused:
+        return "; ".join(unavailable.problem for unavailable in refused)
+    return "as asked" if AUTO not in (backend, device) else "the fastest available"

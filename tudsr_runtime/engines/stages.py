@@ -1,0 +1,170 @@
+"""The engines of one bundle on one device: loaded when needed, shared, exchanged when memory is short."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.engines.backend import (
+    AUTO,
+    Backend,
+    Choice,
+    Engine,
+    Notify,
+    Precision,
+    Target,
+    TileFunction,
+)
+from tudsr_runtime.engines.select import open_backend
+from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.geometry import FloatArray
+
+GRAPHS = {"bf16": "fp32"}
+"""The graphs to load for an arithmetic that graphs are not stored in: the library lowers these itself."""
+SMALL_MODEL = 100_000_000
+"""Bytes of weights up to which a model counts as small (see `Target`)."""
+
+
+@dataclass(frozen=True)
+class LoadedStage:
+    """Encoder, UNet and decoder of one stage as one unit, the way stages are trained.
+
+    `strength` s in [0, 1] decodes z_L + s (z_H - z_L): 1 is the model's result, 0 what the autoencoder alone
+    makes of the input. `chain` is the back end's own way through all three, if it has one.
+    """
+
+    engines: tuple[Engine, Engine, Engine]
+    strength: float
+    chain: TileFunction | None
+
+    @property
+    def parallel(self) -> int:
+        """How many tiles at a time are worth running."""
+        return min(engine.parallel for engine in self.engines)
+
+    def run(self, x: FloatArray) -> FloatArray:
+        """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
+        encoder, unet, decoder = self.engines
+        if self.strength == 1:
+            return self.chain(x) if self.chain else decoder.run(unet.run(encoder.run(x)))
+        z_L = encoder.run(x)
+        if self.strength == 0:
+            return decoder.run(z_L)
+        return decoder.run(z_L + np.float32(self.strength) * (unet.run(z_L) - z_L))
+
+
+class LoadedEngines:
+    """Keeps engines until `close`. Safe to share between threads, but for `close`.
+
+    Stages share the components that they have in common. `tiles` are the tile sizes in px that may be used,
+    the greatest first; `give_way` takes one out.
+
+    Args:
+        strength: that of `LoadedStage`, by stage.
+        notify: told what was done otherwise than planned.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        threads: int | None = None,
+        strength: tuple[float, float] = (1.0, 1.0),
+        notify: Notify = lambda _: None,
+    ) -> None:
+        self._bundle = bundle
+        self._choice = choice
+        self._precise = _precise(bundle, choice)
+        self._threads = threads
+        self._strength = strength
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._loaded: dict[tuple[str, int, str], Engine] = {}
+        self.tiles = bundle.tiles
+
+    def stage(self, index: int, tile: int | None = None) -> LoadedStage:
+        """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
+
+        Raises as `Backend.load`.
+        """
+        return self._stage(index, tile or self._bundle.manifest.tile, self._choice)
+
+    def again(self, index: int, tile: int) -> TileFunction | None:
+        """The stage once more in float32, loaded when it is first called; None if that is nothing new."""
+        precise = self._precise
+        if precise is None:
+            return None
+
+        def run(x: FloatArray) -> FloatArray:
+            self._notify(f"a tile of stage {index + 1} went wrong and is computed again in fp32")
+            return self._stage(index, tile, precise).run(x)
+
+        return run
+
+    def give_way(self, tile: int) -> bool:
+        """After memory ran out with tiles of that size: use only smaller ones from now on.
+
+        False if there are none. The engines are dropped; they are released when nothing runs them any more.
+        """
+        with self._lock:
+            smaller = tuple(size for size in self.tiles if size < tile)
+            self._loaded = {}
+            if not smaller:
+                return False
+            self.tiles = smaller
+        self._notify(f"out of memory with tiles of {tile} px; starting again with {smaller[0]} px")
+        return True
+
+    def close(self) -> None:
+        """Release the engines. They are loaded again if they are needed again."""
+        with self._lock:
+            while self._loaded:
+                self._loaded.popitem()[1].close()
+
+    def __enter__(self) -> LoadedEngines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stage(self, index: int, tile: int, choice: Choice) -> LoadedStage:
+        stage, backend = self._bundle.manifest.stages[index], open_backend(choice.backend)
+        target = self._target(choice, backend)
+        with self._lock:
+            encoder, unet, decoder = (
+                self._engine(component, tile, backend, target)
+                for component in (stage.encoder, stage.unet, stage.decoder)
+            )
+            engines = (encoder, unet, decoder)
+            return LoadedStage(engines, self._strength[index], backend.chain(engines))
+
+    def _engine(self, component: str, tile: int, backend: Backend, target: Target) -> Engine:
+        key = (component, tile, target.precision)
+        if key not in self._loaded:
+            graph = GRAPHS.get(target.precision, target.precision)
+            variant = self._bundle.variant(component, preferred=graph, tile=tile)
+            self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
+        return self._loaded[key]
+
+    def _target(self, choice: Choice, backend: Backend) -> Target:
+        precision = choice.precision or backend.precision(choice.device, AUTO, self._bundle.precisions)
+        small = self._bundle.bytes <= SMALL_MODEL
+        return Target(choice.device, precision.name, self._threads, small, choice.engines, self._notify)
+
+
+def _precise(bundle: Bundle, choice: Choice) -> Choice | None:
+    """The same place computing in float32, if it computes in less and can."""
+    if choice.precision is None or choice.precision.name == "fp32":
+        return None
+    try:
+        found = open_backend(choice.backend).precision(choice.device, "fp32", bundle.precisions)
+    except DeviceError:
+        return None
+    return dataclasses.replace(choice, precision=Precision(found.name, "a tile went wrong"))

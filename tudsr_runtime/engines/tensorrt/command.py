@@ -1,0 +1,107 @@
+"""`tudsr build` and `tudsr bundle triton`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.backend import Choice, split_device
+from tudsr_runtime.engines.tensorrt.inspection import inspect, outline
+from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
+from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines
+from tudsr_runtime.engines.tensorrt.triton import write_repository
+from tudsr_runtime.terminal import Terminal
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Narrator(Reporter):
+    """Shows a build on stderr: what begins, how long it may take, and how far it is."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._begun = self._said = time.monotonic()
+        self._label = ""
+        self._expected: float | None = None
+
+    def note(self, text: str) -> None:
+        """See `Reporter.note`."""
+        self._terminal.note(text)
+
+    def component(self, number: int, count: int, name: str, expected: float | None) -> None:
+        """See `Reporter.component`."""
+        self._begun = self._said = time.monotonic()
+        self._label, self._expected = f"engine {number} of {count}, {name}", expected
+        estimate = "none like it was built here before" if expected is None else f"about {expected:.0f} s"
+        self._terminal.note(f"{self._label}: {estimate}")
+
+    def progress(self, fraction: float, phase: str) -> None:
+        """See `Reporter.progress`; a line every few seconds, since the phases tell little about the time."""
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES or not phase:
+            return
+        self._said = now
+        spent = now - self._begun
+        left = "" if self._expected is None else f", about {max(self._expected - spent, 1):.0f} s left"
+        self._terminal.note(f"{self._label}: {fraction:.0%}, {phase.lower()}, {spent:.0f} s{left}")
+
+
+def build(options: BuildOptions) -> None:
+    """Build the engines of a bundle, or find them built; prints their folder.
+
+    Raises:
+        UsageError: no such library or target.
+        BundleError: there is no sound bundle, or it has no graphs of that precision.
+        DeviceError: the library or GPU is not there, or a graph cannot be built.
+        OutputError: the folder cannot be written.
+    """
+    terminal = Terminal(options.quiet)
+    opened = open_bundle(options.bundle)
+    library = open_library(options.engine)
+    target, reason = choose_target(library, options.target)
+    terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {opened.manifest.name}")
+    found = _ensure(Wanted(opened, library, target, options.precision), options.output, terminal)
+    if options.as_json:
+        terminal.json({"folder": str(found.path), "built": found.built, **dataclasses.asdict(found.record)})
+        return
+    for line in inspect(found.path, found.record) if options.inspect else ():
+        terminal.result(line)
+    if not options.inspect:
+        for line in outline(found.record):
+            terminal.note(line)
+        terminal.result(found.path)
+
+
+def triton(bundle: str, repository: Path, engines: list[Path]) -> None:
+    """Write a Triton model repository from a bundle; prints the folder of each model.
+
+    Raises as `write_repository`, and BundleError if there is no sound bundle.
+    """
+    terminal = Terminal()
+    names = write_repository(open_bundle(bundle), repository, engines)
+    for name in names:
+        terminal.result(repository / name)
+    terminal.note(f"{len(names)} models; tritonserver --model-repository={repository}")
+
+
+def build_for_device(bundle: Bundle, choice: Choice, terminal: Terminal) -> EngineFolder:
+    """Build or find the engines that `tudsr upscale` is about to run. Raises as `build`."""
+    library = open_library(choice.backend)
+    _, number = split_device(choice.device)
+    target, _ = choose_target(library, None, number)
+    precision = choice.precision.name if choice.precision else None
+    return _ensure(Wanted(bundle, library, target, precision), None, terminal)
+
+
+def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal) -> EngineFolder:
+    started = time.monotonic()
+    found = ensure_engines(wanted, output, Narrator(terminal))
+    if found.built:
+        seconds = time.monotonic() - started
+        terminal.note(f"{len(found.record.plans)} engines built in {seconds:.1f} s: {found.path}")
+    else:
+        terminal.note(f"engines: {found.path}, built before, and nothing has changed")
+    return found

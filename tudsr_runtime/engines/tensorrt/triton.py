@@ -1,0 +1,166 @@
+"""A model repository for Triton Inference Server, for those who serve at scale.
+
+    REPOSITORY/nano_vae_encoder/config.pbtxt, 1/model.onnx      one model for each component
+    REPOSITORY/nano_stage1/config.pbtxt, 1/                     the three of a stage in one: x_L -> x_H
+    REPOSITORY/nano_unet_stage1_tensorrt/..., 1/sm89.plan       the same from TensorRT's engines, if given
+
+An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; cutting
+into tiles and blending them stays with the client. Latents never leave the server.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tudsr_runtime.atomic import atomic_dir
+from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
+from tudsr_runtime.engines.tensorrt.record import EngineRecord, read_plan, read_record
+from tudsr_runtime.errors import DeviceError, UsageError
+
+DTYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+VERSION = "1"
+NATIVE = "tensorrt"
+"""The library whose engines Triton's TensorRT back end loads."""
+SUFFIX = "_tensorrt"
+
+
+def write_repository(bundle: Bundle, folder: Path, engines: Sequence[Path] = ()) -> list[str]:
+    """Write the model repository `folder`, whole or not at all; the names of its models.
+
+    Args:
+        bundle: the bundle; its own tile size and precision.
+        folder: must not exist.
+        engines: folders of engines of TensorRT, one for each kind of GPU that serves.
+
+    Raises:
+        UsageError: engines of TensorRT for RTX, which Triton does not load, or two for one kind of GPU.
+        DeviceError: engines that are missing, damaged, or not of this bundle.
+        OutputError: `folder` exists or cannot be written.
+    """
+    records = _read_records(bundle, engines)
+    with atomic_dir(folder) as partial:
+        for component in bundle.manifest.components:
+            variant = bundle.variant(component)
+            _write_onnx(partial, _name(bundle, component), bundle, variant)
+            if records:
+                _write_plans(partial, _name(bundle, component) + SUFFIX, variant, records)
+        for stage in bundle.manifest.stages:
+            for suffix in ("", SUFFIX) if records else ("",):
+                _write_ensemble(partial, bundle, stage, suffix)
+        names = sorted(one.name for one in partial.iterdir())
+    return names
+
+
+def _name(bundle: Bundle, part: str) -> str:
+    return f"{bundle.manifest.name}_{part}"
+
+
+def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Path, EngineRecord]]:
+    """The engines by target, all of them TensorRT's, of this bundle, and of one version."""
+    found: dict[str, tuple[Path, EngineRecord]] = {}
+    for folder in folders:
+        record = read_record(folder)
+        if record.library != NATIVE:
+            raise UsageError(
+                f"the engines in {folder} are of {record.library}; Triton loads those of TensorRT itself",
+                hint="leave --engines out: Triton runs the ONNX graphs too",
+            )
+        if record.target in found:
+            raise UsageError(f"{folder} and {found[record.target][0]} are both for {record.target}")
+        for component in bundle.manifest.components:
+            variant = bundle.variant(component)
+            plan = record.plans.get(variant.model)
+            if plan is None or plan.graph != variant.files:
+                raise DeviceError(f"the engines in {folder} are not of this bundle's {variant.model}")
+        found[record.target] = (folder, record)
+    return found
+
+
+def _write_onnx(repository: Path, name: str, bundle: Bundle, variant: Variant) -> None:
+    version = _make(repository, name)
+    for file in variant.files:
+        # External weights are found by the name that they have beside the graph.
+        shutil.copyfile(bundle.folder / file.path, version / Path(file.path).name)
+    lines = [
+        'backend: "onnxruntime"',
+        f"default_model_filename: {_text(Path(variant.model).name)}",
+        *_tensors(variant.inputs, variant.outputs),
+    ]
+    _configure(repository, name, lines)
+
+
+def _write_plans(
+    repository: Path, name: str, variant: Variant, records: Mapping[str, tuple[Path, EngineRecord]]
+) -> None:
+    version = _make(repository, name)
+    lines = ['platform: "tensorrt_plan"', *_tensors(variant.inputs, variant.outputs)]
+    for target, (folder, record) in records.items():
+        plan = record.plans[variant.model]
+        (version / f"{target}.plan").write_bytes(read_plan(folder, plan))
+        capability = f"{target[2:-1]}.{target[-1]}"
+        lines.append(_message("cc_model_filenames", f'key: "{capability}"', f'value: "{target}.plan"'))
+    first = next(iter(records))
+    _configure(repository, name, [*lines, f'default_model_filename: "{first}.plan"'])
+
+
+def _write_ensemble(repository: Path, bundle: Bundle, stage: Stage, suffix: str) -> None:
+    name = _name(bundle, stage.name) + suffix
+    _make(repository, name)
+    passed = ("x_L", "z_L", "z_H", "x_H")
+    variants = [bundle.variant(component) for component in (stage.encoder, stage.unet, stage.decoder)]
+    ends = [TensorSpec(passed[0], variants[0].inputs[0].dtype, variants[0].inputs[0].shape)]
+    ends.append(TensorSpec(passed[-1], variants[-1].outputs[0].dtype, variants[-1].outputs[0].shape))
+    steps = []
+    for i, component in enumerate((stage.encoder, stage.unet, stage.decoder)):
+        source, target = variants[i].inputs[0].name, variants[i].outputs[0].name
+        steps.append(
+            _message(
+                "step",
+                f"model_name: {_text(_name(bundle, component) + suffix)}",
+                "model_version: -1",
+                _message("input_map", f"key: {_text(source)}", f"value: {_text(passed[i])}"),
+                _message("output_map", f"key: {_text(target)}", f"value: {_text(passed[i + 1])}"),
+            )
+        )
+    lines = ['platform: "ensemble"', *_tensors(ends[:1], ends[1:]), _message("ensemble_scheduling", *steps)]
+    _configure(repository, name, lines)
+
+
+def _make(repository: Path, name: str) -> Path:
+    """The folder of the model's one version; an ensemble's stays empty."""
+    version = repository / name / VERSION
+    version.mkdir(parents=True)
+    return version
+
+
+def _configure(repository: Path, name: str, lines: Iterable[str]) -> None:
+    # 0: the batch is part of the shape, as the graphs have it.
+    text = "\n".join([f"name: {_text(name)}", "max_batch_size: 0", *lines])
+    (repository / name / "config.pbtxt").write_text(text + "\n", encoding="utf-8")
+
+
+def _tensors(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> list[str]:
+    return [
+        _message(
+            side,
+            f"name: {_text(spec.name)}",
+            f"data_type: {DTYPES[spec.dtype]}",
+            f"dims: [{', '.join(map(str, spec.shape))}]",
+        )
+        for side, specs in (("input", inputs), ("output", outputs))
+        for spec in specs
+    ]
+
+
+def _message(name: str, *fields: str) -> str:
+    """A nested message of protobuf's text format."""
+    inside = "\n".join(fields).replace("\n", "\n  ")
+    return f"{name} {{\n  {inside}\n}}"
+
+
+def _text(value: str) -> str:
+    """A string of protobuf's text format; of names in a bundle, JSON's quoting is the same."""
+    return json.dumps(value)

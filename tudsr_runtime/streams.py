@@ -1,0 +1,79 @@
+"""stdout and stderr that may fail (a reader that has gone, a full disk) without ending the work."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+
+class LenientStream(io.TextIOWrapper):
+    """What `stream` writes to. Once that fails, all else goes nowhere; `failure` is the first error."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        self.failure: OSError | None = None
+        # Whoever drops the last reference to it closes what both write to.
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Like that of any stream, but never an OSError."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Like that of any stream, but never an OSError."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.failure = self.failure or error
+        # Else what is still in the buffer would fail again, at the latest when the interpreter ends.
+        with suppress(OSError):
+            discard(self.fileno())
+
+
+@contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Within the block, `sys.stdout` and `sys.stderr` are lenient, where they are streams to a file."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_lenient, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, LenientStream):
+                stream.flush()
+                stream.detach()
+        sys.stdout, sys.stderr = before
+
+
+def failure_of(stream: TextIO) -> OSError | None:
+    """The first error of a stream that is lenient, after writing all that it has not written yet."""
+    stream.flush()
+    return stream.failure if isinstance(stream, LenientStream) else None
+
+
+def discard(handle: int) -> None:
+    """From now on, what is written to this open file goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, handle)
+    os.close(nowhere)
+
+
+def _lenient(stream: TextIO) -> TextIO:
+    return LenientStream(stream) if isinstance(stream, io.TextIOWrapper) else stream

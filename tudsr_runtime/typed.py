@@ -1,0 +1,135 @@
+"""Plain data, as JSON and YAML give it, read strictly into dataclasses.
+
+An unknown, missing or misfit key is an error that names its place ("stages[0].factor").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+KINDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+KINDS |= {list: "a list", dict: "an object"}
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as it is in RFC 8259: no key twice, no NaN. Raises ValueError."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_typed(
+    kind: type[T],
+    tree: Any,
+    error: Callable[[str], Exception],
+    *,
+    whole: str,
+    defaults: bool = False,
+    before: Mapping[Any, Callable[[Any], Any]] | None = None,
+) -> T:
+    """`tree` as the dataclass `kind`.
+
+    Fields may be int, float, str, bool, another dataclass, `dict[str, ...]`, a tuple, one of these or None,
+    and Any. An int stands for a float too. What a `__post_init__` complains of by ValueError gets its place.
+
+    Args:
+        error: makes the exception to raise of a message.
+        whole: what `tree` is called in a message ("the manifest").
+        defaults: whether a key may be missing that has a default.
+        before: by annotated type, what makes plain data of other ways to write it.
+    """
+    return typing.cast(T, _Reader(error, whole, defaults, before or {}).read(kind, tree, ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    error: Callable[[str], Exception]
+    whole: str
+    defaults: bool
+    before: Mapping[Any, Callable[[Any], Any]]
+
+    def read(self, kind: Any, value: Any, where: str) -> Any:
+        value = self.before[kind](value) if kind in self.before else value
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin is types.UnionType:
+            return None if value is None else self.read(arguments[0], value, where)
+        if origin is tuple:
+            return self._tuple(arguments, value, where)
+        if origin is dict:
+            members = self._typed(dict, value, where)
+            return {key: self.read(arguments[1], item, f"{where}.{key}") for key, item in members.items()}
+        if dataclasses.is_dataclass(kind):
+            return self._dataclass(kind, self._typed(dict, value, where), where)
+        return value if kind is Any else self._typed(kind, value, where)
+
+    def _tuple(self, kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+        items = self._typed(list, value, where)
+        kinds = (kinds[0],) * len(items) if kinds[-1] is Ellipsis else kinds
+        if len(items) != len(kinds):
+            raise self._misfit(where, f"must have {len(kinds)} values, not {len(items)}")
+        return tuple(
+            self.read(kind, item, f"{where}[{index}]")
+            for index, (kind, item) in enumerate(zip(kinds, items, strict=True))
+        )
+
+    def _dataclass(self, kind: Any, members: dict[str, Any], where: str) -> Any:
+        hints = typing.get_type_hints(kind)
+        for key in sorted(members.keys() - hints.keys(), key=str):
+            import difflib
+
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            raise self.error(f"unknown key {_short(f'{where}.{key}')!r}{suggestion}")
+        optional = {field.name for field in dataclasses.fields(kind) if self.defaults and _has_default(field)}
+        for key in sorted(hints.keys() - members.keys() - optional):
+            raise self.error(f"missing key {_short(f'{where}.{key}')!r}")
+        values = {key: self.read(hints[key], item, f"{where}.{key}") for key, item in members.items()}
+        try:
+            return kind(**values)
+        except ValueError as error:
+            place = where.lstrip(".")
+            raise self.error(f"{place}: {error}" if place else str(error)) from None
+
+    def _typed(self, kind: Any, value: Any, where: str) -> Any:
+        if kind is float and type(value) in (int, float):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if math.isfinite(number):
+                return number
+        elif type(value) is kind:
+            return value
+        raise self._misfit(where, f"must be {KINDS[kind]}, not {str(value)[:40]!r}")
+
+    def _misfit(self, where: str, complaint: str) -> Exception:
+        return self.error(f"{_short(where) or self.whole} {complaint}")
+
+
+def _short(where: str) -> str:
+    return where.lstrip(".")[:120]
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        double = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"duplicate key {double[:120]!r}")
+    return found
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a JSON number")
