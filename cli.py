@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import UpscaleOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
@@ -353,87 +354,15 @@ def build(options: BuildOptions) -> None:
     run(options)
 
 
-Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-]
-PaperPython = Annotated[
-    Path | None, typer.Option(metavar="PYTHON", help="Of your own environment with pyiqa, for paper.")
-]
-PaperDataset = Annotated[
-    str | None, typer.Option(metavar="NAME", help="RealSR, ...: print the paper's figures beside yours.")
-]
-PaperDevice = Annotated[str, typer.Option(metavar="NAME", help="Where pyiqa runs: cpu or cuda.")]
-PaperWeights = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]")
-]
-PaperSeed = Annotated[int, typer.Option(min=0, help="Of what pyiqa draws.")]
-
-
 @eval_app.command("pictures")
+@_from_options
 def eval_pictures(
     predictions: Annotated[
         list[Path],
         typer.Argument(metavar="PRED...", readable=False, help="Pictures or folders of them, one a method."),
     ] = [],  # noqa: B006
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR|FILE", help="What they should have been, matched by name."),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="DIR|FILE", help="What they were made from, matched by name."),
-    ] = None,
-    metrics: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Names or groups with commas between: always, niqe, dists, lpips..."
-        ),
-    ] = "always",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Write scores.jsonl, scores.md and index.html there."
-        ),
-    ] = None,
-    tile: Annotated[
-        int, typer.Option(metavar="PX", min=64, help="Side of the tiles, for seam energy.")
-    ] = 512,
-    vgg16: Annotated[
-        str | None, typer.Option(metavar="FILE|ID", help="VGG16, for dists: torchvision's names.")
-    ] = None,
-    dists: Annotated[
-        str, typer.Option(metavar="FILE", help="DISTS' weights.  [default: of an installed DISTS-pytorch]")
-    ] = "",
-    alexnet: Annotated[
-        str | None, typer.Option(metavar="FILE", help="AlexNet, for lpips: torchvision's names.")
-    ] = None,
-    lpips: Annotated[
-        str | None, typer.Option(metavar="FILE", help="LPIPS' heads.  [default: of an installed lpips]")
-    ] = None,
-    inception: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Inception as TorchScript, for fid and kid.")
-    ] = None,
-    self_check: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Compare with the scores published in DIR, and do nothing else."),
-    ] = None,
-    paper_python: PaperPython = None,
-    paper_dataset: PaperDataset = None,
-    paper_device: PaperDevice = "cpu",
-    weights: PaperWeights = None,
-    seed: PaperSeed = 0,
-    page_pictures: Annotated[
-        int, typer.Option(metavar="N", min=0, help="So many subjects as pictures on the page.")
-    ] = 40,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at a time.  [default: one for each CPU]")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a picture in the place of the table.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+    *,
+    options: EvalOptions,
 ) -> None:
     """Say how good pictures are, by figures and side by side.
 
@@ -441,61 +370,26 @@ def eval_pictures(
     `tudsr eval ablation` compares the plans of a bundle.
     """
     with _needs("eval"):
-        from tudsr_eval.command import Environment, EvalOptions, Weights, evaluate
+        from tudsr_eval.command import evaluate
 
-        evaluate(
-            predictions,
-            EvalOptions(
-                reference=reference,
-                source=source,
-                metrics=metrics,
-                output=output,
-                tile=tile,
-                weights=Weights(vgg16, dists, alexnet, lpips, inception),
-                self_check=self_check,
-                paper=Environment(paper_python, paper_device, seed, weights),
-                paper_dataset=paper_dataset,
-                page_pictures=page_pictures,
-                jobs=jobs,
-                as_json=as_json,
-                quiet=quiet,
-            ),
-        )
+        evaluate(predictions, options)
 
 
 @eval_app.command("ablation")
+@_from_options
 def eval_ablation(
     bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
     pictures: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to enlarge.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of results and scores.")
-    ],
-    scale: Annotated[int, typer.Option(help="4 (Table 4) or 8 (Table 5).")] = 4,
-    reference: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="What they should become, matched by name.")
-    ] = None,
-    metrics: Annotated[str, typer.Option(metavar="LIST", help="As in `tudsr eval`.")] = "always",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    threads: Threads = None,
-    paper_python: PaperPython = None,
-    paper_dataset: PaperDataset = None,
-    paper_device: PaperDevice = "cpu",
-    weights: PaperWeights = None,
-    seed: PaperSeed = 0,
+    options: AblationOptions,
 ) -> None:
     """Compare a bundle's stages alone with both, as the paper's Tables 4 and 5 do.
 
     x4: M4, N4 and M2N2; x8: M8, N8 and M4N2. What is there already is not made again.
     """
     with _needs("eval"):
-        from tudsr_eval.command import AblationOptions, Environment, EvalOptions, ablation
+        from tudsr_eval.command import ablation
 
-        environment = Environment(paper_python, paper_device, seed, weights)
-        scoring = EvalOptions(
-            reference=reference, metrics=metrics, paper=environment, paper_dataset=paper_dataset
-        )
-        ablation(bundle, pictures, output, AblationOptions(scale, backend, device, threads), scoring)
+        ablation(bundle, pictures, options)
 
 
 def main() -> int:

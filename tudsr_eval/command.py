@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from tudsr_eval.ablation import AblationOptions, enlarge_by_plans
+from tudsr_eval.ablation import enlarge_by_plans
 from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
 from tudsr_eval.matching import match, some
+from tudsr_eval.options import AblationOptions, EvalOptions, PaperOptions
 from tudsr_eval.page import write_page
 from tudsr_eval.paper import PAPER, Environment, paper_tables, run_paper
 from tudsr_eval.run import Scored, score_all
@@ -19,35 +20,13 @@ from tudsr_eval.table import markdown
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import BatchError, OutputError, UsageError
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.axis import TILE
-
-__all__ = ["AblationOptions", "Environment", "EvalOptions", "Weights", "ablation", "evaluate"]
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """The options of `tudsr eval`, as its help describes them."""
-
-    reference: Path | None = None
-    source: Path | None = None
-    metrics: str = "always"
-    output: Path | None = None
-    tile: int = TILE
-    weights: Weights = Weights()  # noqa: RUF009 - immutable
-    self_check: Path | None = None
-    paper: Environment = Environment()  # noqa: RUF009 - immutable
-    paper_dataset: str | None = None
-    """Of the paper: its figures stand beside ours."""
-    paper_table: str | None = None
-    """1, 2, 4 or 5; None chooses 1 or 2 by the scale."""
-    page_pictures: int = 40
-    jobs: int | None = None
-    as_json: bool = False
-    quiet: bool = False
-
-
-def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
+def evaluate(predictions: Sequence[Path], options: EvalOptions, paper_table: str | None = None) -> None:
     """Score, print, write; or check the evaluator itself.
+
+    Args:
+        paper_table: 1, 2, 4 or 5, for the paper's metrics; None chooses 1 or 2 by the scale.
 
     Raises:
         DeviceError: pyiqa cannot be run.
@@ -65,7 +44,7 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
         raise UsageError("nothing to measure", hint="tudsr eval FOLDER --reference FOLDER; --help says more")
     wanted = wanted_metrics(options.metrics)
     names = [name for name in wanted if name in ALWAYS]
-    learned = load_learned(wanted, options.weights) if set(wanted) & {*LEARNED} else None
+    learned = load_learned(wanted, _weights(options)) if set(wanted) & {*LEARNED} else None
     metrics = ALWAYS | (learned.metrics if learned else {})
     matched = match(predictions, options.reference, options.source)
     for note in matched.notes:
@@ -80,7 +59,7 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
     sets = _of_sets(learned, scored)
     tables = ""
     if "paper" in wanted:
-        tables = _add_paper(scored, sets, options, terminal)
+        tables = _add_paper(scored, sets, options, paper_table, terminal)
         metrics = metrics | {f"paper {name}": replace(m, name=f"paper {name}") for name, m in PAPER.items()}
     report = markdown(scored, metrics, sets) + tables
     if not options.as_json:
@@ -93,15 +72,22 @@ def evaluate(predictions: Sequence[Path], options: EvalOptions) -> None:
         raise BatchError(f"{len(failed)} of {len(scored)} pictures could not be measured")
 
 
-def ablation(bundle: str, folder: Path, output: Path, options: AblationOptions, scoring: EvalOptions) -> None:
-    """The paper's Table 4 (x4) or 5 (x8) for a bundle: results and scores in `output`.
+def ablation(bundle: str, folder: Path, options: AblationOptions) -> None:
+    """The paper's Table 4 (x4) or 5 (x8) for a bundle: results and scores in `options.output`.
 
     Raises:
         TudsrError: as `enlarge_by_plans` and `evaluate`.
     """
-    folders = enlarge_by_plans(bundle, folder, output, options, Terminal(scoring.quiet).note)
-    number = "4" if options.scale == 4 else "5"
-    evaluate(folders, replace(scoring, source=folder, output=output, paper_table=number))
+    folders = enlarge_by_plans(bundle, folder, options, Terminal().note)
+    shared = {field.name: getattr(options, field.name) for field in fields(PaperOptions)}
+    scoring = EvalOptions(
+        **shared,
+        reference=options.reference,
+        source=folder,
+        metrics=options.metrics,
+        output=options.output,
+    )
+    evaluate(folders, scoring, paper_table="4" if options.scale == 4 else "5")
 
 
 def wanted_metrics(text: str) -> list[str]:
@@ -134,22 +120,34 @@ def write_results(
 
 
 def _add_paper(
-    scored: Sequence[Scored], sets: dict[str, dict[str, float]], options: EvalOptions, terminal: Terminal
+    scored: Sequence[Scored],
+    sets: dict[str, dict[str, float]],
+    options: EvalOptions,
+    number: str | None,
+    terminal: Terminal,
 ) -> str:
     """pyiqa's scores join the others under their own names; the paper's table of them."""
     if options.output is None:
         raise UsageError("--metrics paper keeps its scores, to go on from", hint="-o FOLDER")
     cases = [one.case for one in scored if not one.error]
-    found = run_paper(cases, options.output, options.paper, terminal.note)
+    found = run_paper(cases, options.output, _environment(options), terminal.note)
     for one in scored:
         of = found.pictures.get((one.case.method, one.case.name), {})
         one.scores |= {f"paper {name}": value for name, value in of.items()}
     for method, values in found.sets.items():
         sets.setdefault(method, {}).update({f"paper {name}": value for name, value in values.items()})
     scale = next((one.scale for one in scored if one.scale), None)
-    number = options.paper_table or ("2" if scale is not None and scale > 6 else "1")
+    number = number or ("2" if scale is not None and scale > 6 else "1")
     facts = json.dumps(found.facts, indent=1)
     return f"\n{paper_tables(found, cases, number, options.paper_dataset)}\n```json\n{facts}\n```\n"
+
+
+def _weights(options: EvalOptions) -> Weights:
+    return Weights(options.vgg16, options.dists, options.alexnet, options.lpips, options.inception)
+
+
+def _environment(options: EvalOptions) -> Environment:
+    return Environment(options.paper_python, options.paper_device, options.seed, options.weights)
 
 
 def _of_sets(learned: Learned | None, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:

@@ -142,6 +142,9 @@ class TestWithAFakePyiqa:
         table = printed[printed.index("The paper's Table 4") :].splitlines()[2:]
         rows = [row.split("|")[1].strip() for row in table[2:8]]
         assert rows == ["M4", "N4", "M2N2", "**M4**", "**N4**", "**M2N2**"]
+        other = ["eval", "ablation", *map(str, words), "--scale", "8"]
+        with pytest.raises(UsageError, match="of another scale"):
+            app(other, standalone_mode=False)
         before = (pictures / "out" / "M4" / "coffee_x4.png").stat().st_mtime_ns
         app(["eval", "ablation", *map(str, words)], standalone_mode=False)
         assert (pictures / "out" / "M4" / "coffee_x4.png").stat().st_mtime_ns == before
