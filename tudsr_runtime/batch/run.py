@@ -288,16 +288,15 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
-        while True:
+
+        def attempt() -> tuple[str, ...]:
             upscaled = partial(
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            try:
-                return write_picture(picture, bands, *size, job.target, request.encoding, replace)
-            except MemoryExhausted:
-                if not self.upscaler.give_way():
-                    raise
+            return write_picture(picture, bands, *size, job.target, request.encoding, replace)
+
+        return self.upscaler.with_smaller_tiles(attempt)
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -213,5 +213,5 @@ def test_other_strengths_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), (1.0, 2.0)])
 def test_strength_out_of_range_is_refused(bundle: Bundle, strength: Any) -> None:
-    with pytest.raises(UsageError, match="strength must be 0 to 1"):
+    with pytest.raises(UsageError, match="strength must be a number from 0 to 1"):
         Upscaler(bundle, overlap=24, strength=strength)
