@@ -210,7 +210,7 @@ class Upscaler:
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns; it is called again with smaller tiles if an engine ran out of memory.
 
-        For what takes the rows of `upscale_rows`, and asks for them anew each time; `upscale` does this itself.
+        For what takes `upscale_rows`, and asks for it anew each time; `upscale` does this itself.
 
         Raises:
             MemoryExhausted: the bundle has no smaller tile, or it was not an engine that lacked memory. And

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder, output_is_folder
+from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
 from tudsr_runtime.batch.job import Again, Request
 from tudsr_runtime.batch.options import UpscaleOptions, as_command
+from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size

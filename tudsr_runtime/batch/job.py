@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.inputs import Source, name_output
+from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.options import OnExists
+from tudsr_runtime.batch.outputs import name_output
 from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256

@@ -18,8 +18,9 @@ from tudsr_runtime.atomic import AppearedError, other_names
 from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.estimate import Estimator, host_bytes
-from tudsr_runtime.batch.inputs import Source, check_name, find_collisions, free_name, identity, make_folders
+from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job, Request, outline, plan_job
+from tudsr_runtime.batch.outputs import check_name, find_collisions, free_name, identity, make_folders
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
