@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from tudsr_runtime import Upscaler
-from tudsr_runtime.batch.command import parse_strength
+from tudsr_runtime.batch.options import parse_strength
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Precision
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
