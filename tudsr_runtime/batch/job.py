@@ -96,6 +96,21 @@ class Job:
         except OSError as error:
             raise InputError(f"{self.source}: cannot be read: {error.strerror or error}") from error
 
+    def summary(self, upscaler: Upscaler) -> dict[str, object]:
+        """What is computed with which model on which machine, for --json."""
+        plan, choice = self.plan, upscaler.choice
+        return {
+            "input_px": [plan.width, plan.height],
+            "output_px": [plan.output_width, plan.output_height],
+            "scale": plan.scale,
+            "factors": plan.factors,
+            "tiles": plan.tiles,
+            "backend": choice.backend,
+            "device": choice.device,
+            "precision": choice.precision.name if choice.precision else None,
+            "bundle_sha256": upscaler.bundle.sha256,
+        }
+
     def renamed(self, target: Path) -> Job:
         """The same with another output."""
         return replace(self, target=target)

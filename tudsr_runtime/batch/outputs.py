@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from tudsr_runtime.atomic import sweep
+from tudsr_runtime.atomic import other_names, sweep
 from tudsr_runtime.batch.inputs import Source, is_folder
 from tudsr_runtime.errors import OutputError, UsageError
 from tudsr_runtime.pictures.read import Header
@@ -120,6 +120,12 @@ def check_name(target: Path) -> None:
         raise OutputError(f"cannot write {target}: {error.strerror or error}", hint="-o FILE") from error
     if target.is_dir():
         raise OutputError(f"cannot write {target}: a folder has that name")
+
+
+def links_note(target: Path) -> tuple[str, ...]:
+    """A note where an output that is to be replaced has other names, which keep what is in it."""
+    links = other_names(target)
+    return (f"its other names (hard links: {links}) keep the old picture",) if links > 0 else ()
 
 
 def identity(path: Path) -> str:
