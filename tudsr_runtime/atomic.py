@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.files import lock
 
 CLAIM = ".claim"
 """Suffix of the file that says that a process is at work on a result."""
@@ -184,15 +185,9 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
 
     Windows lets nobody remove a file that is open, which is all that the lock is for.
     """
-    if os.name == "nt":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
+    with suppress(OSError):
+        return os.name == "nt" or lock(file.fileno(), wait)
+    return False
 
 
 def _mode(old: int, same_group: bool) -> int:

@@ -69,6 +69,26 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
         os.close(handle)
 
 
+def lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; false if another process has it, unless that is waited for.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def _acquire(handle: int, path: Path, waiting: Callable[[], None]) -> None:
     told = False
     while not _try(handle, path):
@@ -80,16 +100,6 @@ def _acquire(handle: int, path: Path, waiting: Callable[[], None]) -> None:
 
 def _try(handle: int, path: Path) -> bool:
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        return lock(handle)
     except OSError as error:
         raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
-    return True

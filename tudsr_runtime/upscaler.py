@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, overload
@@ -28,6 +28,7 @@ from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
 from tudsr_runtime.tiling.stages import Progress, run_stages
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
+Result = TypeVar("Result")
 
 
 class Upscaler:
@@ -172,16 +173,16 @@ class Upscaler:
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
         picture = to_picture(image)
-        while True:
+
+        def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
             bands = self._bands(picture.levels, plan, progress)
             try:
                 return like(image, picture, bands, (plan.output_width, plan.output_height))
             except MemoryError as error:
                 raise _too_large(plan) from error
-            except MemoryExhausted:
-                if not self.give_way():
-                    raise
+
+        return self.with_smaller_tiles(attempt)
 
     def upscale_rows(
         self,
@@ -206,14 +207,22 @@ class Upscaler:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
         return self._engines.stage(plan.stage, plan.columns.tile)
 
-    def give_way(self) -> bool:
-        """After `upscale_rows` raised MemoryExhausted: whether it is worth trying again, with smaller tiles.
+    def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
+        """What `attempt` returns; it is called again with smaller tiles if an engine ran out of memory.
 
-        True if it was an engine that ran out of memory and the bundle has a smaller tile, which is used from
-        now on. `upscale` does this itself.
+        For what takes `upscale_rows`, and asks for it anew each time; `upscale` does this itself.
+
+        Raises:
+            MemoryExhausted: the bundle has no smaller tile, or it was not an engine that lacked memory. And
+            all else that `attempt` raises.
         """
-        tile, self._exhausted = self._exhausted, None
-        return tile is not None and self._engines.give_way(tile)
+        while True:
+            try:
+                return attempt()
+            except MemoryExhausted:
+                tile, self._exhausted = self._exhausted, None
+                if tile is None or not self._engines.give_way(tile):
+                    raise
 
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tudsr_runtime.atomic import CLAIM
+from tudsr_runtime.files import lock
 
 
 @contextmanager
@@ -37,22 +38,21 @@ def claim(path: Path) -> Iterator[bool]:
 
 def _claim_by_lock(mark: Path) -> int:
     """A handle that holds the lock of the file. Raises BlockingIOError if another one does, OSError."""
-    import fcntl
-
     while True:
         handle = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(handle, mark):
+            locked = lock(handle)
+            if locked and _is_at(handle, mark):
                 return handle
-        except OSError as error:
+        except OSError:
             os.close(handle)
-            if not isinstance(error, BlockingIOError):
-                # No locks here, so nobody could tell later whether the file means anything.
-                with suppress(OSError):
-                    mark.unlink()
+            # No locks here, so nobody could tell later whether the file means anything.
+            with suppress(OSError):
+                mark.unlink()
             raise
         os.close(handle)
+        if not locked:
+            raise BlockingIOError(f"{mark} is locked")
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder, output_is_folder
+from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
 from tudsr_runtime.batch.job import Again, Request
-from tudsr_runtime.batch.options import UpscaleOptions, as_command
+from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_strength
+from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size
@@ -97,17 +98,6 @@ def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
         from tudsr_runtime.engines.tensorrt.command import build_for_device
 
         build_for_device(upscaler.bundle, choice, terminal)
-
-
-def parse_strength(text: str) -> tuple[float, float]:
-    """The strength of stage 1 and stage 2 from "0.5", for both, or "1.0,0.6". Raises UsageError."""
-    try:
-        parts = [float(part) for part in text.split(",")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 2:
-        raise UsageError(f"strength must be a number, or two with a comma between, not {text!r}")
-    return parts[0], parts[-1]
 
 
 def _ends_in_slash(output: str | None) -> bool:

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.inputs import Source, name_output
+from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.options import OnExists
+from tudsr_runtime.batch.outputs import name_output
 from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256
@@ -94,6 +95,21 @@ class Job:
             return file_sha256(self.source)
         except OSError as error:
             raise InputError(f"{self.source}: cannot be read: {error.strerror or error}") from error
+
+    def summary(self, upscaler: Upscaler) -> dict[str, object]:
+        """What is computed with which model on which machine, for --json."""
+        plan, choice = self.plan, upscaler.choice
+        return {
+            "input_px": [plan.width, plan.height],
+            "output_px": [plan.output_width, plan.output_height],
+            "scale": plan.scale,
+            "factors": plan.factors,
+            "tiles": plan.tiles,
+            "backend": choice.backend,
+            "device": choice.device,
+            "precision": choice.precision.name if choice.precision else None,
+            "bundle_sha256": upscaler.bundle.sha256,
+        }
 
     def renamed(self, target: Path) -> Job:
         """The same with another output."""

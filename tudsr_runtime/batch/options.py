@@ -204,3 +204,16 @@ def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
         if not isinstance(value, bool):
             words.append(f"{value:g}" if isinstance(value, float) else str(value))
     return shlex.join(words)
+
+
+def parse_strength(text: str) -> tuple[float, float]:
+    """The strength of stage 1 and stage 2 from "0.5", for both, or "1.0,0.6". Raises UsageError."""
+    try:
+        parts = [float(part) for part in text.split(",")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 2:
+        from tudsr_runtime.errors import UsageError
+
+        raise UsageError(f"strength must be a number, or two with a comma between, not {text!r}")
+    return parts[0], parts[-1]

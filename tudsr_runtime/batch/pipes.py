@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from tudsr_runtime.batch.inputs import fitting_suffix, is_folder
+from tudsr_runtime.batch.inputs import is_folder
+from tudsr_runtime.batch.outputs import fitting_suffix
 from tudsr_runtime.errors import InputError, TudsrError, UsageError
 from tudsr_runtime.pictures.read import read_header
 from tudsr_runtime.terminal import mark_told, was_told

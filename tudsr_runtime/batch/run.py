@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tudsr_runtime.atomic import AppearedError, other_names
+from tudsr_runtime.atomic import AppearedError
 from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.estimate import Estimator, host_bytes
-from tudsr_runtime.batch.inputs import Source, check_name, find_collisions, free_name, identity, make_folders
+from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job, Request, outline, plan_job
+from tudsr_runtime.batch.outputs import (
+    check_name,
+    find_collisions,
+    free_name,
+    identity,
+    links_note,
+    make_folders,
+)
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
@@ -80,8 +88,8 @@ class Batch:
             memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
-            estimate = {"estimate": {"seconds": round(seconds, 3), "host_bytes": memory}}
-            self._report(job, "planned", line, job.notes, more=estimate)
+            estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
+            self._report(job, "planned", line, job.notes, estimate=estimate)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input."""
@@ -270,7 +278,7 @@ class Batch:
         for note in (*job.notes, *picture.notes):
             self.terminal.note(f"note: {job.source}: {note}")
         self.terminal.note(f"{job.source}: {outline(plan)}")
-        links = _links_note(job.target)
+        links = links_note(job.target)
         lost = (*self._write(job, picture, bar, seconds), *links)
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
@@ -278,7 +286,7 @@ class Batch:
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
         if not self.request.to_stdout:
             job.remember(self.records, sha256)
-        self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), rounded)
+        self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds=rounded)
         self.tally.ok += 1
 
     def _write(
@@ -288,67 +296,36 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
-        while True:
+
+        def attempt() -> tuple[str, ...]:
             upscaled = partial(
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            try:
-                return write_picture(picture, bands, *size, job.target, request.encoding, replace)
-            except MemoryExhausted:
-                if not self.upscaler.give_way():
-                    raise
+            return write_picture(picture, bands, *size, job.target, request.encoding, replace)
+
+        return self.upscaler.with_smaller_tiles(attempt)
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             reason = f"{job.source}: not tried, the last {MAX_REFUSALS} outputs could not be written"
             self.fail(job.source, OutputError(reason))
 
-    def _report(
-        self,
-        job: Job,
-        status: str,
-        line: str | Path,
-        notes: Sequence[str],
-        seconds: dict[str, float] | None = None,
-        more: Mapping[str, object] | None = None,
-    ) -> None:
+    def _report(self, job: Job, status: str, line: str | Path, notes: Sequence[str], **more: object) -> None:
+        """Print the line, or with --json an object of it and of `more`."""
         if self.request.to_stdout and status == "ok":
             self.terminal.file(job.target)
             return
         if not self.request.as_json:
             self.terminal.result(line)
             return
-        plan, choice = job.plan, self.upscaler.choice
-        self.terminal.json(
-            {
-                "input": str(job.source),
-                "output": str(job.target),
-                "status": status,
-                "input_px": [plan.width, plan.height],
-                "output_px": [plan.output_width, plan.output_height],
-                "scale": plan.scale,
-                "factors": plan.factors,
-                "tiles": plan.tiles,
-                "backend": choice.backend,
-                "device": choice.device,
-                "precision": choice.precision.name if choice.precision else None,
-                "bundle_sha256": self.upscaler.bundle.sha256,
-                "seconds": seconds,
-                "notes": notes,
-                **(more or {}),
-            }
-        )
+        done = {"status": status, **job.summary(self.upscaler), "seconds": None, "notes": notes, **more}
+        self.terminal.json({"input": str(job.source), "output": str(job.target), **done})
 
 
 def _in_the_way(job: Job) -> UsageError:
     hint = "--on-exists skip, overwrite or rename, or another -o"
     return UsageError(f"{job.target} exists already", hint=hint)
-
-
-def _links_note(target: Path) -> tuple[str, ...]:
-    links = other_names(target)
-    return (f"its other names (hard links: {links}) keep the old picture",) if links > 0 else ()
 
 
 def _timed(bands: Iterator[FloatArray], seconds: dict[str, float]) -> Iterator[FloatArray]:

@@ -1,14 +1,13 @@
 """What a picture file carries besides its pixels: what can be written again, and notes on what cannot.
 
-`carried` names everything that it finds. Which of it a format holds is said by `encode.FORMATS`.
+`carried` names everything that it finds. Which of it a format holds is said by `fitting.HOLDS`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,14 +24,11 @@ from tudsr_runtime.pictures.containers import (
     png_parts,
     riff_parts,
 )
-from tudsr_runtime.pictures.metadata import orientation
-from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.geo import Geo, geo_of
+from tudsr_runtime.pictures.metadata import orientation, stale_exif, sub_directory
+from tudsr_runtime.pictures.pillow import finite_numbers, is_pillows
 from tudsr_runtime.pictures.signalled import Colour
 from tudsr_runtime.pictures.xmp import said
-
-GEO = {33550: "ModelPixelScale", 33922: "ModelTiepoint", 34264: "ModelTransformation"}
-GEO_TAGS = (*GEO, 34735, 34736, 34737)
-"""TIFF tags that place pixels on the earth (GeoTIFF 1.1): grids, and keys that say in what coordinates."""
 
 METRE = 0.0254
 """Metres in an inch."""
@@ -85,7 +81,7 @@ class Carried:
     texts: tuple[Text, ...] = ()
     comment: bytes | None = None
     iptc: bytes | None = None
-    geo: Mapping[int, tuple[float, ...] | str] = field(default_factory=dict)
+    geo: Geo = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -117,7 +113,7 @@ def carried(path: Path, image: Image.Image, kind: str, *, keep: bool) -> Carried
         notes = [note for note in notes if not note.endswith("(another JPEG)")]
     if not keep:
         return Carried(colour, wins, icc, notes=tuple(notes))
-    geo = _geo(image) if kind == "TIFF" else {}
+    geo = geo_of(image) if kind == "TIFF" else {}
     if geo and orientation(image) != 1:
         geo = {}
         notes.append("the place on the earth (GeoTIFF) is dropped, as the picture is turned")
@@ -131,7 +127,7 @@ def carried(path: Path, image: Image.Image, kind: str, *, keep: bool) -> Carried
         _comment(image, kind),
         _iptc(image),
         geo,
-        (*notes, *lost, *_unknown(parts, kind), *_stale_exif(image)),
+        (*notes, *lost, *_unknown(parts, kind), *stale_exif(image)),
     )
 
 
@@ -195,13 +191,13 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
     """Of TIFF's WhitePoint and PrimaryChromaticities, or of Exif's way to say Adobe RGB."""
     try:
         exif = image.getexif()
-        white, corners = _numbers(exif.get(318)), _numbers(exif.get(319))
+        white, corners = finite_numbers(exif.get(318)), finite_numbers(exif.get(319))
         if len(corners) == 6:
-            gamma = _numbers(_below(exif, ExifTags.IFD.Exif).get(0xA500))
+            gamma = finite_numbers(sub_directory(exif, ExifTags.IFD.Exif).get(0xA500))
             curve = gamma[:1] or signalled.TIFF_GAMMA
             primaries = (*(white if len(white) == 2 else signalled.D65), *corners)
             return signalled.from_chromaticities("PrimaryChromaticities", primaries, curve)
-        exif_directory = _below(exif, ExifTags.IFD.Exif)
+        exif_directory = sub_directory(exif, ExifTags.IFD.Exif)
         uncalibrated = exif_directory.get(0xA001) == 0xFFFF and ExifTags.IFD.Interop in exif_directory
         if uncalibrated and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03":
             return Colour(signalled.ADOBE_RGB, signalled.ADOBE_GAMMA, "Adobe RGB by Exif")
@@ -209,20 +205,6 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
         if not is_pillows(error):
             raise
     return None
-
-
-def _below(exif: Image.Exif, tag: int) -> Mapping[int, object]:
-    """A directory below the first; Pillow's own way to ask would add an empty one."""
-    return exif.get_ifd(tag) if tag in exif else {}
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    values = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
-    try:
-        numbers = tuple(float(part) for part in values)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return ()
-    return numbers if all(math.isfinite(number) for number in numbers) else ()
 
 
 def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[str]:
@@ -335,7 +317,7 @@ def _dpi(image: Image.Image, kind: str) -> tuple[float, float] | None:
         values = tuple(density * unit for density in info.get("jfif_density", ()))
     if values is None:
         values = _dpi_of_exif(image)
-    numbers = _numbers(values)
+    numbers = finite_numbers(values)
     if len(numbers) != 2 or not all(1 <= number <= MAX_DPI for number in numbers):
         return None
     # A PNG counts per metre: 300 becomes 299.9994.
@@ -349,21 +331,11 @@ def _dpi_of_exif(image: Image.Image) -> tuple[float, ...]:
     try:
         exif = image.getexif()
         unit = {2: 1.0, 3: 2.54}.get(exif.get(296, 2), 0.0)
-        return tuple(number * unit for tag in (282, 283) for number in _numbers(exif.get(tag))[:1])
+        return tuple(number * unit for tag in (282, 283) for number in finite_numbers(exif.get(tag))[:1])
     except Exception as error:
         if not is_pillows(error):
             raise
         return ()
-
-
-def _geo(image: Image.Image) -> dict[int, tuple[float, ...] | str]:
-    tags = getattr(image, "tag_v2", {})
-    found: dict[int, tuple[float, ...] | str] = {}
-    for tag in GEO_TAGS:
-        value = tags.get(tag)
-        if value is not None:
-            found[tag] = value if isinstance(value, str) else _numbers(value)
-    return found
 
 
 def _icc_of_bmp(data: bytes) -> bytes | None:
@@ -373,73 +345,3 @@ def _icc_of_bmp(data: bytes) -> bytes | None:
     begin, length = struct.unpack("<II", data[126:134])
     icc = data[14 + begin : 14 + begin + length]
     return icc if length >= 128 and len(icc) == length else None
-
-
-def scaled_geo(
-    geo: Mapping[int, tuple[float, ...] | str], across: float, down: float
-) -> dict[int, tuple[float, ...] | str]:
-    """The tags for a picture that many times as wide and high; empty if they cannot be meant."""
-    scales, points, matrix = (_of(geo, tag) for tag in GEO)
-    keys = _of(geo, 34735)
-    # GTRasterTypeGeoKey = 2: the whole numbers are the middles of pixels, else their corners.
-    keyed = {int(keys[at]): int(keys[at + 3]) for at in range(4, len(keys) - 3, 4)}
-    shift = 0.5 if keyed.get(1025) == 2 else 0.0
-    if not all(0 <= key <= 65535 for key in keys):
-        return {}
-    made = dict(geo)
-    if scales:
-        if len(scales) != 3:
-            return {}
-        made[33550] = (scales[0] / across, scales[1] / down, scales[2])
-    if points:
-        if len(points) % 6:
-            return {}
-        made[33922] = tuple(
-            (value + shift) * (across, down)[at % 6] - shift if at % 6 < 2 else value
-            for at, value in enumerate(points)
-        )
-    if matrix:
-        if len(matrix) != 16:
-            return {}
-        rows = (_rescaled_row(matrix[at : at + 4], across, down, shift) for at in (0, 4, 8, 12))
-        made[34264] = tuple(value for row in rows for value in row)
-    return made
-
-
-def _rescaled_row(row: tuple[float, ...], across: float, down: float, shift: float) -> tuple[float, ...]:
-    """Of old pixels (i, j) to one of new ones: i = (i' + shift) / across - shift."""
-    i, j, k, offset = row
-    moved = offset + i * (shift / across - shift) + j * (shift / down - shift)
-    return i / across, j / down, k, moved
-
-
-def _of(geo: Mapping[int, tuple[float, ...] | str], tag: int) -> tuple[float, ...]:
-    value = geo.get(tag, ())
-    return () if isinstance(value, str) else value
-
-
-STALE_EXIF = {
-    0x9214: "SubjectArea", 0xA214: "SubjectLocation", 0xA20E: "FocalPlaneXResolution",
-    0xA20F: "FocalPlaneYResolution", 0xA210: "FocalPlaneResolutionUnit",
-}  # fmt: skip
-"""Exif tags in pixels of the old picture."""
-
-UNKEPT_TIFF = {
-    301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks",
-    37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures",
-    34732: "layers",
-}  # fmt: skip
-
-
-def _stale_exif(image: Image.Image) -> list[str]:
-    """A note that names tags which are left out because they no longer hold."""
-    try:
-        exif = image.getexif()
-        below = _below(exif, ExifTags.IFD.Exif)
-        names = [name for tag, name in STALE_EXIF.items() if tag in below]
-        names += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return []
-    return [f"tags that no longer hold are dropped: {', '.join(names)}"] if names else []

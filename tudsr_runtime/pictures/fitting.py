@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from tudsr_runtime.pictures.carried import Carried, Text, scaled_geo
+from tudsr_runtime.pictures.carried import Carried, Text
+from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.metadata import fitting_icc
 from tudsr_runtime.pictures.picture import Layout, Picture
 from tudsr_runtime.pictures.pillow import is_pillows

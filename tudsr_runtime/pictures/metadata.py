@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile
@@ -33,11 +34,24 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-STALE = (
+STALE_EXIF = {
+    0x9214: "SubjectArea", 0xA214: "SubjectLocation", 0xA20E: "FocalPlaneXResolution",
+    0xA20F: "FocalPlaneYResolution", 0xA210: "FocalPlaneResolutionUnit",
+}  # fmt: skip
+"""Exif tags in pixels of the old picture."""
+
+DROPPED_EXIF = (
     int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight),
-    0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214,
+    int(ExifTags.Base.CompressedBitsPerPixel), *STALE_EXIF,
 )  # fmt: skip
-"""Exif tags in pixels of the old picture (`carried.STALE_EXIF`), and its compression."""
+"""These, and what every camera writes of size and compression, which is left out without a note."""
+
+UNKEPT_TIFF = {
+    301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks",
+    37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures",
+    34732: "layers",
+}  # fmt: skip
+"""Tags of a TIFF that no result has."""
 
 SUB_DIRECTORIES = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop))
 """Tags whose value is a directory of its own."""
@@ -130,13 +144,18 @@ def as_bytes(block: object) -> bytes | None:
     return block if isinstance(block, bytes) else None
 
 
+def sub_directory(exif: Image.Exif, tag: int) -> Mapping[int, object]:
+    """A directory below the first; Pillow's own way to ask would add an empty one."""
+    return exif.get_ifd(tag) if tag in exif else {}
+
+
 def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
     """EXIF without orientation, thumbnail and the file's structure; and a note if it had to be dropped."""
     try:
         exif = _exif(image)
         for tag in STRUCTURE.union({ORIENTATION}) & set(exif):
             del exif[tag]
-        for tag in STALE if ExifTags.IFD.Exif in exif else ():
+        for tag in DROPPED_EXIF if ExifTags.IFD.Exif in exif else ():
             exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
         # Nothing but a TIFF can be a BigTIFF; Pillow itself does not read such a block again.
         exif.bigtiff = False
@@ -145,6 +164,20 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
         if not is_pillows(error):
             raise
         return None, "EXIF is damaged and dropped"
+
+
+def stale_exif(image: Image.Image) -> list[str]:
+    """A note that names tags which are left out because they no longer hold."""
+    try:
+        exif = image.getexif()
+        below = sub_directory(exif, ExifTags.IFD.Exif)
+        names = [name for tag, name in STALE_EXIF.items() if tag in below]
+        names += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
+    except Exception as error:
+        if not is_pillows(error):
+            raise
+        return []
+    return [f"tags that no longer hold are dropped: {', '.join(names)}"] if names else []
 
 
 def kept_xmp(image: Image.Image) -> tuple[bytes | None, str | None]:

@@ -6,11 +6,12 @@ counts is not the type, but whether the exception came through Pillow: then the 
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -121,3 +122,13 @@ def is_pillows(error: Exception) -> bool:
         return False
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, OSError) or any(name.partition(".")[0] == "PIL" for name in modules)
+
+
+def finite_numbers(value: object) -> tuple[float, ...]:
+    """The numbers of a tag, one or several, as Pillow shows them; empty if one is none or not finite."""
+    values = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
+    try:
+        numbers = tuple(float(part) for part in values)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return ()
+    return numbers if all(math.isfinite(number) for number in numbers) else ()

@@ -19,8 +19,8 @@ from tests.runtime.pictures import carriers
 from tests.runtime.pictures.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tudsr_runtime.errors import InputError, UsageError
 from tudsr_runtime.pictures import signalled
-from tudsr_runtime.pictures.carried import scaled_geo
 from tudsr_runtime.pictures.containers import avif_items, jpeg_parts, png_parts, riff_parts
+from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.read import Metadata, read_header, read_picture
 from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.pictures.xmp import scaled, true_of_result

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from tudsr_runtime import Upscaler
-from tudsr_runtime.batch.command import parse_strength
+from tudsr_runtime.batch.options import parse_strength
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Precision
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
@@ -213,5 +213,5 @@ def test_other_strengths_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), (1.0, 2.0)])
 def test_strength_out_of_range_is_refused(bundle: Bundle, strength: Any) -> None:
-    with pytest.raises(UsageError, match="strength must be 0 to 1"):
+    with pytest.raises(UsageError, match="strength must be a number from 0 to 1"):
         Upscaler(bundle, overlap=24, strength=strength)
