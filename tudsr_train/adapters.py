@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.generator import Generator, read_prompt
-from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -92,9 +91,11 @@ def record_of(generator: Generator, name: str, stage: int, timestep: int, factor
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
     """Attach a fresh trainable LoRA to the UNet and make it the active one; it starts as an exact identity.
 
-    alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters.
+    alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters. Where a base
+    passes pixels by its backbone, `conv_out` gets none: it would write them.
     """
-    _add(generator.unet, name, rank, list(target_modules))
+    kept = [one for one in target_modules if one != "conv_out" or not generator.passed_channels]
+    _add(generator.unet, name, rank, kept)
     generator.use(name)
 
 
@@ -103,9 +104,9 @@ def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
 
     The decoder stays the base's own. Raises TrainingError (exit 10) where the autoencoder has no weights.
     """
-    if isinstance(generator.vae, PatchAutoencoder):
+    if not hasattr(generator.vae, "encoder"):
         raise TrainingError(
-            f"{generator.base_id}: its autoencoder has no weights, so its encoder can have no LoRA",
+            f"{generator.base_id}: its encoder has no weights, and so can have no LoRA",
             hint="set lora.vae_encoder_rank to 0",
         )
     endings = "|".join(target.replace(".", r"\.") for target in TARGETS)

@@ -36,6 +36,7 @@ from tudsr_train.loop import Algorithm, Loop, Network, seed_draws
 from tudsr_train.losses import Losses
 from tudsr_train.precision import prepare
 from tudsr_train.processes import join
+from tudsr_train.recipes import Recipe
 from tudsr_train.sources import training_pairs
 from tudsr_train.validation import Grid
 
@@ -105,14 +106,14 @@ class Session:
         config, o = self.config, self.config.optimization
         _require_whole_cells(G, config.R)
         prepare(G, o, self.device)
+        losses = Losses.build(config.loss, config.dists).to(self.device)
         if isinstance(config, BaseConfig):
-            return Adversaries(G, None, Losses(config.loss), AdversarialLoss(), o, "mode")
+            return Adversaries(G, None, losses, AdversarialLoss(), o, "mode")
         if (config.discriminator.kind != "none") != bool(config.loss.gan):
             raise TrainingError(
                 f"discriminator.kind is {config.discriminator.kind}, but loss.gan is {config.loss.gan}",
                 hint="the paper has kind dinov3 and gan 0.5; without a discriminator, none and 0",
             )
-        losses = Losses.build(config.loss, config.dists).to(self.device)
         D = None
         if config.discriminator.kind != "none":
             D = build_discriminator(config.discriminator, G, config.seed).to(self.device)
@@ -147,22 +148,32 @@ class Session:
         """All pairs of the run, by number; the first process looks at the data before the others do."""
         length = loop.batches * config.optimization.batch_size
         with self.accelerator.main_process_first():
-            return self._pairs(config, task, config.seed, length)
+            return self.draw(config, task, config.seed, length)
 
     def grid(
         self,
-        config: Stage1Config | Stage2Config,
+        config: BaseConfig | Stage1Config | Stage2Config,
         task: Task,
         columns: Callable[[Tensor], dict[str, Tensor]],
     ) -> Grid:
-        """Validation pictures: pairs of the same source, drawn from another seed."""
+        """Validation pictures: pairs of what is held out of the data, else of the same, from another seed."""
         seed, count = config.seed + VALIDATION_SEED, config.validation.images
-        return Grid(lambda: self._pairs(config, task, seed, count), columns, self.device)
+        return Grid(lambda: self.draw(config, task, seed, count, held_out=True), columns, self.device)
 
-    def _pairs(self, config: Stage1Config | Stage2Config, task: Task, seed: int, length: int) -> Pairs:
+    def draw(
+        self,
+        config: BaseConfig | Stage1Config | Stage2Config,
+        task: Task,
+        seed: int,
+        length: int,
+        recipe: Recipe | None = None,
+        held_out: bool = False,
+    ) -> Pairs:
+        """Pairs of the configuration's data by its degradation, or by another `recipe`."""
         tell = functools.partial(say, self.accelerator)
+        recipe = recipe or config.degradation
         return training_pairs(
-            config.data, task, config.softness, config.degradation, seed, length, self.folder, tell
+            config.data, task, config.softness, recipe, seed, length, self.folder, tell, held_out
         )
 
     def go(self, loop: Loop, pairs: Pairs, algorithm: Algorithm, resume: str) -> None:
@@ -193,11 +204,11 @@ class Session:
             found.append("  ".join([f"losses: {loss.network}", *_shown(loss.terms)]))
         return [*found, f"memory: {peak_memory(self.device) / GIB:.2f} GiB at most, on {self.device}"]
 
-    def write_adapter(self, G: Generator, stage: int, timestep: int, factor: int) -> None:
+    def write_adapter(self, loop: Loop, G: Generator, stage: int, timestep: int, factor: int) -> None:
         """Write the trained adapter as the run's result, in the first process."""
         if self.accelerator.is_main_process:
-            name = f"stage{stage}"
-            with atomic_dir(self.out, overwrite=True, own=RECORD_FILE) as folder:
+            name, own = f"stage{stage}", RECORD_FILE
+            with loop.networks[0].averaged(), atomic_dir(self.out, overwrite=True, own=own) as folder:
                 save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
         self.finish()
 

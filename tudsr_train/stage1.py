@@ -37,7 +37,7 @@ def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     """Train the stage-1 adapter and write it to `out`; the run's state lives in `out` + ".run"."""
     stage = Stage1(config, out)
     stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
-    stage.session.write_adapter(stage.gan.generator, 1, config.t1, max(config.M))
+    stage.session.write_adapter(stage.loop, stage.gan.generator, 1, config.t1, max(config.M))
 
 
 def check_stage1(config: Stage1Config, out: Path) -> list[str]:

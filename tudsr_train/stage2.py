@@ -68,7 +68,7 @@ def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
     """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`; else as `train_stage1`."""
     stage = Stage2(config, out)
     stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
-    stage.session.write_adapter(stage.gan.generator, 2, config.t2, config.N)
+    stage.session.write_adapter(stage.loop, stage.gan.generator, 2, config.t2, config.N)
 
 
 def check_stage2(config: Stage2Config, out: Path) -> list[str]:
