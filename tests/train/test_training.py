@@ -62,7 +62,7 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(
     pool: Data, tiny_model: NanoBase, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
-    config = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=3))
+    config = BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=3))
     train_base(config, base, "never")
     before = Generator.load(base)
     assert any(p.abs().max() > 0 for p in before.unet.conv_out.parameters())
@@ -92,7 +92,7 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(
 
 def test_a_base_goes_on_from_another_one(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> None:
     """Its weights and its prompt, not those that the seed would draw."""
-    first = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=2))
+    first = BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=2))
     train_base(first, tmp_path / "first", "never")
     second = replace(
         first, start=str(tmp_path / "first"), seed=7, optimization=optimization(steps=1, lr=1e-9)
