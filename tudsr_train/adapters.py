@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -207,6 +208,33 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)
     return record
+
+
+@torch.no_grad()
+def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name: str, folder: Path) -> None:
+    """Copy the weights of the adapter in `folder` into those of the attached adapter `name`.
+
+    Raises BundleError (exit 5) where the folder holds no adapter, or one of another base; TrainingError where
+    its layers or its rank are others.
+    """
+    record = read_record(folder)
+    if record and record.base_sha256 != generator.base_sha256:
+        raise BundleError(
+            f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
+            f"but {generator.base_id} is {generator.base_sha256[:12]}"
+        )
+    found = {"": read_peft(folder)[1]}
+    if (folder / VAE_ENCODER_FOLDER).is_dir():
+        found["vae."] = read_peft(folder / VAE_ENCODER_FOLDER)[1]
+    weights = {prefix + key: value for prefix, part in found.items() for key, value in part.items()}
+    own = {key.replace(f".{name}.", "."): parameter for key, parameter in parameters.items()}
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+        raise TrainingError(
+            f"init: the adapter in {folder} has {len(weights)} weights, this one {len(own)}, or other shapes",
+            hint="the same lora.rank and lora.targets as it was trained with",
+        )
+    for key, parameter in own.items():
+        parameter.copy_(weights[key])
 
 
 def read_record(folder: Path) -> AdapterRecord | None:

@@ -80,6 +80,8 @@ class Optimization:
     """Optimizer steps between checkpoints. Ours."""
     keep: int = 2
     """Checkpoints that stay; older ones are removed. Ours."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0 for none. Ours."""
     log_every: int = 50
     """Optimizer steps between lines of the log. Ours."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -89,7 +91,7 @@ class Optimization:
         counts = ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every")
         _require(self, "optimization: ", 1, *counts)
         rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm", "ema")
-        _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers")
+        _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers", "keep_every")
         if max(self.betas) >= 1:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:
@@ -205,6 +207,11 @@ class Stage1Config:
     """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
     posterior: str = "sample"
     """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
+    init: str = ""
+    """Folder of an adapter of the same base and shape whose weights to start from; empty for fresh ones.
+    Ours."""
+    init_discriminator: str = ""
+    """Folder of a run's checkpoint (`OUT.run/step-NNNNNN`) whose D to start from. Ours."""
     lora: Lora = field(default_factory=Lora)
     data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
@@ -253,6 +260,11 @@ class Stage2Config:
     """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
     posterior: str = "sample"
     """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
+    init: str = ""
+    """Folder of an adapter of the same base and shape whose weights to start from, such as that of stage 1;
+    empty for fresh ones. Ours."""
+    init_discriminator: str = ""
+    """Folder of a run's checkpoint (`OUT.run/step-NNNNNN`) whose D to start from. Ours."""
     lora: Lora = field(default_factory=Lora)
     data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)

@@ -294,7 +294,7 @@ class Loop:
                 self.parents,
                 self.skipped,
             )
-            checkpoint.save(self.folder, state, self.optimization.keep)
+            checkpoint.save(self.folder, state, self.optimization.keep, self.optimization.keep_every)
         self.accelerator.wait_for_everyone()
 
     def resume(self, which: str) -> None:

@@ -14,12 +14,14 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
+from tudsr_train import checkpoint
 from tudsr_train.adapters import (
     RECORD_FILE,
     WEIGHTS_FILE,
     adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
+    copy_adapter,
     record_of,
     save_adapter,
 )
@@ -91,12 +93,19 @@ class Session:
         torch.manual_seed(config.seed)
         return Generator.load(config.base, config.prompt, config.prompt_embeds)
 
-    def add_adapter(self, G: Generator, name: str, lora: Lora) -> dict[str, nn.Parameter]:
-        """Attach a fresh adapter, make it the active one, and return its weights."""
+    def add_adapter(self, G: Generator, name: str, lora: Lora, init: str = "") -> dict[str, nn.Parameter]:
+        """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.
+
+        Raises BundleError where `init` is no adapter or of another base, TrainingError where its layers or
+        its rank are others.
+        """
         add_adapter(G, name, lora.rank, lora.target_modules)
         if lora.vae_encoder_rank:
             add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
-        return adapter_parameters(G, name)
+        theta = adapter_parameters(G, name)
+        if init:
+            copy_adapter(G, theta, name, Path(init))
+        return theta
 
     def adversaries(self, G: Generator) -> Adversaries:
         """G on its device, with the losses and the discriminator of the configuration.
@@ -116,7 +125,10 @@ class Session:
             )
         D = None
         if config.discriminator.kind != "none":
-            D = build_discriminator(config.discriminator, G, config.seed).to(self.device)
+            D = build_discriminator(config.discriminator, G, config.seed)
+            if config.init_discriminator:
+                D.load_checkpoint_state(_discriminator_of(Path(config.init_discriminator)))
+            D.to(self.device)
         return Adversaries(G, D, losses, adversarial_loss(config.discriminator), o, config.posterior)
 
     def loop(
@@ -219,12 +231,20 @@ class Session:
         self.accelerator.end_training()
 
 
+def _discriminator_of(folder: Path) -> dict[str, Tensor]:
+    """D in a checkpoint; TrainingError where there is no checkpoint, or none of a run with a D."""
+    networks = checkpoint.load(folder).networks
+    if "discriminator" not in networks:
+        raise TrainingError(f"init_discriminator: {folder} is of a run without a discriminator")
+    return networks["discriminator"]
+
+
 def _require_own_folder(config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
     """The result replaces its folder, which must hold an earlier one or nothing; seen before the training."""
     if out.name in ("", ".."):
         raise OutputError(f"the result needs a folder of its own, not {out}", hint="--out DIR, by its name")
     require_replaceable(out, BASE_FILE if isinstance(config, BaseConfig) else RECORD_FILE)
-    for key in ("base", "stage1", "start"):
+    for key in ("base", "stage1", "start", "init"):
         given = getattr(config, key, "")
         if given and Path(given).expanduser().resolve() == out.resolve():
             raise OutputError(

@@ -52,7 +52,7 @@ class Stage1:
     def __init__(self, config: Stage1Config, out: Path) -> None:
         self.config, self.session = config, Session(config, out)
         G = self.session.generator(config)
-        theta_1 = self.session.add_adapter(G, "stage1", config.lora)
+        theta_1 = self.session.add_adapter(G, "stage1", config.lora, config.init)
         self.gan = self.session.adversaries(G)
         self.loop = self.session.loop(self.gan, theta_1, {"base": G.base_sha256})
         task = Task(config.R, config.M, config.R)

@@ -85,7 +85,7 @@ class Stage2:
         G = self.session.generator(config)
         stage1 = load_adapter(G, config.stage1, "stage1")
         self.t_1 = stage1.timestep if stage1 else config.t1
-        theta_2 = self.session.add_adapter(G, "stage2", config.lora)
+        theta_2 = self.session.add_adapter(G, "stage2", config.lora, config.init)
         self.gan = self.session.adversaries(G)
         parents = {"base": G.base_sha256, "stage1": sha256_of_adapter(config.stage1)}
         self.loop = self.session.loop(self.gan, theta_2, parents, config.N**2, backwards_per_step(config))
