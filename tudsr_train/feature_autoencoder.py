@@ -64,6 +64,10 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
         self.enlarging = nn.ModuleList(nn.Conv2d(into, out, 3, padding=1) for into, out in steps)
         self.looking = nn.Conv2d(widths[-1] + 3, widths[-1], 3, padding=1)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        for convolution in (*self.enlarging, self.looking):
+            # with torch's own draws the signal all but dies on the way to `conv_out`, and learning with it
+            nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
+            nn.init.zeros_(convolution.bias)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 

@@ -63,6 +63,15 @@ def test_features_that_are_the_same_in_every_cell_leave_no_grid() -> None:
     assert x.abs().max() > 1e-3
 
 
+def test_the_signal_keeps_its_size_up_to_the_last_convolution() -> None:
+    """Drawn as torch draws convolutions it lost nine tenths, and a base hardly learned."""
+    codec = FeatureAutoencoder(widths=(48, 32, 16))
+    seen: list[torch.Tensor] = []
+    codec.conv_out.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    codec.decode(torch.cat([torch.zeros(1, 48, 24, 24), torch.randn(1, 48, 24, 24)], 1))
+    assert 0.3 < float(seen[0].std()) < 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
