@@ -68,7 +68,8 @@ def test_the_signal_keeps_its_size_up_to_the_last_convolution() -> None:
     codec = FeatureAutoencoder(widths=(48, 32, 16))
     seen: list[torch.Tensor] = []
     codec.conv_out.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    codec.decode(torch.cat([torch.zeros(1, 48, 24, 24), torch.randn(1, 48, 24, 24)], 1))
+    with torch.no_grad():
+        codec.decode(torch.cat([torch.zeros(1, 48, 24, 24), torch.randn(1, 48, 24, 24)], 1))
     assert 0.3 < float(seen[0].std()) < 3
 
 
