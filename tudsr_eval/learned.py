@@ -166,8 +166,9 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
             "DISTS needs the weights of VGG16",
             hint="--vgg16 vgg16-397923af.pth (https://download.pytorch.org/models/) or timm/vgg16.tv_in1k",
         )
-    from tudsr_train.dists import DISTS, load_alpha_beta, load_vgg16
+    from tudsr_train.dists import DISTS, load_alpha_beta
     from tudsr_train.dists_name import dists_name
+    from tudsr_train.vgg16 import load_vgg16
 
     try:
         name = dists_name(weights.vgg16)

@@ -20,6 +20,7 @@ from tudsr_export.fold import (
     scaled_post_quant_conv,
     scaled_quant_conv,
 )
+from tudsr_train.feature_autoencoder import FeatureAutoencoder
 from tudsr_train.generator import Generator
 from tudsr_train.patch_autoencoder import PatchAutoencoder
 
@@ -49,11 +50,13 @@ class VaeDecoder(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """E of a `PatchAutoencoder`, times the scaling factor."""
+    """E of a `PatchAutoencoder` or `FeatureAutoencoder`, times the scaling factor."""
 
-    def __init__(self, vae: PatchAutoencoder) -> None:
+    vae: PatchAutoencoder | FeatureAutoencoder
+
+    def __init__(self, vae: PatchAutoencoder | FeatureAutoencoder) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = copy.deepcopy(vae)
 
     def forward(self, image: Tensor) -> Tensor:
         z, s = self.vae.encode(image).latent_dist.mode(), self.vae.config.scaling_factor
@@ -61,11 +64,13 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """D of a `PatchAutoencoder`, of a scaled latent."""
+    """D of a `PatchAutoencoder` or `FeatureAutoencoder`, of a scaled latent; not clamped."""
 
-    def __init__(self, vae: PatchAutoencoder) -> None:
+    vae: PatchAutoencoder | FeatureAutoencoder
+
+    def __init__(self, vae: PatchAutoencoder | FeatureAutoencoder) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = copy.deepcopy(vae)
 
     def forward(self, z_H: Tensor) -> Tensor:
         s = self.vae.config.scaling_factor
@@ -97,7 +102,7 @@ class UnetStage(nn.Module):
 
 
 def vae_graphs(vae: ModelMixin) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of either kind of autoencoder."""
-    if isinstance(vae, PatchAutoencoder):
-        return PatchEncoder(vae), PatchDecoder(vae)
+    """Encoder and decoder of any kind of autoencoder."""
+    if isinstance(vae, PatchAutoencoder | FeatureAutoencoder):
+        return PatchEncoder(vae).eval(), PatchDecoder(vae).eval()
     return VaeEncoder(vae).eval(), VaeDecoder(vae).eval()

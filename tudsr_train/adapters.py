@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.generator import Generator, read_prompt
-from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -96,9 +96,11 @@ def record_of(generator: Generator, name: str, stage: int, timestep: int, factor
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
     """Attach a fresh trainable LoRA to the UNet and make it the active one; it starts as an exact identity.
 
-    alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters.
+    alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters. Where a base
+    passes pixels by its backbone, `conv_out` gets none: it would write them.
     """
-    _add(generator.unet, name, rank, list(target_modules))
+    kept = [one for one in target_modules if one != "conv_out" or not generator.passed_channels]
+    _add(generator.unet, name, rank, kept)
     generator.use(name)
 
 
@@ -107,9 +109,9 @@ def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
 
     The decoder stays the base's own. Raises TrainingError (exit 10) where the autoencoder has no weights.
     """
-    if isinstance(generator.vae, PatchAutoencoder):
+    if not hasattr(generator.vae, "encoder"):
         raise TrainingError(
-            f"{generator.base_id}: its autoencoder has no weights, so its encoder can have no LoRA",
+            f"{generator.base_id}: its encoder has no weights, and so can have no LoRA",
             hint="set lora.vae_encoder_rank to 0",
         )
     endings = "|".join(target.replace(".", r"\.") for target in TARGETS)
@@ -210,6 +212,33 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)
     return record
+
+
+@torch.no_grad()
+def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name: str, folder: Path) -> None:
+    """Copy the weights of the adapter in `folder` into those of the attached adapter `name`.
+
+    Raises BundleError (exit 5) where the folder holds no adapter, or one of another base; TrainingError where
+    its layers or its rank are others.
+    """
+    record = read_record(folder)
+    if record and record.base_sha256 != generator.base_sha256:
+        raise BundleError(
+            f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
+            f"but {generator.base_id} is {generator.base_sha256[:12]}"
+        )
+    found = {"": read_peft(folder)[1]}
+    if (folder / VAE_ENCODER_FOLDER).is_dir():
+        found["vae."] = read_peft(folder / VAE_ENCODER_FOLDER)[1]
+    weights = {prefix + key: value for prefix, part in found.items() for key, value in part.items()}
+    own = {key.replace(f".{name}.", "."): parameter for key, parameter in parameters.items()}
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+        raise TrainingError(
+            f"init: the adapter in {folder} has {len(weights)} weights, this one {len(own)}, or other shapes",
+            hint="the same lora.rank and lora.targets as it was trained with",
+        )
+    for key, parameter in own.items():
+        parameter.copy_(weights[key])
 
 
 def read_record(folder: Path) -> AdapterRecord | None:

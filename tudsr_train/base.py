@@ -1,12 +1,13 @@
 """`tudsr train base`: the `nano` base, trained from nothing as a one-step restorer through Eq. (2).
 
-Stable Diffusion brings a prior that the LoRAs then bend; `nano` has to be given one first. All UNet weights
-are trained at both timesteps: at t_1 on degraded pictures enlarged by M, at t_2 on clean but soft ones
-enlarged by N, which is what the second stage will see.
+Stable Diffusion brings a prior that the LoRAs then bend; `nano` has to be given one first. All weights of the
+UNet, and of a decoder that has any, are trained at both timesteps: at t_1 on degraded pictures enlarged by M,
+at t_2 on clean but soft ones enlarged by N, which is what the second stage will see.
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,29 +15,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import BaseConfig
-from tudsr_train.data import Pairs, Task, synthetic_pool
+from tudsr_train.data import Task
 from tudsr_train.generator import PROMPT_FILE, Generator
 from tudsr_train.loop import Loss
 from tudsr_train.nano import create_base
 from tudsr_train.session import Session
 
 
-class BasePairs(Pairs):
+class BasePairs(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of t_1 or of t_2, by the number of their batch, so that a batch has one timestep."""
 
-    def __init__(self, config: BaseConfig, length: int) -> None:
+    def __init__(self, config: BaseConfig, session: Session, length: int) -> None:
+        self.config, self.length = config, length
         task = Task(config.R, config.M, config.R)
-        super().__init__(
-            synthetic_pool(config.data), task, config.softness, config.degradation, config.seed, length
-        )
-        self.config = config
+        self.degraded = session.draw(config, task, config.seed, length)
         late = replace(task, reductions=(config.N,))
-        self.after_stage1 = Pairs(self.pool, late, config.softness, config.mild, config.seed, length)
+        self.after_stage1 = session.draw(config, late, config.seed, length, config.mild)
+
+    def __len__(self) -> int:
+        return self.length
 
     def timestep(self, batch: int) -> int:
         late = np.random.default_rng([self.config.seed, batch, 0x7]).random() < self.config.t2_prob
@@ -45,7 +48,7 @@ class BasePairs(Pairs):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         if self.timestep(number // self.config.optimization.batch_size) == self.config.t2:
             return self.after_stage1[number]
-        return super().__getitem__(number)
+        return self.degraded[number]
 
 
 def train_base(config: BaseConfig, out: Path, resume: str) -> None:
@@ -53,13 +56,34 @@ def train_base(config: BaseConfig, out: Path, resume: str) -> None:
     base = Base(config, out)
     base.session.go(base.loop, base.pairs, base.algorithm, resume)
     if base.session.accelerator.is_main_process:
-        with atomic_dir(out, overwrite=True, own=PROMPT_FILE) as folder:
+        averaged = base.loop.networks[0].averaged()
+        with averaged, atomic_dir(out, overwrite=True, own=PROMPT_FILE) as folder:
             if config.start:
                 shutil.copytree(config.start, folder, dirs_exist_ok=True)
             else:
                 create_base(folder, config.model, config.seed)
-            base.gan.generator.unet.save_pretrained(folder / "unet")
+            _save(base.gan.generator, folder)
     base.session.finish()
+
+
+def _save(G: Generator, folder: Path) -> None:
+    """Write what was trained over the untrained weights in a base's folder."""
+    G.unet.save_pretrained(folder / "unet")
+    if any(True for _ in G.vae.parameters()):
+        G.vae.save_pretrained(folder / "vae")
+
+
+def _trained(G: Generator) -> dict[str, nn.Parameter]:
+    """Every weight of the UNet and of the autoencoder, by name; rows of pixels that pass get no gradient."""
+    for parameter in (G.unet.conv_out.weight, G.unet.conv_out.bias) if G.passed_channels else ():
+        parameter.register_hook(functools.partial(_without_rows, G.passed_channels))
+    return {**dict(G.unet.named_parameters()), **dict(G.vae.named_parameters(prefix="vae"))}
+
+
+def _without_rows(count: int, gradient: Tensor) -> Tensor:
+    kept = gradient.clone()
+    kept[:count] = 0
+    return kept
 
 
 def check_base(config: BaseConfig, out: Path) -> list[str]:
@@ -71,7 +95,10 @@ def check_base(config: BaseConfig, out: Path) -> list[str]:
 def _require_same(G: Generator, fresh: Generator, start: str) -> None:
     """A base to go on from must have the network of this configuration; its prompt is kept."""
     found, wanted = (
-        [*((name, p.shape) for name, p in of.unet.named_parameters()), of.vae.config.get("margin")]
+        [
+            *((name, p.shape) for part in (of.unet, of.vae) for name, p in part.named_parameters()),
+            of.vae.config.get("margin"),
+        ]
         for of in (G, fresh)
     )
     if found != wanted:
@@ -88,14 +115,21 @@ class Base:
             G = Generator.load(config.start or fresh)
             if config.start:
                 _require_same(G, Generator.load(fresh), config.start)
-        G.unet.requires_grad_(True).train()
+        G.requires_grad_(True).train()
         self.gan = self.session.adversaries(G)
         parents = {"start": G.base_sha256} if config.start else {}
-        self.loop = self.session.loop(self.gan, dict(G.unet.named_parameters()), parents)
+        self.loop = self.session.loop(self.gan, _trained(G), parents)
         with self.session.accelerator.main_process_first():
-            self.pairs = BasePairs(config, self.loop.batches * config.optimization.batch_size)
+            length = self.loop.batches * config.optimization.batch_size
+            self.pairs = BasePairs(config, self.session, length)
+        task = Task(config.R, config.M, config.R)
+        self.loop.validate = self.session.grid(config, task, self._columns)
+        self.loop.validate_every = config.validation.every
 
     def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
         """Yield L_G of one batch, at the timestep of its number."""
         x_hat = self.gan.G(x_L, self.pairs.timestep(number))
         yield self.gan.L_G(x_hat, x_H, [])
+
+    def _columns(self, x_L: Tensor) -> dict[str, Tensor]:
+        return {"input": x_L, "base": self.gan.G(x_L, self.config.t1).x}

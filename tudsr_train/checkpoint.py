@@ -79,8 +79,10 @@ def _tensors(tree: Any, where: str) -> list[tuple[str, Tensor]]:
     return []
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
     """Write a checkpoint below `folder` and keep the newest `keep`; returns its folder.
+
+    Those whose step is a multiple of `keep_every` stay as well.
 
     Raises TrainingError, and writes nothing, where a value is NaN or infinite; OutputError where the disk
     refuses. Either way the checkpoints that are there stay.
@@ -104,7 +106,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     with atomic_write(folder / LATEST_FILE) as file:
         file.write(f"{final.name}\n".encode())
     at_point("pointed")
-    _retire(folder, keep)
+    _retire(folder, keep, keep_every)
     at_point("retired")
     return final
 
@@ -134,16 +136,17 @@ def _hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def _retire(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what an interrupted save has left behind.
+def _retire(folder: Path, keep: int, keep_every: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the milestones, and what an interrupted save has left.
 
     Those of later steps, which a resume from an earlier one has abandoned, stay until they are overwritten.
     """
     now = _pointed(folder)
     past = [path for path in folders(folder) if now is None or path.name <= now.name]
     committed = [path for path in past if (path / COMMIT_FILE).is_file()]
+    stay = {*committed[-keep:], *(path for path in committed if keep_every and _step(path) % keep_every == 0)}
     for path in past:
-        if path not in committed[-keep:]:
+        if path not in stay:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".tudsr-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -152,6 +155,10 @@ def _retire(folder: Path, keep: int) -> None:
 def folders(folder: Path) -> list[Path]:
     """All `step-NNNNNN` below a run's folder, oldest first, whole or not."""
     return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _pointed(folder: Path) -> Path | None:

@@ -12,15 +12,16 @@ from typing import Any
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGET_LISTS
 from tudsr_train.best import RISES
-from tudsr_train.data import Softness, Synthetic
+from tudsr_train.data import Softness
 from tudsr_train.degradation import Degradation
 from tudsr_train.discriminator import DiscriminatorConfig
 from tudsr_train.dists import DistsConfig
 from tudsr_train.losses import LossWeights
 from tudsr_train.nano import NanoBase
 from tudsr_train.real_esrgan import RealESRGAN
+from tudsr_train.recipes import Recipe
 from tudsr_train.schedule import SCHEDULES
-from tudsr_train.sources import Data, Recipe
+from tudsr_train.sources import Data, MixedData, Pictures
 
 
 def _require(config: Any, where: str, least: float, *names: str) -> None:
@@ -73,10 +74,15 @@ class Optimization:
     """CPU threads; 0 leaves torch's choice. Ours."""
     workers: int = 1
     """Processes that prepare pairs, per training process. Ours; OMGSR has 8."""
+    ema: float = 0.0
+    """Decay per step of the moving average of G's weights, which validation and the result then have, such as
+    0.999; 0 for none. None in OMGSR; Real-ESRGAN has 0.999."""
     save_every: int = 500
     """Optimizer steps between checkpoints. Ours."""
     keep: int = 2
     """Checkpoints that stay; older ones are removed. Ours."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0 for none. Ours."""
     log_every: int = 50
     """Optimizer steps between lines of the log. Ours."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -85,10 +91,12 @@ class Optimization:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every")
         _require(self, "optimization: ", 1, *counts)
-        rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm")
-        _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers")
+        rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm", "ema")
+        _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers", "keep_every")
         if max(self.betas) >= 1:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
+        if self.ema >= 1:
+            raise TrainingError(f"optimization: ema must be below 1, not {self.ema}")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"
@@ -123,10 +131,11 @@ class Validation:
                 "validation: input says where LQ pictures are, but path not where the HQ ones"
             )
 
-    def data(self, data: Data) -> Data:
+    def data(self, data: Pictures) -> Pictures:
         """Where validation pictures come from, in a run that trains on `data`."""
         if not self.path:
             return data
+        data = data.parts[0] if isinstance(data, MixedData) else data
         if not self.input:
             return replace(data, source="folder", path=self.path, lq_path="")
         return replace(
@@ -171,10 +180,10 @@ class BaseConfig:
     R: int = 192
     """Side of a training picture, pixels. Ours."""
     model: NanoBase = field(default_factory=NanoBase)
-    data: Synthetic = field(default_factory=Synthetic)
+    data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
-    degradation: Degradation = field(default_factory=Degradation)
-    mild: Degradation = field(
+    degradation: Recipe = field(default_factory=Degradation)
+    mild: Recipe = field(
         default_factory=lambda: Degradation(
             blur_sigma=(0.3, 1.4), sharpen_prob=0.0, noise_sigma=(0.0, 0.004), jpeg_prob=0.0
         )
@@ -191,12 +200,16 @@ class BaseConfig:
     N: int = 2
     """Upsampling factor at t_2. Paper 4.1."""
     loss: LossWeights = field(default_factory=LossWeights)
+    dists: DistsConfig = field(default_factory=DistsConfig)
+    validation: Validation = field(default_factory=lambda: Validation(every=0))
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
         _check_shared(self)
         _require(self, "", 0, "t1", "t2")
         _require(self, "", 1, "N")
+        if self.loss.gan:
+            raise TrainingError(f"loss.gan is {self.loss.gan}, but a base is trained without a discriminator")
 
 
 @dataclass(frozen=True)
@@ -221,8 +234,13 @@ class Stage1Config:
     """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
     posterior: str = "sample"
     """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
+    init: str = ""
+    """Folder of an adapter of the same base and shape whose weights to start from; empty for fresh ones.
+    Ours."""
+    init_discriminator: str = ""
+    """Folder of a run's checkpoint (`OUT.run/step-NNNNNN`) whose D to start from. Ours."""
     lora: Lora = field(default_factory=Lora)
-    data: Data = field(default_factory=Data)
+    data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
     degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -269,8 +287,13 @@ class Stage2Config:
     """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
     posterior: str = "sample"
     """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
+    init: str = ""
+    """Folder of an adapter of the same base and shape whose weights to start from, such as that of stage 1;
+    empty for fresh ones. Ours."""
+    init_discriminator: str = ""
+    """Folder of a run's checkpoint (`OUT.run/step-NNNNNN`) whose D to start from. Ours."""
     lora: Lora = field(default_factory=Lora)
-    data: Data = field(default_factory=Data)
+    data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
     degradation: Recipe = field(default_factory=RealESRGAN)
     loss: LossWeights = field(default_factory=LossWeights)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import yaml
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.sources import PRESETS, Recipe
+from tudsr_train.recipes import PRESETS, MixedRecipe, PlainRecipe, Recipe
+from tudsr_train.sources import Data, MixedData, Pictures
 
 T = TypeVar("T")
 
@@ -68,13 +69,52 @@ def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
             raise TrainingError(
                 f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    return {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+    return {
+        key: _recipe(value, f"{where}: {key}", _preset(kind, key))
+        if hints[key] == Recipe
+        else _convert(hints[key], value, f"{where}: {key}")
+        for key, value in tree.items()
+    }
 
 
-def _recipe(tree: Any, where: str) -> Recipe:
-    """A degradation: the name of a preset, or `preset: NAME` and the values that differ from it."""
+def _preset(kind: type, key: str) -> str:
+    """The recipe that a degradation stands on which names none: that of the field's default."""
+    (field,) = (one for one in dataclasses.fields(kind) if one.name == key)
+    assert field.default_factory is not dataclasses.MISSING
+    return str(field.default_factory().preset)
+
+
+def _recipe(tree: Any, where: str, default: str) -> Recipe:
+    """A degradation, or a list of them with a `weight` each."""
+    if isinstance(tree, list):
+        weights, trees = _weighted(tree, where)
+        parts = (_plain_recipe(one, f"{where}[{i}]", default) for i, one in enumerate(trees))
+        return MixedRecipe(tuple(parts), weights)
+    return _plain_recipe(tree, where, default)
+
+
+def _pictures(tree: Any, where: str) -> Pictures:
+    """A source, or a list of them with a `weight` each."""
+    if isinstance(tree, list):
+        weights, trees = _weighted(tree, where)
+        return MixedData(tuple(_build(Data, one, f"{where}[{i}]") for i, one in enumerate(trees)), weights)
+    return _build(Data, tree, where)
+
+
+def _weighted(trees: list[Any], where: str) -> tuple[tuple[float, ...], list[Any]]:
+    """Weights of a mixture's parts, 1 where none is given, and the parts without them."""
+    weights, parts = [], []
+    for i, tree in enumerate(trees):
+        weight = tree.get("weight", 1.0) if isinstance(tree, dict) else 1.0
+        weights.append(_convert(float, weight, f"{where}[{i}]: weight"))
+        parts.append({k: v for k, v in tree.items() if k != "weight"} if isinstance(tree, dict) else tree)
+    return tuple(weights), parts
+
+
+def _plain_recipe(tree: Any, where: str, default: str) -> PlainRecipe:
+    """The name of a preset, or `preset: NAME` and the values that differ from it."""
     tree = {"preset": tree} if isinstance(tree, str) else tree
-    name = tree.get("preset", "realesrgan") if isinstance(tree, dict) else ""
+    name = tree.get("preset", default) if isinstance(tree, dict) else ""
     if name not in PRESETS:
         raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
     preset = PRESETS[name]
@@ -82,8 +122,8 @@ def _recipe(tree: Any, where: str) -> Recipe:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint == Recipe:
-        return _recipe(value, where)
+    if hint == Pictures:
+        return _pictures(value, where)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
@@ -118,14 +158,14 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def to_tree(config: Any) -> dict[str, Any]:
     """A configuration as plain dictionaries, lists and numbers, as JSON and YAML write them."""
-    return {
-        one.name: to_tree(value) if dataclasses.is_dataclass(value) else _plain(value)
-        for one in dataclasses.fields(config)
-        for value in [getattr(config, one.name)]
-    }
+    return {one.name: _plain(getattr(config, one.name)) for one in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (MixedData, MixedRecipe)):
+        return [{"weight": w, **to_tree(part)} for w, part in zip(value.weights, value.parts, strict=True)]
+    if dataclasses.is_dataclass(value):
+        return to_tree(value)
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
@@ -136,13 +176,18 @@ def to_yaml(config: Any, indent: str = "") -> str:
     for one in dataclasses.fields(config):
         value = getattr(config, one.name)
         lines += [f"{indent}# {line}" for line in meanings.get(one.name, "").splitlines()]
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, (MixedData, MixedRecipe)):
+            lines += [f"{indent}{one.name}:", *(f"{indent}- {_on_one_line(part)}" for part in _plain(value))]
+        elif dataclasses.is_dataclass(value):
             lines += [f"{indent}{one.name}:", to_yaml(value, indent + "  ").rstrip("\n")]
         else:
             # in brackets, so that a number, a text and a list are all written on one line
-            written = yaml.safe_dump([_plain(value)], default_flow_style=True, width=10_000).strip()[1:-1]
-            lines.append(f"{indent}{one.name}: {written}")
+            lines.append(f"{indent}{one.name}: {_on_one_line([_plain(value)])[1:-1]}")
     return "\n".join(lines) + "\n"
+
+
+def _on_one_line(tree: Any) -> str:
+    return yaml.safe_dump(tree, default_flow_style=True, width=10_000, sort_keys=False).strip()
 
 
 def docstrings(kind: type) -> dict[str, str]:

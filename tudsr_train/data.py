@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.degradation import Degradation, blur, degrade, require_possible
+from tudsr_train.degradation import blur, require_possible
+from tudsr_train.recipes import Recipe, low_quality
 from tudsr_train.synthetic import SyntheticImages
 
 
@@ -111,7 +111,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         pool: NDArray[np.uint8],
         task: Task,
         softness: Softness,
-        degradation: Degradation,
+        degradation: Recipe,
         seed: int,
         length: int,
     ) -> None:
@@ -134,9 +134,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         if sigma:
             sigma *= min(1, scale / self.softness.full_at)
             x_H = blur(x_H, np.eye(2) * sigma**2).clamp(0, 1)
-        low = degrade(x_H, scale, self.degradation, rng)
-        side = self.task.enlarge_back_to
-        x_L = F.interpolate(low[None], size=(side, side), mode="bilinear", align_corners=False)[0]
+        x_L = low_quality(x_H, scale, self.task.enlarge_back_to, self.degradation, rng)
         return x_L * 2 - 1, x_H * 2 - 1
 
 

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.diff_augment import diff_augment, policies
-from tudsr_train.discriminator import RANDOM, Discriminator, DiscriminatorConfig
-from tudsr_train.discriminator_heads import make_head
+from tudsr_train.discriminator import RANDOM, DiscriminatorConfig
+from tudsr_train.picture_discriminator import PictureDiscriminator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of pictures in [0, 1]: what DINOv3's web images were normalised with."""
 DEFAULT_WEIGHTS = {
     "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
     "dinov3-convnext": "facebook/dinov3-convnext-large-pretrain-lvd1689m",
@@ -30,31 +26,8 @@ WHERE_TO_GET = (
 )
 
 
-class DinoDiscriminator(Discriminator):
-    """D over pictures x (B, 3, R, R) in [-1, 1]: DiffAugment, ImageNet normalisation, DINOv3, heads.
-
-    No resize: R must be a multiple of the coarsest cell (16 pixels for the ViT), and large enough for the
-    head; TrainingError otherwise.
-    """
-
-    space = "pixel"
-    backbone: PreTrainedModel
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, backbone: PreTrainedModel, strides: tuple[int, ...], head: str, diff_augment: str
-    ) -> None:
-        super().__init__()
-        self.backbone, self.strides, self.policies = backbone, strides, policies(diff_augment)
-        levels = list(zip(backbone.channels, strides, strict=True))
-        heads = [make_head(head, channels, stride) for channels, stride in levels]
-        self.heads = nn.ModuleList(heads)
-        self.least = max(stride * made.smallest for stride, made in zip(strides, heads, strict=True))
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        self.rng: torch.Generator | None = None
-        """What DiffAugment draws from; None is torch's own generator, which checkpoints hold."""
+class DinoDiscriminator(PictureDiscriminator):
+    """D over pictures whose backbone is a DINOv3."""
 
     @classmethod
     def build(cls, config: DiscriminatorConfig) -> Self:
@@ -66,27 +39,6 @@ class DinoDiscriminator(Discriminator):
         else:
             strides = tuple(2 ** (stage + 1) for stage in layers)
         return cls(backbone, strides, config.head, config.diff_augment)
-
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """{f_x^l} of Eq. (3): (B, C_l, R / stride_l, R / stride_l), under the final LayerNorm for a ViT."""
-        normalised = (x * 0.5 + 0.5 - self.mean) / self.std
-        return tuple(self.backbone(normalised).feature_maps)
-
-    def forward(self, sample: Tensor) -> list[Tensor]:
-        self._check(sample)
-        with torch.autocast(sample.device.type, enabled=False):
-            x = diff_augment(sample.to(self.mean.dtype), self.policies, self.rng)
-            return [head(f) for head, f in zip(self.heads, self.features(x), strict=True)]
-
-    def _check(self, x: Tensor) -> None:
-        coarsest = max(self.strides)
-        for side in x.shape[-2:]:
-            if side % coarsest or side < self.least:
-                raise TrainingError(
-                    f"the discriminator cannot look at {x.shape[-1]} x {x.shape[-2]} pixels: it needs sides "
-                    f"that are multiples of {coarsest} and at least {self.least}",
-                    hint="choose another R, or another discriminator.head",
-                )
 
 
 def _vit(config: DiscriminatorConfig, layers: tuple[int, ...]) -> PreTrainedModel:

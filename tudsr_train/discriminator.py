@@ -1,8 +1,9 @@
 """D, the discriminator of both stages (paper section 3.5): what all kinds share, their settings, their door.
 
 A frozen, pretrained backbone gives features; small heads, trained from scratch, score them (Eq. 3 and 4).
-`dino_discriminator` looks at pictures with a DINOv3, as the paper does; `diffusion_discriminator` looks at
-latents with a diffusion UNet, as D3SR does. Either is chosen by one line of a configuration.
+`dino_discriminator` looks at pictures with a DINOv3, as the paper does, `vgg_discriminator` with a VGG16;
+`diffusion_discriminator` looks at latents with a diffusion UNet, as D3SR does. Each is chosen by one line of
+a configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tudsr_train.generator import Generator
 
 RANDOM = "random"
 """In place of weights: an untrained network, for tests and toys. Never chosen unless asked for."""
-KINDS = ("none", "dinov3", "dinov3-convnext", "diffusion")
+KINDS = ("none", "dinov3", "dinov3-convnext", "vgg16", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class DiscriminatorConfig:
     """Which discriminator, and how it is made."""
 
     kind: str = "none"
-    """none; dinov3 (the paper's); dinov3-convnext (the author's earlier code, OMGSR); diffusion (D3SR's)."""
+    """none; dinov3 (the paper's); dinov3-convnext (the author's earlier code, OMGSR); vgg16 (ours: one small
+    file, nobody's leave); diffusion (D3SR's)."""
     weights: str = ""
-    """A folder or hub id; empty takes the kind's own (DINOv3-ViT-B as in the paper, DINOv3-ConvNeXt-L as in
-    OMGSR, SDXL 1.0 as in D3SR); `random` for tests and toys; `base`, for diffusion only, takes the UNet that
-    the generator stands on (D3SR, table 4)."""
+    """A folder or hub id, or for vgg16 also a file with torchvision's names; empty takes the kind's own
+    (DINOv3-ViT-B as in the paper, DINOv3-ConvNeXt-L as in OMGSR, VGG16 of torchvision, SDXL 1.0 as in D3SR);
+    `random` for tests and toys; `base`, for diffusion only, takes the UNet that the generator stands on
+    (D3SR, table 4)."""
     layers: tuple[int, ...] = ()
     """Levels that are scored, counted from 1; empty takes the kind's own: blocks 3, 6, 9 of the ViT (paper
-    3.5.1), stages 1, 2, 3 of the ConvNeXt (OMGSR)."""
+    3.5.1), stages 1, 2, 3 of the ConvNeXt (OMGSR), 2, 3, 4 of VGG16."""
     head: str = "vagan_conv"
     """vagan_conv (vision-aided GAN) or omgsr_conv (OMGSR); Fig. 3 leaves it open. Diffusion has an MLP."""
     diff_augment: str = "color,translation,cutout"
@@ -138,6 +141,10 @@ def build_discriminator(config: DiscriminatorConfig, base: Generator, seed: int 
             from tudsr_train.diffusion_discriminator import DiffusionDiscriminator
 
             discriminator: Discriminator = DiffusionDiscriminator.build(config, base)
+        elif config.kind == "vgg16":
+            from tudsr_train.vgg_discriminator import VggDiscriminator
+
+            discriminator = VggDiscriminator.build(config)
         elif config.kind == "none":
             raise TrainingError(f"discriminator: there is none to build; {', '.join(KINDS[1:])} can be")
         else:

@@ -6,26 +6,27 @@ covariance (structure), weighted by learned alpha and beta. Max pooling is repla
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_train.vgg16 import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RANDOM,
+    VGG16_WIDTHS,
+    load_vgg16,
+    read_tensors,
+    the_same_draws,
+    vgg16_stages,
+)
 
-RANDOM = "random"
-VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Numbers of VGG16's convolutions in torchvision's `features`, by stage."""
-VGG16_WIDTHS = (64, 128, 256, 512, 512)
 CHANNELS = (3, *VGG16_WIDTHS)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 C1 = C2 = 1e-6
 
 
@@ -39,6 +40,9 @@ class DistsConfig:
     weights: str = ""
     """DISTS' alpha and beta: its authors' weights.pt; empty takes the file in an installed DISTS-pytorch;
     `random` for tests and toys."""
+    averaged: bool = False
+    """Average alpha and beta within each stage: right for a VGG16 other than torchvision's, whose channels
+    are others, such as that of an edge detector."""
 
 
 class DISTS(nn.Module):
@@ -60,11 +64,7 @@ class DISTS(nn.Module):
 
     def __init__(self, vgg16: dict[str, Tensor], alpha: Tensor, beta: Tensor) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(_stages())
-        for numbers, stage in zip(VGG16, self.stages, strict=True):
-            for number, convolution in zip(numbers, stage.children(), strict=True):
-                names = {key: f"features.{number}.{key}" for key in ("weight", "bias")}
-                convolution.load_state_dict({key: vgg16[name].float() for key, name in names.items()})
+        self.stages = vgg16_stages(vgg16)
         total = alpha.sum() + beta.sum()
         taps = torch.tensor([0.25, 0.5, 0.25])
         self.register_buffer("alpha", alpha.detach().float().flatten() / total.detach().float())
@@ -77,7 +77,10 @@ class DISTS(nn.Module):
     @classmethod
     def load(cls, config: DistsConfig) -> DISTS:
         """TrainingError, saying where to get them, where weights are absent."""
-        return cls(load_vgg16(config.vgg16), *load_alpha_beta(config.weights))
+        alpha, beta = load_alpha_beta(config.weights)
+        if config.averaged:
+            alpha, beta = average_per_stage(alpha), average_per_stage(beta)
+        return cls(load_vgg16(config.vgg16), alpha, beta)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The picture as it is, then relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
@@ -115,79 +118,19 @@ def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return texture.flatten(1), (2 * covariance + C2) / (variances + C2)
 
 
-def _stages() -> list[nn.ModuleList]:
-    stages, width = [], 3
-    for numbers, out in zip(VGG16, VGG16_WIDTHS, strict=True):
-        widths = (width, *(out,) * (len(numbers) - 1))
-        stages.append(nn.ModuleList(nn.Conv2d(into, out, 3, padding=1) for into in widths))
-        width = out
-    return stages
-
-
-def load_vgg16(source: str) -> dict[str, Tensor]:
-    """VGG16's convolutions by torchvision's names: from a file, from a hub id, or drawn for `random`."""
-    if source == RANDOM:
-        with _the_same_draws():
-            return _random_vgg16()
-    state = _read(_vgg16_file(source))
-    names = [f"features.{n}.{key}" for stage in VGG16 for n in stage for key in ("weight", "bias")]
-    absent = [name for name in names if name not in state]
-    if absent:
-        raise TrainingError(
-            f"{source}: not VGG16 weights with torchvision's names: {len(absent)} are missing, "
-            f"first {absent[0]}"
-        )
-    return {name: state[name] for name in names}
-
-
-@contextlib.contextmanager
-def _the_same_draws() -> Iterator[None]:
-    """In every process and after every resume: the loss must not change under a run."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
-def _random_vgg16() -> dict[str, Tensor]:
-    state = {}
-    for numbers, stage in zip(VGG16, _stages(), strict=True):
-        for number, convolution in zip(numbers, stage, strict=True):
-            weight = nn.init.kaiming_normal_(
-                convolution.get_parameter("weight").detach(), nonlinearity="relu"
-            )
-            state[f"features.{number}.weight"] = weight
-            state[f"features.{number}.bias"] = torch.zeros(len(weight))
-    return state
-
-
-def _vgg16_file(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    hint = (
-        "set `dists.vgg16` to torchvision's vgg16-397923af.pth "
-        "(https://download.pytorch.org/models/vgg16-397923af.pth), or to the hub id timm/vgg16.tv_in1k"
-    )
-    if path.suffix or source.count("/") != 1:
-        raise TrainingError(f"{source}: no such file of VGG16 weights", hint=hint)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(source, "model.safetensors"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"no VGG16 weights at {source}: {str(error).splitlines()[0]}", hint=hint
-        ) from error
+def average_per_stage(weights: Tensor) -> Tensor:
+    """1475 weights, each the mean of its stage's, so that no channel is told from another."""
+    return torch.cat([part.mean().expand(len(part)) for part in weights.flatten().split(CHANNELS)])
 
 
 def load_alpha_beta(source: str) -> tuple[Tensor, Tensor]:
     """DISTS' alpha and beta, 1475 each, from a file, an installed DISTS-pytorch, or drawn as untrained."""
     if source == RANDOM:
-        with _the_same_draws():
+        with the_same_draws():
             drawn = torch.empty(2, sum(CHANNELS)).normal_(0.1, 0.01)
         return drawn[0], drawn[1]
     path = Path(source).expanduser() if source else _installed_weights()
-    state = _read(path)
+    state = read_tensors(path)
     try:
         alpha, beta = state["alpha"].flatten(), state["beta"].flatten()
     except KeyError as error:
@@ -208,14 +151,3 @@ def _installed_weights() -> Path:
         hint="pip install --no-deps DISTS-pytorch, or set `dists.weights` to weights.pt of "
         "https://github.com/dingkeyan93/DISTS",
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error

@@ -134,6 +134,12 @@ class Generator(nn.Module):
         """Latent cells on each side that stand for pixels beyond the picture; 0 for Stable Diffusion."""
         return int(self.vae.config.get("margin", 0)) // self.pixels_per_cell
 
+    @property
+    def passed_channels(self) -> int:
+        """How many channels of the latent, the first ones, pass the backbone as they are, because its rows of
+        `conv_out` for them are zero: the pixels of a `FeatureAutoencoder`; 0 for other bases."""
+        return int(getattr(self.vae, "pixel_channels", 0))
+
     def encode(self, x_L: Tensor, sample: bool = False) -> Tensor:
         """z_L = E(x_L) s, from the posterior's mode, or from a sample of it as the paper's lineage trains."""
         posterior = self.vae.encode(x_L).latent_dist
@@ -151,7 +157,9 @@ class Generator(nn.Module):
             raise TrainingError(
                 f"timestep {t} is outside the schedule of {self.base_id}, 0 to {len(self.alphas_cumprod) - 1}"
             )
-        return one_step(z_L, self.predict(z_L, t), self.alphas_cumprod[t], self.prediction_type)
+        # autocast computes the backbone in bfloat16, whose 8 bits would show in a latent that holds pixels
+        prediction = self.predict(z_L, t).to(self.alphas_cumprod.dtype)
+        return one_step(z_L.to(prediction.dtype), prediction, self.alphas_cumprod[t], self.prediction_type)
 
     def decode(self, z_H: Tensor) -> Tensor:
         """x_H = D(z_H / s), not clamped."""
@@ -228,14 +236,16 @@ class Generator(nn.Module):
 def _load_vae(folder: Path) -> ModelMixin:
     from diffusers import AutoencoderKL
 
+    from tudsr_train.feature_autoencoder import FeatureAutoencoder
     from tudsr_train.patch_autoencoder import PatchAutoencoder
 
     kind = json.loads((folder / "config.json").read_text())["_class_name"]
     if kind == "PatchAutoencoder":
         return PatchAutoencoder.from_config(PatchAutoencoder.load_config(folder))
-    if kind == "AutoencoderKL":
-        return _whole(AutoencoderKL, folder)
-    raise ValueError(f"vae/ is a {kind}; AutoencoderKL and PatchAutoencoder are known")
+    weighty = {"AutoencoderKL": AutoencoderKL, "FeatureAutoencoder": FeatureAutoencoder}
+    if kind in weighty:
+        return _whole(weighty[kind], folder)
+    raise ValueError(f"vae/ is a {kind}; PatchAutoencoder, {' and '.join(weighty)} are known")
 
 
 def _whole(kind: type[ModelMixin], folder: Path) -> ModelMixin:

@@ -33,6 +33,8 @@ from tudsr_train.journal import Journal, say
 from tudsr_train.processes import average_gradients, largest_over_processes, same_everywhere
 from tudsr_train.schedule import lr_factor, make_optimizer
 
+AVERAGE = "average."
+"""Before the names of a moving average's tensors in a checkpoint."""
 BAD_STEPS = 20
 """So many optimizer steps in a row without finite losses and gradients end the run."""
 
@@ -62,13 +64,25 @@ class Network:
         """Since the last optimizer step."""
         self.finite = True
         """Whether all losses since then were."""
+        self.average: dict[str, Tensor] = {}
+        """Moving average of the parameters, where G has one."""
+        if name == "generator" and o.ema:
+            self._start_average()
+
+    def _start_average(self) -> None:
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold of the network itself."""
-        return dict(self.parameters)
+        return {**self.parameters, **{AVERAGE + name: value for name, value in self.average.items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take it over; TrainingError where it is of another network."""
+        """Take it over; TrainingError where it is of another network.
+
+        A moving average starts at the weights where the state has none.
+        """
+        average = {k.removeprefix(AVERAGE): v for k, v in state.items() if k.startswith(AVERAGE)}
+        state = {k: v for k, v in state.items() if not k.startswith(AVERAGE)}
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.parameters.items()}:
             raise TrainingError(
                 f"the checkpoint's {self.name} is of another shape than the configured one",
@@ -77,6 +91,33 @@ class Network:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[name])
+        if self.average:
+            self._start_average()
+            for name, value in average.items():
+                self.average[name].copy_(value)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the network has the moving average of its weights, where there is one."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self.average.items():
+            kept = value.clone()
+            value.copy_(self.parameters[name])
+            self.parameters[name].copy_(kept)
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """Move the average; faster in the first steps, whose weights are of no use later."""
+        decay = min(self.optimization.ema, (1 + step) / (10 + step))
+        for name, value in self.average.items():
+            value.lerp_(self.parameters[name], 1 - decay)
 
     def backward(self, loss: Tensor, accumulation: int) -> None:
         """Add the gradient of loss / accumulation to what has been collected."""
@@ -96,6 +137,7 @@ class Network:
         unfinite = largest_over_processes(accelerator, int(not (self.finite and math.isfinite(norm))))
         if not unfinite:
             self.optimizer.step()
+            self._follow(step)
         self.optimizer.zero_grad()
         self.backwards, self.finite = 0, True
         return not unfinite, norm
@@ -231,7 +273,8 @@ class Loop:
         """In the first process; the figures, where they are the best so far."""
         if not self.validate or not self.accelerator.is_main_process:
             return None
-        picture, figures = self.validate(self.step)
+        with self.networks[0].averaged():
+            picture, figures = self.validate(self.step)
         journal.validation(self.step, picture, figures)
         return figures if self.best and Best(self.folder, self.best).improved(figures) else None
 
@@ -262,7 +305,7 @@ class Loop:
                 self.parents,
                 self.skipped,
             )
-            checkpoint.save(self.folder, state, self.optimization.keep)
+            checkpoint.save(self.folder, state, self.optimization.keep, self.optimization.keep_every)
         self.accelerator.wait_for_everyone()
 
     def resume(self, which: str) -> None:

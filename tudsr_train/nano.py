@@ -2,7 +2,8 @@
 
 What makes it a one-step restorer from the first step on: `conv_out` starts at zero, and the scheduler's
 betas are so small that a zero prediction in Eq. (2) returns the input scaled by 1 / sqrt(abar_t), within
-one per cent.
+one per cent. With feature channels (`FeatureAutoencoder`) only the rows of the pixels start at zero, and they
+stay there (`tudsr_train.base`): what the backbone says reaches the picture through the decoder alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import nn
 from tudsr_train.generator import save_prompt
 
 PROMPT_TOKENS = 8
+GAIN_AT = 200
+"""Timestep (t_1, paper 4.1) at which the decoder sees features as large as the UNet predicts them."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,26 @@ class NanoBase:
     cross_attention_dim: int = 64
     norm_num_groups: int = 16
     beta: float = 1e-4
-    """Constant noise schedule: abar_200 = 0.980, abar_50 = 0.995."""
+    """Constant noise schedule: abar_200 = 0.980, abar_50 = 0.995. With feature channels 1e-6 is right: the
+    pixels then pass Eq. (2) unchanged to a ten-thousandth."""
+    feature_channels: int = 0
+    """Channels of a cell beside its pixels, which the decoder makes a residual of; 0 for none, and no
+    weights in the decoder (nano 0.1)."""
+    decoder_widths: tuple[int, ...] = (48, 32, 16)
+    """With feature channels: channels of the decoder at cells and after each doubling."""
+
+    @property
+    def pixel_channels(self) -> int:
+        """Latent channels that are pixels."""
+        return 3 * self.patch_size**2
 
 
 def create_base(folder: Path, nano: NanoBase, seed: int) -> None:
     """Write an untrained base into an empty folder: unet/, vae/, scheduler/ and the stored prompt."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    from tudsr_train.patch_autoencoder import PatchAutoencoder
-
     torch.manual_seed(seed)
-    latent_channels = 3 * nano.patch_size**2
+    latent_channels = nano.pixel_channels + nano.feature_channels
     levels = len(nano.block_out_channels)
     unet = UNet2DConditionModel(
         sample_size=512 // nano.patch_size,
@@ -58,11 +70,27 @@ def create_base(folder: Path, nano: NanoBase, seed: int) -> None:
         attention_head_dim=nano.num_attention_heads,
         norm_num_groups=nano.norm_num_groups,
     )
-    nn.init.zeros_(unet.conv_out.weight)
-    nn.init.zeros_(unet.conv_out.bias)
+    nn.init.zeros_(unet.conv_out.weight[: nano.pixel_channels])
+    nn.init.zeros_(unet.conv_out.bias[: nano.pixel_channels])
     unet.save_pretrained(folder / "unet")
-    vae = PatchAutoencoder(patch_size=nano.patch_size, latent_channels=latent_channels, margin=nano.margin)
-    vae.save_config(folder / "vae")
     scheduler = DDPMScheduler(beta_start=nano.beta, beta_end=nano.beta, beta_schedule="linear")
     scheduler.save_pretrained(folder / "scheduler")
     save_prompt(folder, torch.randn(1, PROMPT_TOKENS, nano.cross_attention_dim))
+    _save_autoencoder(folder / "vae", nano, float(scheduler.alphas_cumprod[GAIN_AT]))
+
+
+def _save_autoencoder(folder: Path, nano: NanoBase, alpha_t: float) -> None:
+    from tudsr_train.feature_autoencoder import FeatureAutoencoder
+    from tudsr_train.patch_autoencoder import PatchAutoencoder
+
+    cell = {"patch_size": nano.patch_size, "margin": nano.margin}
+    if not nano.feature_channels:
+        PatchAutoencoder(latent_channels=nano.pixel_channels, **cell).save_config(folder)
+        return
+    FeatureAutoencoder(
+        feature_channels=nano.feature_channels,
+        latent_channels=nano.pixel_channels + nano.feature_channels,
+        widths=nano.decoder_widths,
+        feature_gain=(1 - alpha_t) ** -0.5,
+        **cell,
+    ).save_pretrained(folder)

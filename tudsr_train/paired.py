@@ -12,7 +12,6 @@ from tudsr_train.pictures import (
     Sample,
     UnreadablePicture,
     list_files,
-    read_picture,
 )
 
 HQ_ENDING = re.compile(r"[_-](HR|HQ|GT)\d*$", re.IGNORECASE)
@@ -67,12 +66,12 @@ def _scene(file: Path, ending: re.Pattern[str]) -> str:
 class PairedFiles(PictureFiles):
     """HQ and LQ pictures of files; the HQ one is a whole number of times as large, the same for both axes."""
 
-    def __init__(self, pairs: list[Pair], seed: int, quarantine: Quarantine) -> None:
-        super().__init__([high for high, _ in pairs], seed, quarantine)
+    def __init__(self, pairs: list[Pair], seed: int, quarantine: Quarantine, keep_decoded: int = 0) -> None:
+        super().__init__([high for high, _ in pairs], seed, quarantine, keep_decoded)
         self.low = [low for _, low in pairs]
 
     def read(self, epoch: int, index: int, chosen: int) -> Sample:
-        high, low = read_picture(self.files[chosen]), read_picture(self.low[chosen])
+        high, low = self.decoded(self.files[chosen]), self.decoded(self.low[chosen])
         factor = high.shape[0] // low.shape[0]
         if factor < 1 or (low.shape[0] * factor, low.shape[1] * factor) != high.shape[:2]:
             sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (high, low)]

@@ -97,9 +97,11 @@ class Quarantine:
 class PictureFiles:
     """Pictures of files, decoded when they are asked for."""
 
-    def __init__(self, files: list[Path], seed: int, quarantine: Quarantine) -> None:
+    def __init__(self, files: list[Path], seed: int, quarantine: Quarantine, keep_decoded: int = 0) -> None:
         self.files, self.seed, self.quarantine = files, seed, quarantine
         self.order = EpochOrder(len(files), seed)
+        self.keep_decoded = keep_decoded
+        """Bytes of decoded pictures that this process may hold on to."""
 
     def __getitem__(self, number: int) -> Sample:
         epoch, index = self.order(number)
@@ -114,7 +116,20 @@ class PictureFiles:
         raise DataError(f"{REPLACEMENTS_TRIED} damaged pictures in a row, the last one {self.files[chosen]}")
 
     def read(self, epoch: int, index: int, chosen: int) -> Sample:
-        return Sample(epoch, index, read_picture(self.files[chosen]))
+        return Sample(epoch, index, self.decoded(self.files[chosen]))
+
+    def decoded(self, file: Path) -> Pixels:
+        """`read_picture`, from memory where there was room to keep it."""
+        if file in _kept:
+            return _kept[file]
+        pixels = read_picture(file)
+        if sum(kept.nbytes for kept in _kept.values()) + pixels.nbytes <= self.keep_decoded:
+            _kept[file] = pixels
+        return pixels
+
+
+_kept: dict[Path, Pixels] = {}
+"""Decoded pictures of this process; several sources may read the same files."""
 
 
 class UnreadablePicture(Exception):  # noqa: N818 - an event, handled where it happens

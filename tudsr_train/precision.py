@@ -25,7 +25,8 @@ def prepare(generator: Generator, optimization: Optimization, device: torch.devi
     if optimization.threads:
         torch.set_num_threads(optimization.threads)
     generator.to(device)
-    generator.unet.to(memory_format=torch.channels_last)
+    for part in (generator.unet, generator.vae):
+        part.to(memory_format=torch.channels_last)
     if optimization.gradient_checkpointing:
         generator.enable_gradient_checkpointing()
     if optimization.compile:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tudsr_runtime.errors import TrainingError
 from tudsr_train import kernels
 from tudsr_train.degradation import jpeg, require_possible
 from tudsr_train.kernels import Kernel
@@ -73,9 +74,16 @@ class RealESRGAN:
     gray_noise_prob2: float = 0.4
     jpeg_range2: tuple[int, int] = (30, 95)
     final_sinc_prob: float = 0.8
+    enlarge: str = "any"
+    """How the LQ picture gets to the size that the generator takes: by any of area, bilinear and bicubic, or
+    always by the one that is named. `bilinear` is what the runtime does."""
 
     def __post_init__(self) -> None:
         require_possible(self, "degradation: ")
+        if self.enlarge not in ("any", *MODES):
+            raise TrainingError(
+                f"degradation: enlarge is {self.enlarge!r}; any, {', '.join(MODES)} are known"
+            )
 
 
 SEESR_MILD = RealESRGAN(
@@ -178,7 +186,8 @@ def degrade(x_H: Tensor, scale: int, draws: Draws) -> Tensor:
 def low_quality(x_H: Tensor, scale: int, side: int, recipe: RealESRGAN, rng: np.random.Generator) -> Tensor:
     """Degrade `x_H` and enlarge the result to (3, side, side), in [0, 1] on 8-bit levels: the paper's x_L."""
     draws = draw(recipe, scale, rng)
-    x_L = resize(degrade(x_H, scale, draws), (side, side), draws.mode_back)
+    mode = draws.mode_back if recipe.enlarge == "any" else recipe.enlarge
+    x_L = resize(degrade(x_H, scale, draws), (side, side), mode)
     return (x_L * 255).round().clamp(0, 255) / 255
 
 

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
+from tudsr_train import checkpoint
 from tudsr_train.adapters import (
     RECORD_FILE,
     WEIGHTS_FILE,
     adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
+    copy_adapter,
     record_of,
     save_adapter,
 )
@@ -37,6 +39,7 @@ from tudsr_train.loop import Algorithm, Loop, Network, seed_draws
 from tudsr_train.losses import Losses
 from tudsr_train.precision import prepare
 from tudsr_train.processes import join
+from tudsr_train.recipes import Recipe
 from tudsr_train.sources import training_pairs
 from tudsr_train.validation import Grid
 
@@ -91,12 +94,19 @@ class Session:
         torch.manual_seed(config.seed)
         return Generator.load(config.base, config.prompt, config.prompt_embeds)
 
-    def add_adapter(self, G: Generator, name: str, lora: Lora) -> dict[str, nn.Parameter]:
-        """Attach a fresh adapter, make it the active one, and return its weights."""
+    def add_adapter(self, G: Generator, name: str, lora: Lora, init: str = "") -> dict[str, nn.Parameter]:
+        """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.
+
+        Raises BundleError where `init` is no adapter or of another base, TrainingError where its layers or
+        its rank are others.
+        """
         add_adapter(G, name, lora.rank, lora.target_modules)
         if lora.vae_encoder_rank:
             add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
-        return adapter_parameters(G, name)
+        theta = adapter_parameters(G, name)
+        if init:
+            copy_adapter(G, theta, name, Path(init))
+        return theta
 
     def adversaries(self, G: Generator) -> Adversaries:
         """G on its device, with the losses and the discriminator of the configuration.
@@ -106,17 +116,20 @@ class Session:
         config, o = self.config, self.config.optimization
         _require_whole_cells(G, config.R)
         prepare(G, o, self.device)
+        losses = Losses.build(config.loss, config.dists).to(self.device)
         if isinstance(config, BaseConfig):
-            return Adversaries(G, None, Losses(config.loss), AdversarialLoss(), o, "mode")
+            return Adversaries(G, None, losses, AdversarialLoss(), o, "mode")
         if (config.discriminator.kind != "none") != bool(config.loss.gan):
             raise TrainingError(
                 f"discriminator.kind is {config.discriminator.kind}, but loss.gan is {config.loss.gan}",
                 hint="the paper has kind dinov3 and gan 0.5; without a discriminator, none and 0",
             )
-        losses = Losses.build(config.loss, config.dists).to(self.device)
         D = None
         if config.discriminator.kind != "none":
-            D = build_discriminator(config.discriminator, G, config.seed).to(self.device)
+            D = build_discriminator(config.discriminator, G, config.seed)
+            if config.init_discriminator:
+                D.load_checkpoint_state(_discriminator_of(Path(config.init_discriminator)))
+            D.to(self.device)
         return Adversaries(G, D, losses, adversarial_loss(config.discriminator), o, config.posterior)
 
     def loop(
@@ -148,23 +161,34 @@ class Session:
         """All pairs of the run, by number; the first process looks at the data before the others do."""
         length = loop.batches * config.optimization.batch_size
         with self.accelerator.main_process_first():
-            return self._pairs(config, task, config.seed, length)
+            return self.draw(config, task, config.seed, length)
 
     def grid(
         self,
-        config: Stage1Config | Stage2Config,
+        config: BaseConfig | Stage1Config | Stage2Config,
         task: Task,
         columns: Callable[[Tensor], dict[str, Tensor]],
     ) -> Grid:
-        """Validation pictures: of `validation.path`, else of the training's source from another seed."""
+        """Validation pictures: of `validation.path`, else what is held out of the data, else of the same from
+        another seed."""
         seed, count = config.seed + VALIDATION_SEED, config.validation.images
         shown = replace(config, data=config.validation.data(config.data))
-        return Grid(lambda: self._pairs(shown, task, seed, count), columns, self.device)
+        return Grid(lambda: self.draw(shown, task, seed, count, held_out=True), columns, self.device)
 
-    def _pairs(self, config: Stage1Config | Stage2Config, task: Task, seed: int, length: int) -> Pairs:
+    def draw(
+        self,
+        config: BaseConfig | Stage1Config | Stage2Config,
+        task: Task,
+        seed: int,
+        length: int,
+        recipe: Recipe | None = None,
+        held_out: bool = False,
+    ) -> Pairs:
+        """Pairs of the configuration's data by its degradation, or by another `recipe`."""
         tell = functools.partial(say, self.accelerator)
+        recipe = recipe or config.degradation
         return training_pairs(
-            config.data, task, config.softness, config.degradation, seed, length, self.folder, tell
+            config.data, task, config.softness, recipe, seed, length, self.folder, tell, held_out
         )
 
     def go(self, loop: Loop, pairs: Pairs, algorithm: Algorithm, resume: str) -> None:
@@ -195,11 +219,11 @@ class Session:
             found.append("  ".join([f"losses: {loss.network}", *_shown(loss.terms)]))
         return [*found, f"memory: {peak_memory(self.device) / GIB:.2f} GiB at most, on {self.device}"]
 
-    def write_adapter(self, G: Generator, stage: int, timestep: int, factor: int) -> None:
+    def write_adapter(self, loop: Loop, G: Generator, stage: int, timestep: int, factor: int) -> None:
         """Write the trained adapter as the run's result, in the first process."""
         if self.accelerator.is_main_process:
-            name = f"stage{stage}"
-            with atomic_dir(self.out, overwrite=True, own=RECORD_FILE) as folder:
+            name, own = f"stage{stage}", RECORD_FILE
+            with loop.networks[0].averaged(), atomic_dir(self.out, overwrite=True, own=own) as folder:
                 save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
         self.finish()
 
@@ -210,12 +234,20 @@ class Session:
         self.accelerator.end_training()
 
 
+def _discriminator_of(folder: Path) -> dict[str, Tensor]:
+    """D in a checkpoint; TrainingError where there is no checkpoint, or none of a run with a D."""
+    networks = checkpoint.load(folder).networks
+    if "discriminator" not in networks:
+        raise TrainingError(f"init_discriminator: {folder} is of a run without a discriminator")
+    return networks["discriminator"]
+
+
 def _require_own_folder(config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
     """The result replaces its folder, which must hold an earlier one or nothing; seen before the training."""
     if out.name in ("", ".."):
         raise OutputError(f"the result needs a folder of its own, not {out}", hint="--out DIR, by its name")
     require_replaceable(out, BASE_FILE if isinstance(config, BaseConfig) else RECORD_FILE)
-    for key in ("base", "stage1", "start"):
+    for key in ("base", "stage1", "start", "init"):
         given = getattr(config, key, "")
         if given and Path(given).expanduser().resolve() == out.resolve():
             raise OutputError(

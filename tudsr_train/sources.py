@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_runtime.streams import printable_lines
-from tudsr_train import degradation, real_esrgan
 from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
 from tudsr_train.degradation import Degradation
 from tudsr_train.paired import PairedFiles, pair_files
@@ -32,13 +30,11 @@ from tudsr_train.pictures import (
     list_files,
     survey,
 )
-from tudsr_train.real_esrgan import SEESR_MILD, RealESRGAN
+from tudsr_train.recipes import Recipe, draw_share, enlarged, low_quality, require_shares
 from tudsr_train.streaming import HuggingFaceLanes, Lanes, ShardLanes, expand_shards
 
-Recipe = Degradation | RealESRGAN
-PRESETS: dict[str, Recipe] = {"realesrgan": RealESRGAN(), "seesr_mild": SEESR_MILD, "nano": Degradation()}
-"""Degradations by name; a configuration changes single values of one."""
 SOURCES = ("synthetic", "folder", "list", "paired", "webdataset", "huggingface")
+MIB = 2**20
 QUARANTINE_FILE = "damaged-pictures.txt"
 Say = Callable[[str], None]
 
@@ -57,6 +53,11 @@ class Data:
     """Folders of pictures, text lists of paths, tar shards, or the name of a Hugging Face data set."""
     lq_path: str = ""
     """paired: folder of the LQ pictures, where they are not beside the HQ ones."""
+    leave_out: tuple[str, ...] = ()
+    """folder, list, paired: names, without folder and ending, of pictures that no training sees; those of
+    validation are drawn from them."""
+    keep_decoded: int = 0
+    """folder, list, paired: MiB of decoded pictures that each worker keeps, not to decode them again."""
     small_allowed: float = 0.5
     """Share of pictures that may be smaller than the crop; they are left out."""
     corrupt_allowed: float = 0.01
@@ -88,8 +89,22 @@ class Data:
         return Synthetic(self.count, self.size, self.seed, self.cache)
 
 
+@dataclass(frozen=True)
+class MixedData:
+    """Several sources; every picture is of one of them, drawn by weight."""
+
+    parts: tuple[Data, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require_shares(self.weights, "data")
+
+
+Pictures = Data | MixedData
+
+
 def training_pairs(
-    data: Data | Synthetic,
+    data: Pictures,
     task: Task,
     softness: Softness,
     recipe: Recipe,
@@ -97,6 +112,7 @@ def training_pairs(
     length: int,
     run: Path,
     say: Say = _to_stderr,
+    held_out: bool = False,
 ) -> Dataset[tuple[Tensor, Tensor]]:
     """Pairs (x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1].
 
@@ -104,34 +120,82 @@ def training_pairs(
 
     Args:
         task: sizes; `task.crop` is R in stage 1 and N R in stage 2, `task.enlarge_back_to` is R.
-        softness: for synthetic pictures with nano's recipe only.
+        softness: for synthetic pictures, alone with nano's recipe, or in a mixture with any.
         length: numbers that will be asked for.
         run: the run's folder; damaged pictures are listed in it.
         say: told what was found, and what was left out.
+        held_out: pictures that `data.leave_out` names, where it names any; of a mixture, those alone.
 
     Raises:
         DataError (exit 10): no pictures, or too many that are too small or damaged.
     """
-    if isinstance(data, Synthetic):
-        data = Data(count=data.count, size=data.size, seed=data.seed, cache=data.cache)
-    if data.source == "synthetic" and isinstance(recipe, Degradation):
+    if isinstance(data, MixedData):
+        drawn = list(zip(data.parts, data.weights, strict=True))
+        if held_out and any(part.leave_out for part in data.parts):
+            drawn = [(part, weight) for part, weight in drawn if part.leave_out]
+        pairs = [_pairs(part, task, softness, recipe, seed, length, run, say, held_out) for part, _ in drawn]
+        return MixedPairs(pairs, tuple(weight for _, weight in drawn), seed, length)
+    if data.source == "synthetic" and not isinstance(recipe, Degradation):
+        return PicturePairs(SyntheticPictures(data.synthetic, seed), task, recipe, seed, length)
+    return _pairs(data, task, softness, recipe, seed, length, run, say, held_out)
+
+
+def _pairs(
+    data: Data,
+    task: Task,
+    softness: Softness,
+    recipe: Recipe,
+    seed: int,
+    length: int,
+    run: Path,
+    say: Say,
+    held_out: bool,
+) -> Dataset[tuple[Tensor, Tensor]]:
+    if data.source == "synthetic":
         return Pairs(synthetic_pool(data.synthetic), task, softness, recipe, seed, length)
-    return PicturePairs(open_source(data, task, seed, run, say), task, recipe, seed, length)
+    return PicturePairs(open_source(data, task, seed, run, say, held_out), task, recipe, seed, length)
 
 
-def open_source(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+class MixedPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs by number, each of the source that (seed, number) draws."""
+
+    def __init__(
+        self, parts: list[Dataset[tuple[Tensor, Tensor]]], weights: tuple[float, ...], seed: int, length: int
+    ) -> None:
+        self.parts, self.weights, self.seed, self.length = parts, weights, seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        chosen = draw_share(self.weights, np.random.default_rng([self.seed, number, 0x3A]))
+        return self.parts[chosen][number]
+
+
+def open_source(data: Data, task: Task, seed: int, run: Path, say: Say, held_out: bool = False) -> Source:
     """The pictures that `data` names, checked as far as that is quick."""
     if data.source == "synthetic":
         return SyntheticPictures(data.synthetic, seed)
     if data.source in ("folder", "list"):
-        files = list_files(data.path)
+        files = _without_left_out(list_files(data.path), data, held_out)
         usable, quarantine = _usable(files, data, task, run, say)
-        return PictureFiles([files[i] for i in usable], seed, quarantine)
+        return PictureFiles([files[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
     if data.source == "paired":
         pairs = pair_files(data.path, data.lq_path)
+        kept = set(_without_left_out([high for high, _ in pairs], data, held_out))
+        pairs = [pair for pair in pairs if pair[0] in kept]
         usable, quarantine = _usable([high for high, _ in pairs], data, task, run, say)
-        return PairedFiles([pairs[i] for i in usable], seed, quarantine)
+        return PairedFiles([pairs[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
     return _open_stream(data, task, seed, run, say)
+
+
+def _without_left_out(files: list[Path], data: Data, held_out: bool) -> list[Path]:
+    """The files that are trained on, or those that are not; DataError where a name is no picture's."""
+    unknown = set(data.leave_out) - {file.stem for file in files}
+    if unknown:
+        raise DataError(f"data.leave_out: there is no picture {sorted(unknown)[0]!r} in data.path")
+    wanted = held_out and bool(data.leave_out)
+    return [file for file in files if (file.stem in data.leave_out) == wanted]
 
 
 def _usable(files: list[Path], data: Data, task: Task, run: Path, say: Say) -> tuple[list[int], Quarantine]:
@@ -191,19 +255,13 @@ class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
             sample = self.source[number]
             rng = np.random.default_rng([self.seed, sample.epoch, sample.index])
             high, low = _crop(sample, self.task.crop, rng)
-            x_H = _as_tensor(high)
-            x_L = self._degraded(x_H, rng) if low is None else self._enlarged(_as_tensor(low))
+            x_H, side = _as_tensor(high), self.task.enlarge_back_to
+            x_L = self._degraded(x_H, rng) if low is None else enlarged(_as_tensor(low), side)
             return x_L * 2 - 1, x_H * 2 - 1
 
     def _degraded(self, x_H: Tensor, rng: np.random.Generator) -> Tensor:
         scale = int(rng.choice(self.task.reductions))
-        if isinstance(self.recipe, RealESRGAN):
-            return real_esrgan.low_quality(x_H, scale, self.task.enlarge_back_to, self.recipe, rng)
-        return self._enlarged(degradation.degrade(x_H, scale, self.recipe, rng))
-
-    def _enlarged(self, low: Tensor) -> Tensor:
-        side = self.task.enlarge_back_to
-        return F.interpolate(low[None], size=(side, side), mode="bilinear", align_corners=False)[0]
+        return low_quality(x_H, scale, self.task.enlarge_back_to, self.recipe, rng)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def train_stage1(config: Stage1Config, out: Path, resume: str) -> None:
     """Train the stage-1 adapter and write it to `out`; the run's state lives in `out` + ".run"."""
     stage = Stage1(config, out)
     stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
-    stage.session.write_adapter(stage.gan.generator, 1, config.t1, max(config.M))
+    stage.session.write_adapter(stage.loop, stage.gan.generator, 1, config.t1, max(config.M))
 
 
 def check_stage1(config: Stage1Config, out: Path) -> list[str]:
@@ -53,7 +53,7 @@ class Stage1:
     def __init__(self, config: Stage1Config, out: Path) -> None:
         self.config, self.session = config, Session(config, out)
         G = self.session.generator(config)
-        theta_1 = self.session.add_adapter(G, "stage1", config.lora)
+        theta_1 = self.session.add_adapter(G, "stage1", config.lora, config.init)
         self.gan = self.session.adversaries(G)
         self.loop = self.session.loop(self.gan, theta_1, {"base": G.base_sha256})
         task = Task(config.R, config.M, config.R)

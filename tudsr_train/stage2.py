@@ -69,7 +69,7 @@ def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
     """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`; else as `train_stage1`."""
     stage = Stage2(config, out)
     stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
-    stage.session.write_adapter(stage.gan.generator, 2, config.t2, config.N)
+    stage.session.write_adapter(stage.loop, stage.gan.generator, 2, config.t2, config.N)
 
 
 def check_stage2(config: Stage2Config, out: Path) -> list[str]:
@@ -86,7 +86,7 @@ class Stage2:
         G = self.session.generator(config)
         stage1 = load_adapter(G, config.stage1, "stage1")
         self.t_1 = stage1.timestep if stage1 else config.t1
-        theta_2 = self.session.add_adapter(G, "stage2", config.lora)
+        theta_2 = self.session.add_adapter(G, "stage2", config.lora, config.init)
         self.gan = self.session.adversaries(G)
         parents = {"base": G.base_sha256, "stage1": sha256_of_adapter(config.stage1)}
         self.loop = self.session.loop(self.gan, theta_2, parents, config.N**2, backwards_per_step(config))

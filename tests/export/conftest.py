@@ -28,6 +28,15 @@ TILE = 64
 TARGETS = (
     "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
 )  # fmt: skip
+FEATURES = NanoBase(
+    block_out_channels=(16, 32),
+    cross_attention_dim=8,
+    norm_num_groups=8,
+    margin=8,
+    beta=1e-6,
+    feature_channels=8,
+    decoder_widths=(8, 8, 8),
+)
 TIMESTEPS = {1: 137, 2: 41}
 FACTORS = {1: 4, 2: 2}
 
@@ -54,6 +63,14 @@ def make_nano(folder: Path) -> None:
     nn.init.normal_(generator.unet.conv_out.weight, std=0.1)
     nn.init.normal_(generator.unet.conv_out.bias, std=0.1)
     generator.unet.save_pretrained(folder / "unet")
+
+
+def make_features(folder: Path) -> None:
+    """A base whose pixels pass and whose decoder makes a residual of features, as after training."""
+    create_base(folder, FEATURES, 0)
+    generator = Generator.load(folder)
+    nn.init.normal_(generator.vae.conv_out.weight, std=0.1)
+    generator.vae.save_pretrained(folder / "vae")
 
 
 def make_stable_diffusion(folder: Path, prediction_type: str = "epsilon", **unet: Any) -> None:
@@ -166,8 +183,13 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 @pytest.fixture(scope="session")
-def sources(nano: Source, stable_diffusion: Source) -> dict[str, Source]:
-    return {"nano": nano, "stable_diffusion": stable_diffusion}
+def features(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source(tmp_path_factory.mktemp("features"), make_features)
+
+
+@pytest.fixture(scope="session")
+def sources(nano: Source, stable_diffusion: Source, features: Source) -> dict[str, Source]:
+    return {"nano": nano, "stable_diffusion": stable_diffusion, "features": features}
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import conv2d, leaky_relu
 
 
 def prompt_embeds(base: Path) -> Tensor:
@@ -37,7 +38,9 @@ def to_latent(base: Path, image: Tensor) -> Tensor:
     image = image[..., rows, :][..., columns]
     b, c, h, w = image.shape
     patches = image.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 3, 5, 2, 4)
-    return patches.reshape(b, c * p * p, h // p, w // p) * config["scaling_factor"]
+    cells = patches.reshape(b, c * p * p, h // p, w // p) * config["scaling_factor"]
+    empty = cells.new_zeros(b, config.get("feature_channels", 0), h // p, w // p)
+    return torch.cat([cells, empty], 1)
 
 
 def to_image(base: Path, latent: Tensor) -> Tensor:
@@ -46,10 +49,25 @@ def to_image(base: Path, latent: Tensor) -> Tensor:
         vae = AutoencoderKL.from_pretrained(base / "vae").eval()
         return vae.decode(latent / vae.config.scaling_factor).sample
     p, m = config["patch_size"], config["margin"]
-    b, c, h, w = latent.shape
-    cells = (latent / config["scaling_factor"]).reshape(b, c // (p * p), p, p, h, w)
-    image = cells.permute(0, 1, 4, 2, 5, 3).reshape(b, c // (p * p), h * p, w * p)
+    b, _, h, w = latent.shape
+    pixels, features = latent[:, : 3 * p * p], latent[:, 3 * p * p :]
+    cells = (pixels / config["scaling_factor"]).reshape(b, 3, p, p, h, w)
+    image = cells.permute(0, 1, 4, 2, 5, 3).reshape(b, 3, h * p, w * p)
+    if features.shape[1]:
+        weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+        image = image + residual(weights, features * config["feature_gain"], image)
     return image[..., m : h * p - m, m : w * p - m]
+
+
+def residual(weights: dict[str, Tensor], h: Tensor, image: Tensor) -> Tensor:
+    def convolved(name: str, x: Tensor) -> Tensor:
+        return conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+    for number in range(3):
+        if number:
+            h = h.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        h = leaky_relu(convolved(f"enlarging.{number}", h), 0.2)
+    return convolved("conv_out", leaky_relu(convolved("looking", torch.cat([h, image], 1)), 0.2))
 
 
 def denoise(base: Path, adapter: Path, latent: Tensor, t: int) -> Tensor:

@@ -17,7 +17,7 @@ from tests.export.conftest import FACTORS, TILE, TIMESTEPS, Source, export, make
 from tudsr_export import onnx_export
 from tudsr_runtime.bundle import Bundle, open_bundle
 
-KINDS = ("nano", "stable_diffusion")
+KINDS = ("nano", "stable_diffusion", "features")
 
 
 def picture(seed: int = 5) -> torch.Tensor:
@@ -73,9 +73,10 @@ def test_each_fp32_graph_is_its_part_of_the_generator(kind, sources, bundles):
         torch.testing.assert_close(run("vae_decoder", z_H), expected, rtol=0, atol=1e-4)
 
 
-def test_nano_fp16_bundle_is_within_a_grey_level(sources, bundles):
-    bundle = open_bundle(bundles("nano", "fp16"))
-    expected = reference.restore(sources["nano"].base, steps(sources["nano"]), picture())
+@pytest.mark.parametrize("kind", ["nano", "features"])
+def test_an_fp16_bundle_of_pixels_is_within_a_grey_level(kind, sources, bundles):
+    bundle = open_bundle(bundles(kind, "fp16"))
+    expected = reference.restore(sources[kind].base, steps(sources[kind]), picture())
     torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=2 / 255)
 
 

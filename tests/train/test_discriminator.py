@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     DINOv3ConvNextBackbone,
     DINOv3ConvNextConfig,
@@ -27,6 +28,8 @@ from tudsr_train.discriminator import (
 )
 from tudsr_train.discriminator_heads import HEADS, BlurPool, make_head
 from tudsr_train.generator import Generator
+from tudsr_train.vgg16 import VGG16, load_vgg16
+from tudsr_train.vgg_discriminator import VggDiscriminator
 
 TOY = DiscriminatorConfig("dinov3", "random", width=32, diff_augment="")
 
@@ -253,8 +256,8 @@ def test_untrained_networks_are_made_only_by_name(head: str, generator: Generato
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"kind": "dino"}, "'dino'; none, dinov3, dinov3-convnext, diffusion are known"),
-    ({"kind": "none"}, "none to build; dinov3, dinov3-convnext, diffusion can be"),
+    ({"kind": "dino"}, "'dino'; none, dinov3, dinov3-convnext, vgg16, diffusion are known"),
+    ({"kind": "none"}, "none to build; dinov3, dinov3-convnext, vgg16, diffusion can be"),
     ({"width": 48}, "width must be a multiple of 32, not 48"),
     ({"kind": "diffusion", "lora_rank": 0}, "lora_rank must be at least 1"),
     ({"head": "mlp"}, "'mlp' is not known; vagan_conv, omgsr_conv are"),
@@ -302,3 +305,42 @@ def test_pictures_that_d_cannot_look_at(side: int, D: Discriminator) -> None:
 def test_each_kind_has_its_losses() -> None:
     assert adversarial_loss(DiscriminatorConfig("dinov3")) is TUDSR
     assert adversarial_loss(DiscriminatorConfig("diffusion")) is D3SR
+
+
+VGG = DiscriminatorConfig("vgg16", "random", diff_augment="")
+
+
+def test_vgg16_features_are_those_of_the_convolutions_one_by_one(generator: Generator) -> None:
+    D = build_discriminator(VGG, generator)
+    assert isinstance(D, VggDiscriminator)
+    weights, x = load_vgg16("random"), torch.rand(2, 3, 32, 64) * 2 - 1
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+    h, expected = ((x + 1) / 2 - mean) / std, []
+    for stage, numbers in enumerate(VGG16[:4], 1):
+        for number in numbers:
+            h = F.conv2d(h, weights[f"features.{number}.weight"], padding=1).relu()
+        if stage > 1:
+            expected.append(h)
+        h = F.max_pool2d(h, 2)
+    assert [f.shape[1:] for f in D.features(x)] == [(128, 16, 32), (256, 8, 16), (512, 4, 8)]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(D.features(x), expected, strict=True))
+
+
+def test_a_vgg16_discriminator_trains_its_heads_alone_and_leads_the_picture(generator: Generator) -> None:
+    D, x = build_discriminator(VGG, generator), torch.rand(1, 3, 64, 64) * 2 - 1
+    assert all(name.startswith("heads.") for name in D.trainable())
+    with D.frozen():
+        x.requires_grad_(True)
+        TUDSR.generator(D(x)).backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    assert all(p.grad is None for p in D.parameters())
+    sum(TUDSR.discriminator(D(x.detach()), D(-x.detach()))).backward()
+    assert all(p.grad is not None for p in D.trainable().values())
+    assert all(p.grad is None for p in D.backbone.parameters())
+
+
+@pytest.mark.parametrize("layers", [(3, 2), (0, 1), (4, 6)])
+def test_a_vgg16_has_five_stages(layers: tuple[int, ...], generator: Generator) -> None:
+    with pytest.raises(TrainingError, match="ascending numbers of stages, 1 to 5"):
+        build_discriminator(DiscriminatorConfig("vgg16", "random", layers=layers), generator)

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.dists import CHANNELS, DISTS, VGG16, DistsConfig, load_alpha_beta, load_vgg16
+from tudsr_train.dists import CHANNELS, DISTS, DistsConfig, average_per_stage, load_alpha_beta
 from tudsr_train.losses import Losses, LossWeights, ea_dists, sobel
+from tudsr_train.vgg16 import VGG16, load_vgg16
 
 needs_reference = pytest.mark.skipif(
     importlib.util.find_spec("DISTS_pytorch") is None, reason="needs DISTS-pytorch (the [dev] extra)"
@@ -199,3 +200,20 @@ def test_a_hub_that_has_nothing_is_an_error_that_says_where_to_look(monkeypatch:
     with pytest.raises(TrainingError, match="no VGG16 weights at someone/nothing") as caught:
         load_vgg16("someone/nothing")
     assert "dists.vgg16" in str(caught.value.hint)
+
+
+def test_averaged_weights_do_not_tell_a_stages_channels_apart() -> None:
+    alpha, _ = load_alpha_beta("random")
+    averaged = average_per_stage(alpha)
+    for part, before in zip(averaged.split(CHANNELS), alpha.split(CHANNELS), strict=True):
+        assert torch.allclose(part, before.mean().expand(len(part)))
+    vgg16, x, y = load_vgg16("random"), torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    turned = dict(vgg16)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    turned["features.7.weight"], turned["features.7.bias"] = (
+        vgg16[f"features.7.{key}"][order] for key in ("weight", "bias")
+    )
+    turned["features.10.weight"] = vgg16["features.10.weight"][:, order]
+    beta = average_per_stage(load_alpha_beta("random")[1])
+    one, other = (DISTS(weights, averaged, beta)(x, y) for weights in (vgg16, turned))
+    assert torch.allclose(one, other, atol=1e-5)

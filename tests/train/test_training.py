@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.train.recipes import DISCRIMINATOR, LOSS, optimization, stage1_config, stage2_config
 from tudsr_runtime.errors import BundleError, TrainingError
@@ -62,7 +63,7 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(
     pool: Data, tiny_model: NanoBase, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
-    config = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=3))
+    config = BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=3))
     train_base(config, base, "never")
     before = Generator.load(base)
     assert any(p.abs().max() > 0 for p in before.unet.conv_out.parameters())
@@ -92,7 +93,7 @@ def test_the_whole_recipe_runs_and_everything_frozen_stays(
 
 def test_a_base_goes_on_from_another_one(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> None:
     """Its weights and its prompt, not those that the seed would draw."""
-    first = BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=2))
+    first = BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=2))
     train_base(first, tmp_path / "first", "never")
     second = replace(
         first, start=str(tmp_path / "first"), seed=7, optimization=optimization(steps=1, lr=1e-9)
@@ -288,3 +289,46 @@ def test_what_cannot_be_meant_is_refused(
         train_stage2(stage2_config(tiny_base, tiny_stage1, pool, accumulation=3), tmp_path / "a", "never")
     with pytest.raises(BundleError, match="its prompt is stored"):
         train_stage1(replace(config, prompt="a photograph"), tmp_path / "a", "never")
+
+
+def test_a_run_starts_from_an_adapter_and_from_the_d_of_a_checkpoint(
+    pool: Data, tiny_base: Path, tmp_path: Path
+) -> None:
+    train_stage1(stage1_config(tiny_base, pool, steps=2), tmp_path / "first", "never")
+    still = replace(
+        stage1_config(tiny_base, pool, steps=1, lr=1e-12),
+        init=str(tmp_path / "first"),
+        init_discriminator=str(tmp_path / "first.run" / "step-000002"),
+        seed=9,
+    )
+    train_stage1(still, tmp_path / "second", "never")
+    for folder, file in (("", "adapter_model"), (".run/step-{}", "discriminator")):
+        one, other = (
+            load_file(tmp_path / (name + folder.format(step)) / f"{file}.safetensors")
+            for name, step in (("first", "000002"), ("second", "000001"))
+        )
+        assert one.keys() == other.keys()
+        trained = [key for key in one if not key.endswith(("._u", "._v"))]
+        assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in trained)
+
+
+def test_an_adapter_of_another_rank_or_a_run_without_a_d_is_nothing_to_start_from(
+    pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    config = stage1_config(tiny_base, pool, steps=1)
+    wider = replace(config, init=str(tiny_stage1), lora=Lora(rank=6))
+    with pytest.raises(TrainingError, match="114 weights, this one 114, or other shapes"):
+        train_stage1(wider, tmp_path / "out", "never")
+    alone = replace(config, discriminator=DiscriminatorConfig(), loss=LossWeights(mae=1.0))
+    train_stage1(alone, tmp_path / "alone", "never")
+    without = replace(config, init_discriminator=str(tmp_path / "alone.run" / "step-000001"))
+    with pytest.raises(TrainingError, match="a run without a discriminator"):
+        train_stage1(without, tmp_path / "out", "never")
+
+
+def test_milestones_stay(pool: Data, tiny_base: Path, tmp_path: Path) -> None:
+    config = stage1_config(tiny_base, pool, steps=5, save_every=1, keep=1, keep_every=2)
+    alone = replace(config, discriminator=DiscriminatorConfig(), loss=LossWeights(mae=1.0))
+    train_stage1(alone, tmp_path / "out", "never")
+    found = sorted(path.name for path in (tmp_path / "out.run").glob("step-*"))
+    assert found == ["step-000002", "step-000004", "step-000005"]

@@ -1,0 +1,62 @@
+"""A discriminator that needs one small file: frozen VGG16 features of several levels, a head for each.
+
+Fine levels see texture, coarse ones see things; a picture of 64 pixels is enough. Not the paper's, whose
+DINOv3 knows more; the arrangement (features of several levels, spectral norm, BlurPool) is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tudsr_runtime.errors import TrainingError
+from tudsr_train.discriminator import DiscriminatorConfig
+from tudsr_train.picture_discriminator import Backbone, PictureDiscriminator
+from tudsr_train.vgg16 import VGG16_WIDTHS, load_vgg16, vgg16_stages
+
+DEFAULT_WEIGHTS = "timm/vgg16.tv_in1k"
+DEFAULT_LAYERS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone gives: (B, C_l, h_l, w_l) per level."""
+
+    feature_maps: tuple[Tensor, ...]
+
+
+class Vgg16(Backbone):
+    """relu of the last convolution of each stage in `layers` (1 to 5), before pooling, as it was trained."""
+
+    def __init__(self, weights: dict[str, Tensor], layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stages, self.layers = vgg16_stages(weights, max(layers)), layers
+        self.channels = [VGG16_WIDTHS[layer - 1] for layer in layers]
+
+    def forward(self, x: Tensor) -> Features:
+        maps = []
+        for number, stage in enumerate(self.stages, 1):
+            x = F.max_pool2d(x, 2) if number > 1 else x
+            for convolution in stage.children():
+                x = F.relu(convolution(x))
+            if number in self.layers:
+                maps.append(x)
+        return Features(tuple(maps))
+
+
+class VggDiscriminator(PictureDiscriminator):
+    """D over pictures whose backbone is a VGG16."""
+
+    @classmethod
+    def build(cls, config: DiscriminatorConfig) -> Self:
+        """From pretrained weights, or untrained ones where `random` is asked for by name."""
+        layers = config.layers or DEFAULT_LAYERS
+        if list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > len(VGG16_WIDTHS):
+            raise TrainingError(
+                f"discriminator.layers is {list(layers)}; expected ascending numbers of stages, 1 to 5"
+            )
+        backbone = Vgg16(load_vgg16(config.weights or DEFAULT_WEIGHTS), layers)
+        return cls(backbone, tuple(2 ** (layer - 1) for layer in layers), config.head, config.diff_augment)
