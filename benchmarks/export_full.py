@@ -1,6 +1,6 @@
 """The export at full size: the architecture of Stable Diffusion 2.1-base, both stages, the autoencoder.
 
-    python benchmarks/export_full.py [--precision fp16] [--keep DIR] [--json FILE]
+    python -m benchmarks.export_full [--precision fp16] [--keep DIR] [--json FILE]
 
 Weights are random: what is measured is the way through the exporter, not a picture. Prints the figures of
 the gates, then seconds, peak resident memory, file sizes, nodes and casts; with the [rtx] extra also what
@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.full_size import scheduler, unet_and_vae
 from tudsr_export.command import run
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.bundle import Bundle, open_bundle
@@ -41,31 +42,15 @@ RANK = 32
 
 
 def make_base(folder: Path) -> None:
-    """The architecture of Stable Diffusion 2.1-base: 865.9 M and 83.7 M parameters, random."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
+    """The architecture of Stable Diffusion 2.1-base, random, in diffusers' layout."""
     torch.manual_seed(0)
-    UNet2DConditionModel(
-        sample_size=64,
-        cross_attention_dim=1024,
-        attention_head_dim=(5, 10, 20, 20),
-        use_linear_projection=True,
-    ).save_pretrained(folder / "unet")
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-        scaling_factor=0.18215,
-    )
+    unet, vae = unet_and_vae()
+    unet.save_pretrained(folder / "unet")
     # Latents of about 1, as after training. Near 0 the decoder's norms would amplify every rounding.
     vae.quant_conv.weight.data *= 30
     vae.quant_conv.bias.data *= 30
     vae.save_pretrained(folder / "vae")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-        folder / "scheduler"
-    )
+    scheduler().save_pretrained(folder / "scheduler")
     (folder / "prompt").mkdir()
     save_file({"prompt_embeds": torch.randn(1, 77, 1024)}, folder / "prompt" / "prompt_embeds.safetensors")
 
@@ -121,7 +106,7 @@ def export(folder: Path, precision: str) -> dict[str, Any]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bundle = open_bundle(folder / "bundle")
     return {
-        "command": "python benchmarks/export_full.py --precision " + precision,
+        "command": "python -m benchmarks.export_full --precision " + precision,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "diffusers", "onnx", "onnxruntime")},
         "seconds": round(seconds),

@@ -1,12 +1,12 @@
-"""A random Stable Diffusion 2.1-base, full size or tiny, as diffusers networks.
+"""Stable Diffusion 2.1-base's architecture, full size or tiny, with random weights, for all benchmarks.
 
-Random weights take as long as trained ones.
+865.9 M and 83.7 M parameters. Random weights take as long as trained ones.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from benchmarks.peers.pipelines import Networks
 
@@ -25,9 +25,8 @@ ALPHA = 0.5888
 """alphas_cumprod[200] of Stable Diffusion's scheduler, rounded; it changes no duration."""
 
 
-def networks(size: str = "full", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Networks:
-    """The networks with weights from seed 0, in eval mode; `size` is "full" or "tiny"."""
-    torch.manual_seed(0)
+def unet_and_vae(size: str = "full") -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """Both networks in float32, drawn from torch's generator; `size` is "full" or "tiny"."""
     configs = {"full": FULL, "tiny": TINY}[size]
     unet = UNet2DConditionModel(
         sample_size=64, in_channels=4, out_channels=4, use_linear_projection=True, **configs["unet"]
@@ -36,8 +35,21 @@ def networks(size: str = "full", dtype: torch.dtype = torch.float32, device: str
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
+        sample_size=512,
         **configs["vae"],
     )
+    return unet, vae
+
+
+def scheduler() -> DDPMScheduler:
+    """Its schedule."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def networks(size: str = "full", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Networks:
+    """The networks with weights from seed 0, in eval mode."""
+    torch.manual_seed(0)
+    unet, vae = unet_and_vae(size)
     prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
     parts = (part.to(device, dtype).eval().requires_grad_(False) for part in (vae, unet))
     return Networks(*parts, prompt.to(device, dtype), TIMESTEP, ALPHA)

@@ -1,6 +1,6 @@
 """Is an adversarial run healthy? Draws its log and says in which range each curve ends.
 
-    python benchmarks/gan_curves.py RUN/log.jsonl [RUN/log.jsonl ...] -o benchmarks/results/gan
+    python -m benchmarks.gan_curves RUN/log.jsonl [RUN/log.jsonl ...] -o benchmarks/results/gan
 
 Reads the logs that `tudsr train stage1` and `stage2` leave in `OUT.run/`; writes PREFIX.png and PREFIX.json.
 Healthy (docs/discriminators-and-losses.md): no term leaves for good the side of the range that means that one

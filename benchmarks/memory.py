@@ -1,6 +1,6 @@
 """Peak resident memory of the installed command, beside what it may take at most.
 
-    python benchmarks/memory.py [--side 64 2048] [--scale 8] [--bundle nano] [-- OPTION...]
+    python -m benchmarks.memory [--side 64 2048] [--scale 8] [--bundle nano] [-- OPTION...]
 
 Runs `tudsr upscale` as a process of its own on a square detail of scikit-image's astronaut, enlarged if need
 be, and writes PNG. The bars: 500 MB for 64 x 64 to 512 x 512; for a larger result 4 bytes per output px and
@@ -27,7 +27,7 @@ SMALL = 512 * 512
 
 
 def bar(pixels: int) -> float:
-    """Bytes that an output of so many px may take."""
+    """Bytes that an output of that number of pixels may take."""
     return 500e6 if pixels <= SMALL else 4 * pixels + 1e9
 
 

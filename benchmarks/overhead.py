@@ -1,6 +1,6 @@
 """How much does tudsr cost besides its engines? `nano`, 256 x 256 to 2048 x 2048, on the CPU.
 
-    python benchmarks/overhead.py [--backend openvino onnxruntime] [--rounds 5] [--bundle nano]
+    python -m benchmarks.overhead [--backend openvino onnxruntime] [--rounds 5] [--bundle nano]
 
 Each round runs, one after the other: all 34 tiles through the engines alone (as many at a time as the
 pipeline runs), the enlargement from array to array with engines loaded, and from file to file (PNG to PNG,

@@ -1,6 +1,6 @@
 """Full-reference quality of a bundle against bicubic, on photographs that no training ever saw.
 
-    python benchmarks/quality.py [--bundle nano] [--backend auto] [--realsr DIR]
+    python -m benchmarks.quality [--bundle nano] [--backend auto] [--realsr DIR]
                                  [-o benchmarks/results/quality_nano]
 
 (a) Four photographs that ship with scikit-image, degraded from seeds 0 to 2: Gaussian blur of sigma
@@ -180,11 +180,12 @@ def published(folder: Path) -> str:
 
 def heading(upscaler: Upscaler) -> str:
     """What was measured, by what, so that anyone can repeat it."""
-    words = [word if "/" not in word or word.startswith(("bench", "docs")) else "DIR" for word in sys.argv]
-    choice = upscaler.choice
+    kept = ("bench", "docs")
+    words = [word if "/" not in word or word.startswith(kept) else "DIR" for word in sys.argv[1:]]
+    command, choice = " ".join(["python -m benchmarks.quality", *words]), upscaler.choice
     return (
         f"## Quality of bundle `{upscaler.bundle.manifest.name}`\n\n"
-        f"`python {' '.join(words)}`, {date.today()}; bundle sha256 {upscaler.bundle.sha256[:16]}; "
+        f"`{command}`, {date.today()}; bundle sha256 {upscaler.bundle.sha256[:16]}; "
         f"{choice.backend} on {choice.device}\n"
     )
 

@@ -1,6 +1,6 @@
 """`nano` x8 against what a person would pick instead: a true x8 by Real-ESRGAN's networks, in the same run.
 
-    python benchmarks/realesrgan.py [--backend openvino] [--precision auto] [--rounds 3] [--bundle nano]
+    python -m benchmarks.realesrgan [--backend openvino] [--precision auto] [--rounds 3] [--bundle nano]
 
 Real-ESRGAN (Wang et al., ICCVW 2021) is the RRDBNet of ESRGAN (Wang et al., ECCVW 2018): 23 residual-in-
 residual dense blocks of 64 channels, growth 32. x4plus takes 256 x 256 to 1024 x 1024; x2plus (a pixel
@@ -31,9 +31,10 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bench.measure import describe_machine
-from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, file_sha256
+from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant
 from tudsr_runtime.engines.backend import Engine, Target
 from tudsr_runtime.engines.select import open_backend
+from tudsr_runtime.files import file_sha256
 
 BARS = (3.5, 1.5)
 

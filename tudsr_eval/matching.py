@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tudsr_runtime.batch.inputs import NAMED_LIKE_A_RESULT, PICTURE_SUFFIXES
 from tudsr_runtime.errors import InputError, UsageError
-from tudsr_runtime.folder import NAMED_LIKE_A_RESULT, PICTURE_SUFFIXES
 
 SHOWN = 3
 """Names that a note lists before it only counts."""

@@ -7,6 +7,8 @@ A line is appended for each score, so that a run that was stopped goes on where 
 3 pyiqa is absent or of another version, 4 a metric cannot be made, each with one line on stderr.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import json
@@ -16,17 +18,19 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NoReturn
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".mat", ".npz", ".pkl", ".bin")
 
 
-def fail(code, text):
+def fail(code: int, text: str) -> NoReturn:
     sys.stderr.write(" ".join(text.split()) + "\n")
     raise SystemExit(code)
 
 
-def load_pyiqa(wanted):
+def load_pyiqa(wanted: str) -> Any:
     try:
         pyiqa = importlib.import_module("pyiqa")
     except ImportError as error:
@@ -36,19 +40,19 @@ def load_pyiqa(wanted):
     return pyiqa
 
 
-def seed_all(seed):
+def seed_all(seed: int) -> None:
     random.seed(seed)
     for name, function in (("numpy", "random.seed"), ("torch", "manual_seed")):
         try:
-            module = importlib.import_module(name)
+            found: Any = importlib.import_module(name)
         except ImportError:
             continue
         for part in function.split("."):
-            module = getattr(module, part)
-        module(seed)
+            found = getattr(found, part)
+        found(seed)
 
 
-def score(metric, seed, repeats, *paths):
+def score(metric: Callable[..., Any], seed: int, repeats: int, *paths: str) -> tuple[float, float]:
     """Mean over seeds, and the spread; MANIQA draws crops."""
     values = []
     for number in range(repeats):
@@ -57,7 +61,7 @@ def score(metric, seed, repeats, *paths):
     return statistics.fmean(values), max(values) - min(values)
 
 
-def linked(folder, paths):
+def linked(folder: Path, paths: Iterable[str]) -> str:
     """A folder of links: pyiqa's FID takes folders."""
     folder.mkdir()
     for number, path in enumerate(paths):
@@ -65,7 +69,7 @@ def linked(folder, paths):
     return str(folder)
 
 
-def weights(roots):
+def weights(roots: Iterable[str]) -> dict[str, str]:
     """SHA-256 of every file of weights below the caches."""
     found = {}
     for root in map(Path, roots):
@@ -79,12 +83,12 @@ def weights(roots):
     return found
 
 
-def main():
+def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     pyiqa = load_pyiqa(request["pyiqa"])
     with open(sys.argv[2], "a", encoding="utf-8") as results:
 
-        def say(**line):
+        def say(**line: object) -> None:
             results.write(json.dumps(line) + "\n")
             results.flush()
             os.fsync(results.fileno())

@@ -15,8 +15,6 @@ from typing import Literal
 import numpy as np
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.geometry import OVERLAP, TILE, Axis
-from tudsr_runtime.image_io import read_header, read_picture
 from tudsr_runtime.metrics.consistency import (
     colour_error,
     consistency,
@@ -29,7 +27,9 @@ from tudsr_runtime.metrics.niqe import niqe
 from tudsr_runtime.metrics.pixels import Array, Floats, rgb, studio_luma
 from tudsr_runtime.metrics.resize import imresize
 from tudsr_runtime.metrics.texture import grid_energy, seam_energy, texture_kept
-from tudsr_runtime.plan import plan_upscale
+from tudsr_runtime.pictures.read import read_header, read_picture
+from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis
+from tudsr_runtime.tiling.plan import plan_upscale
 
 Better = Literal["higher", "lower", "near 1"]
 

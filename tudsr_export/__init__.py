@@ -1,1 +1,1 @@
-"""From a base and LoRA adapters to a bundle: merge, fold what is constant, export to ONNX, check, publish."""
+"""Turns a base and LoRA adapters into a bundle: merge, fold, export to ONNX, check, publish."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tudsr_export.merge import StageSettings
 from tudsr_export.model_card import model_card
 from tudsr_export.onnx_export import OPSET
 from tudsr_export.part import TENSOR_DTYPES, Graph
+from tudsr_export.plan import ExportPlan
 from tudsr_runtime.bundle import (
     MANIFEST_NAME,
     BundleFile,
@@ -22,8 +23,8 @@ from tudsr_runtime.bundle import (
     Stage,
     TensorSpec,
     Variant,
-    file_sha256,
 )
+from tudsr_runtime.files import file_sha256
 from tudsr_runtime.manifest import SCHEMA_VERSION
 from tudsr_runtime.version import __version__
 from tudsr_train.generator import Generator
@@ -37,19 +38,13 @@ DECODER = "vae_decoder"
 class BundleFacts:
     """All that a bundle's manifest and model card say, apart from the figures of the gates."""
 
-    name: str
-    licence: str
-    tile: int
-    precision: str
+    plan: ExportPlan
     base: Generator
     stages: tuple[StageSettings, ...]
     graphs: Mapping[str, Sequence[Graph]]
     """The ONNX files of every component, by its name, the preferred first."""
     golden: Golden
-    about: str = ""
-    """Markdown for the model card: what the model is for, and what it is not."""
-    merged: bool = True
-    islands: Mapping[str, Any] = field(default_factory=dict)
+    islands: Mapping[str, Any]
     """What of a component stays in float32."""
 
 
@@ -57,17 +52,17 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
     """Write bundle.json and README.md beside the component folders that are in `folder` already."""
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        name=facts.name,
+        name=facts.plan.name,
         tudsr_version=__version__,
-        licence=facts.licence,
-        tile=facts.tile,
+        licence=facts.plan.licence,
+        tile=facts.plan.tile,
         latent=Latent(
             facts.base.vae.config.latent_channels,
             facts.base.pixels_per_cell,
             facts.base.scaling_factor,
             facts.base.latent_margin,
         ),
-        precision=facts.precision,
+        precision=facts.plan.precision,
         stages=tuple(_stage(stage, facts.base) for stage in facts.stages),
         components={name: _component(folder / name, facts.graphs[name]) for name in sorted(facts.graphs)},
         provenance=_provenance(facts),
@@ -75,7 +70,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         golden=facts.golden,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    (folder / MODEL_CARD).write_text(model_card(manifest, facts.about), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(model_card(manifest, facts.plan.about), encoding="utf-8")
 
 
 def _stage(stage: StageSettings, base: Generator) -> Stage:
@@ -126,7 +121,7 @@ def _provenance(facts: BundleFacts) -> dict[str, Any]:
             }
             for stage in facts.stages
         },
-        "merged": facts.merged,
+        "merged": facts.plan.merge,
         "float32_islands": dict(facts.islands),
         "tools": {tool: version(tool) for tool in TOOLS},
     }

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
+from tudsr_export.plan import ExportPlan
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import OutputError, UsageError
-from tudsr_runtime.geometry import TILE
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.manifest import MIN_TILE, NAME
+from tudsr_runtime.streams import printable_lines
+from tudsr_runtime.tiling.axis import TILE
 
 if TYPE_CHECKING:
-    from tudsr_export.export import ExportPlan
     from tudsr_export.gates import Report
 
 PRECISIONS = ("fp16", "fp32")
 
 
-def run(options: ExportOptions) -> None:
-    """Export a base and one or two LoRA adapters as the bundle `options.output`.
+def run(options: ExportOptions, tile: int = TILE) -> None:
+    """Export a base and one or two LoRA adapters as the bundle `options.output`, for tiles of `tile` px.
 
     Writes the bundle's path to stdout, then those of the engines of `--engine` and the models of `--triton`;
     what was chosen, and the figures of the gates, to stderr. The caller has nothing to print.
 
     Raises:
-        UsageError: no adapter, or an option that cannot be meant (exit 2).
+        UsageError: no adapter, or an option without a meaning (exit 2).
         BundleError: base or adapter missing, damaged or misfit (exit 5).
         DeviceError: no such engine library or GPU, which is said before the export; or an engine cannot be
             built, which leaves the bundle (exit 6).
         OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
-    plan_of = _checked(options)
+    plan = _plan(options, tile)
     for engine in options.engine:
         choose_target(open_library(engine), options.target)
     if options.triton is not None and options.triton.exists():
@@ -47,8 +48,7 @@ def run(options: ExportOptions) -> None:
     from tudsr_export.export import export_bundle
     from tudsr_export.gates import Report
 
-    plan = plan_of()
-    _make_parent(options.output)
+    make_folder(options.output.resolve().parent)
     report = Report()
     try:
         export_bundle(plan, report, _notify)
@@ -62,8 +62,8 @@ def run(options: ExportOptions) -> None:
         triton(str(options.output), options.triton, [])
 
 
-def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
-    """Refuse what cannot be meant before PyTorch is imported; the rest follows when it is called."""
+def _plan(options: ExportOptions, tile: int) -> ExportPlan:
+    """The plan that the options make; PyTorch is not imported yet."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
@@ -75,31 +75,26 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
     timesteps = _timesteps(options.timesteps, sorted(adapters))
-    about = _text(options.about) if options.about else ""
     for edge in options.tile:
         if not MIN_TILE <= edge < TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
 
-    def plan() -> ExportPlan:
-        from tudsr_export.export import ExportPlan
-
-        return ExportPlan(
-            options.base,
-            adapters,
-            options.output,
-            options.precision,
-            name,
-            options.licence,
-            options.overwrite,
-            about=about,
-            merge=options.merge_lora,
-            timesteps=timesteps,
-            prompt=options.prompt,
-            batches=options.batch,
-            tiles=options.tile,
-        )
-
-    return plan
+    return ExportPlan(
+        options.base,
+        adapters,
+        options.output,
+        options.precision,
+        name,
+        options.licence,
+        options.overwrite,
+        tile,
+        _text(options.about) if options.about else "",
+        options.merge_lora,
+        timesteps,
+        options.prompt,
+        options.batch,
+        options.tile,
+    )
 
 
 def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
@@ -115,13 +110,6 @@ def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
     return {stage: int(number) for stage, number in zip(stages, numbers, strict=True)}
 
 
-def _make_parent(output: Path) -> None:
-    try:
-        output.resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -130,7 +118,7 @@ def _text(path: Path) -> str:
 
 
 def _notify(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable_lines(line)}\n")
 
 
 def _show(report: Report) -> None:

@@ -57,7 +57,7 @@ def _add(report: Report, name: str, graph: Graph, built: BuiltEngine) -> None:
 def _loses_fusion(graph: Graph, built: BuiltEngine) -> bool:
     """Whether a half UNet of full size computes attention, and none of it is fused.
 
-    An autoencoder is let off: Stable Diffusion's has one head of 512 channels, wider than any fused kernel.
+    An autoencoder need not: Stable Diffusion's has one head of 512 channels, wider than any fused kernel.
     """
     attends = built.facts.nodes.get("SOFTMAX", 0) > 0
     full = graph.shape.tile >= FUSED_FROM and graph.precision == "fp16"

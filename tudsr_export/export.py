@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +16,18 @@ from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
-from tudsr_export.part import Graph, Part, Shape, write_graphs
+from tudsr_export.part import Graph, Part, write_graphs
+from tudsr_export.plan import ExportPlan, Shape
 from tudsr_export.round_trip import RoundTrip
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import MANIFEST_NAME
 from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.geometry import TILE
 from tudsr_runtime.manifest import Golden
 from tudsr_train.generator import Generator, one_step
 
 HALF_RETRIES = 4
 """How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What to export, and where to."""
-
-    base: Path
-    adapters: Mapping[int, Path]
-    """Adapter of stage 1, of stage 2, or of both, in any layout of `tudsr_export.layouts`."""
-    output: Path
-    precision: str
-    """fp16 or fp32: the type of all weights, inputs and outputs."""
-    name: str
-    licence: str
-    overwrite: bool = False
-    tile: int = TILE
-    about: str = ""
-    """Markdown for the model card."""
-    merge: bool = True
-    """Whether adapters are merged into the weights, or stay as branches with weights of their own."""
-    timesteps: Mapping[int, int] = field(default_factory=dict)
-    """By stage; a stage that is not in it takes its adapter's, else the paper's."""
-    prompt: str | None = None
-    """None: the adapter's, else the base's."""
-    batches: tuple[int, ...] = ()
-    """Further batch sizes of every graph, besides 1."""
-    tiles: tuple[int, ...] = ()
-    """Further tile sizes of every graph, besides `tile`."""
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Every size that graphs are exported for, the bundle's own first."""
-        own = Shape(1, self.tile)
-        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles))
-        return tuple(dict.fromkeys((own, *more)))
 
 
 def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
@@ -113,7 +76,7 @@ class _Export:
         self.tiles = self.now = self.halved = calibration_tiles(plan.tile)
         self.stages: list[StageSettings] = []
         self.outputs: list[Tensor] = []
-        """Of every stage, what it makes of the first tile, clamped."""
+        """What every stage makes of the first tile, clamped."""
         self.trip = RoundTrip(sorted((plan.tile, *plan.tiles), reverse=True), len(plan.adapters))
         self.graphs: dict[str, list[Graph]] = {}
         self.islands: dict[str, Any] = {}
@@ -155,20 +118,7 @@ class _Export:
 
     def facts(self, golden: Golden) -> BundleFacts:
         """All that is known in the end, but for the figures."""
-        plan = self.plan
-        return BundleFacts(
-            plan.name,
-            plan.licence,
-            plan.tile,
-            plan.precision,
-            self.base,
-            tuple(self.stages),
-            self.graphs,
-            golden,
-            plan.about,
-            plan.merge,
-            self.islands,
-        )
+        return BundleFacts(self.plan, self.base, tuple(self.stages), self.graphs, golden, self.islands)
 
     def forget(self) -> None:
         """Free the base's UNet; from here on the bundle's own graphs take its place in memory."""

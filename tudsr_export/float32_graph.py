@@ -7,12 +7,13 @@ stand at the weights, where they are folded once, at loading.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 WIDE_NAME = "model_fp32.onnx"
-"""Of the graph over model.onnx."""
+"""File name of the float32 graph over model.onnx."""
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
@@ -67,5 +68,5 @@ def _widen_type(value: ir.Value) -> None:
         value.type = ir.TensorType(SINGLE)
 
 
-def _single(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _single(tensor: ir.TensorProtocol) -> ir.Tensor[Any]:
     return ir.Tensor(tensor.numpy().astype("float32"), name=tensor.name)

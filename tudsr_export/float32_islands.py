@@ -49,7 +49,7 @@ class Peaks:
 
     blocks: dict[str, float] = field(default_factory=dict)
     logits: dict[str, float] = field(default_factory=dict)
-    """Of q k^T / sqrt(d), by attention module."""
+    """Largest |q k^T / sqrt(d)|, by attention module."""
 
     @property
     def largest(self) -> float:
@@ -79,11 +79,11 @@ class MagnitudeScan(TorchFunctionMode):
         for name, part in self._module.named_modules():
             if name:
                 self._watch(name, part)
-        super().__enter__()
+        TorchFunctionMode.__enter__(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        TorchFunctionMode.__exit__(self, *error)
         self._hooks.close()
 
     def _watch(self, name: str, part: nn.Module) -> None:
@@ -208,7 +208,7 @@ class Float32Island(nn.Module):
 
 
 class Cast(nn.Module):
-    """Its input in another floating type."""
+    """Gives its input in another floating type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def _inside(name: str, blocks: Iterable[str]) -> bool:
     return any(name.startswith(f"{block}.") for block in blocks)
 
 
-def _upcast(attention: nn.Module) -> None:
+def _upcast(attention: Attention) -> None:
     for name in ("to_q", "to_k", "to_v"):
         setattr(attention, name, nn.Sequential(getattr(attention, name), Cast(torch.float32)))
     attention.to_out[0] = nn.Sequential(Cast(torch.float16), attention.to_out[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -37,12 +38,12 @@ class PerPicture(Constant):
     A single one would not fail: attention would deal its L tokens out among the pictures.
     """
 
-    def forward(self, x: Tensor) -> Tensor | None:
+    def forward(self, x: Tensor, *_: object) -> Tensor | None:  # type: ignore[override]  # it looks at x
         return self.value if self.value is None else self.value.expand(x.shape[0], -1, -1)
 
 
 @torch.no_grad()
-def bake_timestep(unet: nn.Module, timestep: int) -> None:
+def bake_timestep(unet: ModelMixin, timestep: int) -> None:
     """Fold the time embedding of `timestep` into the bias of every residual block's first convolution.
 
     A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone.
@@ -58,12 +59,12 @@ def bake_timestep(unet: nn.Module, timestep: int) -> None:
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D):
             activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
-            plain(block.conv1).bias += block.time_emb_proj(activated)[0]
+            plain(block.conv1).get_parameter("bias").add_(block.time_emb_proj(activated)[0])
             block.time_emb_proj = None
     unet.time_proj, unet.time_embedding = Constant(torch.zeros(1)), Constant(None)
 
 
-def _require_plain_conditioning(unet: nn.Module) -> None:
+def _require_plain_conditioning(unet: ModelMixin) -> None:
     for key in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
         if unet.config.get(key) is not None:
             raise BundleError(f"the base's UNet has {key} = {unet.config[key]!r}, which cannot be exported")
@@ -75,7 +76,7 @@ def _require_plain_conditioning(unet: nn.Module) -> None:
 
 
 @torch.no_grad()
-def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
+def bake_prompt(unet: ModelMixin, prompt_embeds: Tensor) -> None:
     """Replace keys and values of every cross attention by what they are for `prompt_embeds` (1, L, D)."""
     for attention in unet.modules():
         if isinstance(attention, Attention) and attention.is_cross_attention:
@@ -84,43 +85,43 @@ def bake_prompt(unet: nn.Module, prompt_embeds: Tensor) -> None:
 
 
 @torch.no_grad()
-def bake_one_step(unet: nn.Module, alpha_t: float, formula: str) -> float:
+def bake_one_step(unet: ModelMixin, alpha_t: float, formula: str) -> float:
     """Scale `conv_out` so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
     a, b = one_step_weights(alpha_t, formula)
     conv = plain(unet.conv_out)
-    conv.weight *= b
-    conv.bias *= b
+    for parameter in conv.parameters(recurse=False):
+        parameter.mul_(b)
     if isinstance(unet.conv_out, BaseTunerLayer):
         for product in unet.conv_out.lora_B.values():
             product.weight *= b
     return float(a)
 
 
-def plain(layer: nn.Module) -> nn.Module:
+def plain(layer: nn.Conv2d | BaseTunerLayer) -> nn.Conv2d:
     """The layer itself, below a LoRA that is attached to it."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 @torch.no_grad()
-def scaled_quant_conv(vae: nn.Module) -> nn.Conv2d:
+def scaled_quant_conv(vae: ModelMixin) -> nn.Conv2d:
     """`quant_conv` of an `AutoencoderKL`, reduced to the posterior's mode and times the scaling factor.
 
     Its other half of rows makes the posterior's variance, which a mode does not need. A LoRA on it is merged.
     """
     channels, s = vae.config.latent_channels, vae.config.scaling_factor
-    merged = copy.deepcopy(vae.quant_conv)
-    if isinstance(merged, BaseTunerLayer):
-        merged.merge(safe_merge=True)
-    merged = plain(merged)
+    layer = copy.deepcopy(vae.quant_conv)
+    if isinstance(layer, BaseTunerLayer):
+        layer.merge(safe_merge=True)
+    merged = plain(layer)
     conv = nn.Conv2d(merged.in_channels, channels, kernel_size=1)
-    conv.weight.copy_(merged.weight[:channels] * s)
-    conv.bias.copy_(merged.bias[:channels] * s)
+    for name, parameter in conv.named_parameters():
+        parameter.copy_(merged.get_parameter(name)[:channels] * s)
     return conv
 
 
 @torch.no_grad()
-def scaled_post_quant_conv(vae: nn.Module) -> nn.Conv2d:
+def scaled_post_quant_conv(vae: ModelMixin) -> nn.Conv2d:
     """`post_quant_conv` of an `AutoencoderKL` for a latent that is still times the scaling factor."""
-    conv = copy.deepcopy(vae.post_quant_conv)
+    conv: nn.Conv2d = copy.deepcopy(vae.post_quant_conv)
     conv.weight /= vae.config.scaling_factor
     return conv

@@ -85,7 +85,7 @@ class Report:
 
     measurements: list[Measurement] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    """Of gates that were not run, why."""
+    """Why a gate was not run, by gate."""
 
     def relative(self, gate: Gate, subject: str, actual: Tensor, reference: Tensor) -> None:
         """Measure max |actual - reference| / max |reference|; the plain difference where that is zero."""
@@ -123,7 +123,7 @@ class Report:
             )
 
     def as_json(self) -> dict[str, Any]:
-        """For `numerics` of bundle.json: by gate, then by subject; `limit` stands beside the subjects."""
+        """The figures for `numerics` of bundle.json: by gate, then by subject, with `limit` beside these."""
         gates: dict[str, Any] = {}
         for m in self.measurements:
             figures = {"value": m.value, "psnr_db": m.psnr_db, "largest": m.largest}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from tudsr_export.fold import (
@@ -26,7 +27,7 @@ from tudsr_train.patch_autoencoder import PatchAutoencoder
 class VaeEncoder(nn.Module):
     """E of an `AutoencoderKL`: the posterior's mode, times the scaling factor."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: ModelMixin) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(vae.encoder)
         self.quant_conv = scaled_quant_conv(vae)
@@ -38,7 +39,7 @@ class VaeEncoder(nn.Module):
 class VaeDecoder(nn.Module):
     """D of an `AutoencoderKL`, of a scaled latent; not clamped."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: ModelMixin) -> None:
         super().__init__()
         self.decoder = copy.deepcopy(vae.decoder)
         self.post_quant_conv = scaled_post_quant_conv(vae)
@@ -95,7 +96,7 @@ class UnetStage(nn.Module):
         return z_L + (self.c_minus_1 * z_L + self.unet(z_L, 0, None, return_dict=False)[0])
 
 
-def vae_graphs(vae: nn.Module) -> tuple[nn.Module, nn.Module]:
+def vae_graphs(vae: ModelMixin) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of either kind of autoencoder."""
     if isinstance(vae, PatchAutoencoder):
         return PatchEncoder(vae), PatchDecoder(vae)

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tudsr_runtime.bundle import file_sha256
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.files import file_sha256
 from tudsr_train.adapters import (
     PROMPT_FILE,
     VAE_ENCODER_FOLDER,
@@ -75,7 +75,7 @@ class StageAdapter:
     formula: str | None = None
     """"epsilon" as in Eq. (2), or "residual": z_H = z_L - B(z_L, t, c)."""
     prompt: str | Tensor | None = None
-    """As text, or as an embedding (1, L, D)."""
+    """The prompt as text, or as an embedding (1, L, D)."""
     record: AdapterRecord | None = None
 
     @property
@@ -234,7 +234,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Of PyTorch's page-long message, the sentence that names what was found."""
+    """The sentence of PyTorch's page-long message that names what was found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
     return (named or lines or [type(error).__name__])[0][:200]
@@ -282,7 +282,7 @@ def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: 
 
 
 def _sha256(files: Iterable[Path]) -> str:
-    """Of one file, its hash; of several, the hash of their hashes."""
+    """The hash of one file; that of the hashes of several."""
     try:
         hashes = [file_sha256(file) for file in files]
     except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import ModelMixin
 from diffusers.utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ class StageSettings:
     rank: int
     adapter_sha256: str
     prompt_sha256: str | None
-    """Of the embedding it was trained with; None where the adapter has no record."""
+    """Hash of the embedding it was trained with; None where the adapter has no record."""
     used_prompt_sha256: str
-    """Of the embedding that the bundle has."""
+    """Hash of the embedding that the bundle has."""
     reason: str
     """Why this timestep and factor."""
     layout: str = "tudsr"
@@ -180,7 +181,7 @@ def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> No
     unet.load_state_dict(dict(trained), strict=False)
 
 
-def _attach_all(model: nn.Module, loras: Iterable[Lora], name: str, origin: Path) -> None:
+def _attach_all(model: ModelMixin, loras: Iterable[Lora], name: str, origin: Path) -> None:
     names: list[str] = []
     if not hasattr(model, "add_adapter"):
         raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")

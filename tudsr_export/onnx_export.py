@@ -64,11 +64,12 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # as it is of the exporter before dynamo
     # The exporter itself folds small constants only, not a prompt's keys and values.
     optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
     strip_metadata(program.model)
     if name == MODEL_NAME:
-        weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        weights = sum(_stored(value).nbytes for value in program.model.graph.initializers.values())
         threshold = EXTERNAL_FROM[precision] if external_from is None else external_from
         program.save(folder / name, external_data=weights >= threshold)
     else:
@@ -78,16 +79,12 @@ def export_onnx(
     return folder / name
 
 
-def _is_external(value: onnx_ir.Value) -> bool:
-    return isinstance(value.const_value, onnx_ir.ExternalTensor)
-
-
 def _share_weights(model: onnx_ir.Model, first: Path) -> None:
     """Let `model` read from the external file of `first` whatever weights are the same there."""
     known = {
         _content(value): value.const_value
         for value in onnx_ir.load(first).graph.initializers.values()
-        if _is_external(value)
+        if isinstance(value.const_value, onnx_ir.ExternalTensor)
     }
     for value in model.graph.initializers.values():
         same = known.get(_content(value))
@@ -98,13 +95,18 @@ def _share_weights(model: onnx_ir.Model, first: Path) -> None:
                 same.length,
                 same.dtype,
                 shape=same.shape,
-                name=value.name,
+                name=str(value.name),
                 base_dir=same.base_dir,
             )
 
 
+def _stored(value: onnx_ir.Value) -> onnx_ir.TensorProtocol:
+    assert value.const_value is not None, f"{value.name} is no initializer"
+    return value.const_value
+
+
 def _content(value: onnx_ir.Value) -> tuple[object, ...]:
-    tensor = value.const_value
+    tensor = _stored(value)
     return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
 
 

@@ -13,25 +13,9 @@ from tudsr_export.float32_graph import widen
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
 from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
+from tudsr_export.plan import Shape
 
 TENSOR_DTYPES = {"fp32": "float32", "fp16": "float16"}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A fixed size that a component is exported for."""
-
-    batch: int
-    tile: int
-
-    def stem(self, first: Shape) -> str:
-        """The graph's file name without its ending: what differs from the first one stands in it."""
-        name = Path(MODEL_NAME).stem
-        name += f"_batch{self.batch}" if self.batch != first.batch else ""
-        return name + (f"_tile{self.tile}" if self.tile != first.tile else "")
-
-    def __str__(self) -> str:
-        return f"batch {self.batch}, tile {self.tile}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,7 @@ def write_graphs(
     models = {}
     for shape, (x, expected) in examples.items():
         ports = Port(part.ports[0], tuple(x.shape)), Port(part.ports[1], tuple(expected.shape))
-        name = f"{shape.stem(first)}.onnx"
+        name = _file_name(shape, first)
         model = export_onnx(
             part.exported(), folder, *ports, part.precision, external_from=external, name=name
         )
@@ -137,6 +121,13 @@ def write_graphs(
         subject = part.name if shape == first else f"{part.name}, {shape}"
         graphs += _compared(folder, graph, subject, *examples[shape], report)
     return graphs
+
+
+def _file_name(shape: Shape, first: Shape) -> str:
+    """The graph's file: what differs from the first one stands in its name."""
+    batch = f"_batch{shape.batch}" if shape.batch != first.batch else ""
+    tile = f"_tile{shape.tile}" if shape.tile != first.tile else ""
+    return f"{Path(MODEL_NAME).stem}{batch}{tile}.onnx"
 
 
 def _compared(

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from tudsr_export.calibration import runtime_photo
 from tudsr_export.gates import RUNTIME, Report
-from tudsr_runtime.geometry import OVERLAP, FloatArray
-from tudsr_runtime.pipeline import run_stages
-from tudsr_runtime.plan import plan_upscale
+from tudsr_runtime.planes import FloatArray
+from tudsr_runtime.tiling.axis import OVERLAP
+from tudsr_runtime.tiling.plan import plan_upscale
+from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler
 
 SCALES = {1: 4.0, 2: 8.0}
-"""By the number of stages."""
+"""Scale of the photograph that goes through, by the number of stages."""
 
 
 class RoundTrip:

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
         TudsrError,
         UsageError,
     )
-    from tudsr_runtime.plan import Plan, plan_upscale
+    from tudsr_runtime.tiling.plan import Plan, plan_upscale
     from tudsr_runtime.upscaler import Upscaler
+    from tudsr_runtime.version import __version__
 
 __all__ = [
     "BatchError",
@@ -52,6 +53,7 @@ __all__ = [
     "TudsrError",
     "Upscaler",
     "UsageError",
+    "__version__",
     "open_bundle",
     "plan_upscale",
 ]
@@ -59,10 +61,11 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "Choice": "engines.backend",
-    "Plan": "plan",
+    "Plan": "tiling.plan",
     "Upscaler": "upscaler",
+    "__version__": "version",
     "open_bundle": "bundle",
-    "plan_upscale": "plan",
+    "plan_upscale": "tiling.plan",
 }
 
 

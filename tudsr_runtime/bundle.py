@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.files import file_sha256
 from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "Variant",
-    "file_sha256",
     "open_bundle",
 ]
 
@@ -122,12 +122,6 @@ def open_bundle(name_or_dir: str | Path, verify: bool = True) -> Bundle:
     except OSError as error:
         raise BundleError(f"cannot read the bundle {folder}: {error.strerror or error}") from error
     return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
-
-
-def file_sha256(path: Path) -> str:
-    """Lower-case hexadecimal SHA-256 of a file's bytes. Raises OSError if it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _locate(name_or_dir: str | Path) -> Path:

@@ -9,7 +9,7 @@ from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.engines.backend import AUTO
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
-from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.terminal import Terminal, counted
 
 
 def bundle_info(bundle: str, as_json: bool) -> None:
@@ -85,7 +85,9 @@ def bundle_verify(
     opened, terminal = open_bundle(bundle, verify=True), Terminal()
     files = opened.manifest.files()
     size = sum(file.bytes for file in files) / 1e6
-    terminal.result(f"{opened.folder}: {len(files)} files, {size:.1f} MB, all as the manifest says")
+    terminal.result(
+        f"{opened.folder}: {counted(len(files), 'file')}, {size:.1f} MB, all as the manifest says"
+    )
     golden = opened.manifest.golden
     if golden is None:
         terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")

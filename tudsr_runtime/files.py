@@ -1,7 +1,8 @@
-"""A lock between processes, held on an open file: it ends with the process that holds it."""
+"""Folders, hashes and locks: what several packages do with files, besides writing them (`atomic.py`)."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -14,9 +15,45 @@ from tudsr_runtime.errors import OutputError
 POLL_SECONDS = 0.2
 
 
+def file_sha256(path: Path) -> str:
+    """Lower-case hexadecimal SHA-256 of a file's bytes. Raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path, private: bool = False) -> None:
+    """Make the folder and those above it, where they are not; `private`: for this user only.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def cache_folder() -> Path:
+    """The folder of `TUDSR_CACHE`, else `tudsr` in the user's cache folder. It need not exist yet."""
+    named = os.environ.get("TUDSR_CACHE")
+    return Path(named).absolute() if named else _user_cache() / "tudsr"
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    # The XDG specification ignores a relative path.
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"
+
+
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path`, which stays behind; `waiting` is called once if another process has it.
+
+    The lock is held on the open file, so that it ends with the process that holds it.
 
     Raises:
         OutputError: the file cannot be made or locked.

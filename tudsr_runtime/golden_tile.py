@@ -18,8 +18,8 @@ from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, NotFiniteError
-from tudsr_runtime.geometry import FloatArray
 from tudsr_runtime.manifest import Golden
+from tudsr_runtime.planes import FloatArray
 
 CENTRE = 4
 """The stored centre has 1 / CENTRE of the tile's edge."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.geometry import FloatArray
-
+FloatArray: TypeAlias = NDArray[np.float32]
+TileFunction: TypeAlias = Callable[[FloatArray], FloatArray]
+"""One tile: float32 (1, 3, T, T) in [-1, 1] to (1, 3, T, T); it need not clamp."""
 Levels: TypeAlias = NDArray[np.uint8 | np.uint16 | np.float32]
 """(h, w) or (h, w, 3): uint8 or uint16, white at the top of the range, or float32 in [0, 1]."""
 

@@ -1,13 +1,17 @@
-"""stdout and stderr that may fail (a reader that has gone, a full disk) without ending the work."""
+"""stdout and stderr: they may fail without ending the work, and what they get moves no terminal."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys (control characters, turns of the writing direction), and bytes that are no text."""
 
 
 class LenientStream(io.TextIOWrapper):
@@ -73,6 +77,16 @@ def discard(handle: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, handle)
     os.close(nowhere)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey, line feeds too: a file name may hold anything."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _lenient(stream: TextIO) -> TextIO:

@@ -6,23 +6,20 @@ import codecs
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_runtime.errors import OutputError, TudsrError
-from tudsr_runtime.streams import discard
+from tudsr_runtime.streams import discard, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys (control characters, turns of the writing direction), and bytes that are no text."""
 
 NAMES_AS_BYTES = "tudsr.names-as-bytes"
 """How stdout writes what it has no letters for: as the file system does."""
@@ -35,10 +32,13 @@ BROKEN_PIPE_EXIT = 141
 
 
 class Terminal:
-    """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results."""
+    """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+    `verbose` lets `detail` through.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
         self._bar: Progress | None = None
         # A file name may hold bytes that are no text, or text that the encoding of stdout lacks.
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -71,9 +71,18 @@ class Terminal:
         if not self._quiet:
             self._stderr(printable(text))
 
-    def error(self, error: TudsrError) -> None:
-        """An error that does not end the command."""
-        self._stderr(describe(error))
+    def detail(self, text: str) -> None:
+        """A note for those who asked for more of them."""
+        if self._verbose:
+            self.note(text)
+
+    def error(self, error: Exception, path: Path | None = None) -> None:
+        """An error that does not end the command; of a bug, the traceback and the picture that it met."""
+        if isinstance(error, TudsrError):
+            self._stderr(describe(error))
+            return
+        lines = "".join(traceback.format_exception(error))
+        self._stderr(f"{lines}error: {path}: this is a bug of tudsr; please report it with the lines above")
 
     @contextmanager
     def progress(self, tiles: int) -> Iterator[ProgressBar]:
@@ -175,6 +184,32 @@ def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
     return os.fsencode(error.object[error.start : error.end]), error.end
 
 
+def failure(error: BaseException, source: Path | None = None) -> dict[str, object]:
+    """The JSON object that stands for a failure: of one picture, or, without `source`, of the command.
+
+    SystemExit is a signal that ended it.
+    """
+    record: dict[str, object] = {} if source is None else {"input": str(source)}
+    if isinstance(error, SystemExit):
+        return {**record, "status": "stopped", "exit_code": error.code}
+    return {**record, "status": "failed", "error": as_record(error)}
+
+
+def mark_told(error: BaseException) -> None:
+    """Remember that `--json` has told this error, so that it is told once."""
+    error.told_on_stdout = True  # type: ignore[attr-defined]
+
+
+def was_told(error: BaseException) -> bool:
+    """Whether `--json` has told this error already."""
+    return getattr(error, "told_on_stdout", False)
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 tile", "2 tiles"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds, "4:05", from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
@@ -187,11 +222,11 @@ def describe(error: TudsrError) -> str:
     return printable(f"error: {error}") + (f"\n{printable(f'Try: {error.hint}')}" if error.hint else "")
 
 
-def printable(text: str) -> str:
-    """Escape what a terminal would obey, line feeds too: a file name may hold anything."""
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def printable_lines(text: str) -> str:
-    """The same for several lines."""
-    return "\n".join(map(printable, text.split("\n")))
+def as_record(error: BaseException) -> dict[str, object]:
+    """An error for `--json`: type, message, hint and exit code; of a bug, the traceback too."""
+    said = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, TudsrError):
+        return {**said, "hint": error.hint, "exit_code": error.exit_code}
+    lines = "".join(traceback.format_exception(error))
+    hint = "this is a bug of tudsr; please report it with its traceback"
+    return {**said, "hint": hint, "exit_code": 1, "traceback": lines}

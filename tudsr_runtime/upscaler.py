@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, overload
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
-from tudsr_runtime.geometry import OVERLAP, FloatArray
-from tudsr_runtime.in_memory import like, to_picture
-from tudsr_runtime.overlap import Abandoned, in_background
-from tudsr_runtime.pipeline import Progress, run_stages
-from tudsr_runtime.plan import DEFAULT_SCALE, Plan, StagePlan, plan_upscale
-from tudsr_runtime.planes import Levels, PlanarView
-from tudsr_runtime.resample import Rows, resize_stream
+from tudsr_runtime.pictures.in_memory import like, to_picture
+from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.tiling.axis import OVERLAP
+from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
+from tudsr_runtime.tiling.resample import Rows, resize_stream
+from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
+from tudsr_runtime.tiling.stages import Progress, run_stages
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 
@@ -44,7 +44,7 @@ class Upscaler:
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
-        color: a name in `tudsr_runtime.color.COLOR_METHODS`.
+        color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
@@ -67,13 +67,13 @@ class Upscaler:
         overlap: int = OVERLAP,
         color: str = DEFAULT_COLOR,
         precision: str = AUTO,
-        strength: float | tuple[float, float] = 1.0,
+        strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
         notify: Notify = lambda _: None,
         engines: Path | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}")
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
         per_stage = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
@@ -101,7 +101,7 @@ class Upscaler:
         self,
         width: int,
         height: int,
-        scale: float | None = DEFAULT_SCALE,
+        scale: float | None = None,
         factors: str | None = None,
         *,
         size: tuple[int, int] | None = None,
@@ -144,7 +144,7 @@ class Upscaler:
     def upscale(
         self,
         image: Levels | Image.Image,
-        scale: float | None = DEFAULT_SCALE,
+        scale: float | None = None,
         factors: str | None = None,
         progress: Progress | None = None,
         *,
@@ -155,7 +155,7 @@ class Upscaler:
         Args:
             image: an array (h, w) or (h, w, c) with c = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; uint8,
                 uint16, or float32 in [0, 1]; sRGB-encoded. Or a Pillow image; EXIF orientation is applied.
-            scale: 1 to 32; None means the product of `factors`.
+            scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8.
             factors: None to choose by the scale, else "4x2", "4x-" (stage 1 alone) or "-x4" (stage 2 alone).
             progress: called after each tile, from another thread, with the number of tiles done and of all.
             size: (width, height) of the result in px, in the place of `scale`.
@@ -186,7 +186,7 @@ class Upscaler:
     def upscale_rows(
         self,
         image: Levels,
-        scale: float | None = DEFAULT_SCALE,
+        scale: float | None = None,
         factors: str | None = None,
         progress: Progress | None = None,
         *,
@@ -218,6 +218,9 @@ class Upscaler:
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
         self._engines.close()
+
+    def __repr__(self) -> str:
+        return f"<Upscaler {self.bundle.manifest.name}: {self.choice}>"
 
     def __enter__(self) -> Upscaler:
         return self
@@ -259,11 +262,11 @@ class Upscaler:
         return in_background(run)
 
 
-def _per_stage(strength: float | tuple[float, float]) -> tuple[float, float]:
-    pair = strength if isinstance(strength, tuple) else (strength, strength)
-    if len(pair) != 2 or not all(0 <= s <= 1 for s in pair):
-        raise UsageError(f"strength must be 0 to 1, or two such numbers, not {strength}")
-    return pair
+def _per_stage(strength: object) -> tuple[float, float]:
+    pair = tuple(strength) if isinstance(strength, (tuple, list)) else (strength, strength)
+    if len(pair) != 2 or not all(is_number(s) and 0 <= s <= 1 for s in pair):
+        raise UsageError(f"strength must be a number from 0 to 1, or two such numbers, not {strength!r}")
+    return float(pair[0]), float(pair[1])
 
 
 def _exact_size(rows: Rows, plan: Plan) -> Rows:

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
@@ -30,6 +31,9 @@ from torch import Tensor, nn
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.generator import Generator, read_prompt
 from tudsr_train.patch_autoencoder import PatchAutoencoder
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -113,7 +117,7 @@ def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
     generator.use(name)
 
 
-def _add(model: nn.Module, name: str, rank: int, target_modules: list[str] | str) -> None:
+def _add(model: ModelMixin, name: str, rank: int, target_modules: list[str] | str) -> None:
     # PEFT's own default for alpha is 8, whatever the rank
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=target_modules)
     with _several_adapters_are_meant():
@@ -161,7 +165,7 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
     (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
-def _write_peft(model: nn.Module, name: str, folder: Path) -> None:
+def _write_peft(model: ModelMixin, name: str, folder: Path) -> None:
     weights = get_peft_model_state_dict(model, adapter_name=name)
     save_file(
         {PEFT_PREFIX + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
@@ -225,7 +229,7 @@ def read_record(folder: Path) -> AdapterRecord | None:
 
 
 def attach(
-    model: nn.Module, config: LoraConfig, weights: dict[str, Tensor], name: str, origin: Path | str
+    model: ModelMixin, config: LoraConfig, weights: dict[str, Tensor], name: str, origin: Path | str
 ) -> None:
     """Add an adapter to a diffusers model as `name`, not active yet; `weights` have PEFT's keys, unprefixed.
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
+
+Train = Callable[[Any, Path, str], None]
+Check = Callable[[Any, Path], list[str]]
+"""Of one kind of configuration each, and its folder."""
 
 STAGES = ("base", "stage1", "stage2")
 
@@ -47,11 +52,12 @@ def _run(stage: str, path: Path, options: TrainOptions) -> None:
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config
     from tudsr_train.config_file import load_config, to_yaml
 
-    kind, train, check = {
+    table: dict[str, tuple[type[BaseConfig | Stage1Config | Stage2Config], Train, Check]] = {
         "base": (BaseConfig, base.train_base, base.check_base),
         "stage1": (Stage1Config, stage1.train_stage1, stage1.check_stage1),
         "stage2": (Stage2Config, stage2.train_stage2, stage2.check_stage2),
-    }[stage]
+    }
+    kind, train, check = table[stage]
     config = load_config(kind, path, options.overrides)
     if options.print_config:
         sys.stdout.write(to_yaml(config))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.discriminator import RANDOM, Discriminator, DiscriminatorConfig
 from tudsr_train.generator import Generator, prompt_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 DEFAULT_WEIGHTS = "stabilityai/stable-diffusion-xl-base-1.0"
 BASE = "base"
@@ -41,8 +44,10 @@ class PatchMLP(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = super().forward(x.movedim(1, -1))
-        return logits.movedim(-1, 1)
+        cells = x.movedim(1, -1)
+        for layer in self:
+            cells = layer(cells)
+        return cells.movedim(-1, 1)
 
 
 class DiffusionDiscriminator(Discriminator):
@@ -56,11 +61,12 @@ class DiffusionDiscriminator(Discriminator):
     """
 
     space = "latent"
+    backbone: ModelMixin
     prompt_embeds: Tensor
     alphas_cumprod: Tensor
 
     def __init__(
-        self, unet: nn.Module, prompt_embeds: Tensor, alphas_cumprod: Tensor, pixels_per_cell: int, rank: int
+        self, unet: ModelMixin, prompt_embeds: Tensor, alphas_cumprod: Tensor, pixels_per_cell: int, rank: int
     ) -> None:
         super().__init__()
         self.pixels_per_cell = pixels_per_cell
@@ -133,7 +139,7 @@ class DiffusionDiscriminator(Discriminator):
         return {"text_embeds": z.new_zeros(len(z), pooled), "time_ids": sizes.expand(len(z), -1)}
 
 
-def _cut_after_mid_block(unet: nn.Module) -> nn.Module:
+def _cut_after_mid_block(unet: ModelMixin) -> ModelMixin:
     if unet.mid_block is None or unet.config.addition_embed_type not in (None, "text_time"):
         raise TrainingError(
             "the diffusion discriminator needs a UNet with a mid block, conditioned as Stable Diffusion's or "
@@ -143,14 +149,14 @@ def _cut_after_mid_block(unet: nn.Module) -> nn.Module:
     return unet.requires_grad_(False).eval()
 
 
-def _add_lora(unet: nn.Module, rank: int) -> None:
+def _add_lora(unet: ModelMixin, rank: int) -> None:
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
     unet.add_adapter(config, adapter_name="discriminator")
 
 
-def _without_adapters(unet: nn.Module) -> nn.Module:
+def _without_adapters(unet: ModelMixin) -> ModelMixin:
     """A copy of the base's UNet as it was before any adapter."""
     plain = copy.deepcopy(unet)
     if getattr(plain, "peft_config", None):
@@ -158,7 +164,7 @@ def _without_adapters(unet: nn.Module) -> nn.Module:
     return plain
 
 
-def _random_unet(width: int, channels: int, prompt_width: int) -> nn.Module:
+def _random_unet(width: int, channels: int, prompt_width: int) -> ModelMixin:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -174,7 +180,7 @@ def _random_unet(width: int, channels: int, prompt_width: int) -> nn.Module:
     )
 
 
-def _load(where: str) -> tuple[nn.Module, Tensor]:
+def _load(where: str) -> tuple[ModelMixin, Tensor]:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     try:
@@ -189,7 +195,7 @@ def _load(where: str) -> tuple[nn.Module, Tensor]:
     return unet, scheduler.alphas_cumprod
 
 
-def _prompt(unet: nn.Module, where: str, base: Generator) -> Tensor:
+def _prompt(unet: ModelMixin, where: str, base: Generator) -> Tensor:
     """An empty prompt: zeros for SDXL, as it was trained (`force_zeros_for_empty_prompt`), else encoded."""
     config = unet.config
     if config.addition_embed_type == "text_time":

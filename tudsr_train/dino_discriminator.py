@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from tudsr_runtime.errors import TrainingError
 from tudsr_train.diff_augment import diff_augment, policies
 from tudsr_train.discriminator import RANDOM, Discriminator, DiscriminatorConfig
 from tudsr_train.discriminator_heads import make_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of pictures in [0, 1]: what DINOv3's web images were normalised with."""
@@ -35,14 +38,19 @@ class DinoDiscriminator(Discriminator):
     """
 
     space = "pixel"
+    backbone: PreTrainedModel
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, strides: tuple[int, ...], head: str, diff_augment: str) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, strides: tuple[int, ...], head: str, diff_augment: str
+    ) -> None:
         super().__init__()
         self.backbone, self.strides, self.policies = backbone, strides, policies(diff_augment)
-        levels = zip(backbone.channels, strides, strict=True)
-        self.heads = nn.ModuleList(make_head(head, channels, stride) for channels, stride in levels)
+        levels = list(zip(backbone.channels, strides, strict=True))
+        heads = [make_head(head, channels, stride) for channels, stride in levels]
+        self.heads = nn.ModuleList(heads)
+        self.least = max(stride * made.smallest for stride, made in zip(strides, heads, strict=True))
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.rng: torch.Generator | None = None
@@ -72,17 +80,16 @@ class DinoDiscriminator(Discriminator):
 
     def _check(self, x: Tensor) -> None:
         coarsest = max(self.strides)
-        least = max(stride * head.smallest for stride, head in zip(self.strides, self.heads, strict=True))
         for side in x.shape[-2:]:
-            if side % coarsest or side < least:
+            if side % coarsest or side < self.least:
                 raise TrainingError(
                     f"the discriminator cannot look at {x.shape[-1]} x {x.shape[-2]} pixels: it needs sides "
-                    f"that are multiples of {coarsest} and at least {least}",
+                    f"that are multiples of {coarsest} and at least {self.least}",
                     hint="choose another R, or another discriminator.head",
                 )
 
 
-def _vit(config: DiscriminatorConfig, layers: tuple[int, ...]) -> nn.Module:
+def _vit(config: DiscriminatorConfig, layers: tuple[int, ...]) -> PreTrainedModel:
     """DINOv3-ViT, cut after its last scored block: what follows would change nothing."""
     from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
 
@@ -102,7 +109,7 @@ def _vit(config: DiscriminatorConfig, layers: tuple[int, ...]) -> nn.Module:
     return _pretrained(DINOv3ViTBackbone, DINOv3ViTConfig(**_settings(own), out_indices=list(layers)), config)
 
 
-def _convnext(config: DiscriminatorConfig, layers: tuple[int, ...]) -> nn.Module:
+def _convnext(config: DiscriminatorConfig, layers: tuple[int, ...]) -> PreTrainedModel:
     """DINOv3-ConvNeXt, cut after its last scored stage."""
     from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
@@ -133,7 +140,7 @@ def _checked(layers: tuple[int, ...], most: int, what: str) -> list[int]:
 
 def _settings(config: Any) -> dict[str, Any]:
     """A transformers config's settings without what depends on the number of layers or names the model."""
-    dropped = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")
+    dropped: tuple[str, ...] = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")
     dropped += ("model_type", "transformers_version", "architectures", "dtype")
     return {key: value for key, value in config.to_dict().items() if key not in dropped}
 
@@ -148,7 +155,7 @@ def _read_config(kind: Any, config: DiscriminatorConfig) -> Any:
         ) from error
 
 
-def _pretrained(kind: Any, backbone_config: Any, config: DiscriminatorConfig) -> nn.Module:
+def _pretrained(kind: Any, backbone_config: Any, config: DiscriminatorConfig) -> PreTrainedModel:
     where = config.weights or DEFAULT_WEIGHTS[config.kind]
     try:
         with _without_a_report():

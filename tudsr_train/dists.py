@@ -62,7 +62,7 @@ class DISTS(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(_stages())
         for numbers, stage in zip(VGG16, self.stages, strict=True):
-            for number, convolution in zip(numbers, stage, strict=True):
+            for number, convolution in zip(numbers, stage.children(), strict=True):
                 names = {key: f"features.{number}.{key}" for key in ("weight", "bias")}
                 convolution.load_state_dict({key: vgg16[name].float() for key, name in names.items()})
         total = alpha.sum() + beta.sum()
@@ -85,7 +85,7 @@ class DISTS(nn.Module):
         for number, stage in enumerate(self.stages):
             if number:
                 h = self._l2_pool(h)
-            for convolution in stage:
+            for convolution in stage.children():
                 h = F.relu(convolution(h))
             maps.append(h)
         return maps
@@ -152,7 +152,9 @@ def _random_vgg16() -> dict[str, Tensor]:
     state = {}
     for numbers, stage in zip(VGG16, _stages(), strict=True):
         for number, convolution in zip(numbers, stage, strict=True):
-            weight = nn.init.kaiming_normal_(convolution.weight.detach(), nonlinearity="relu")
+            weight = nn.init.kaiming_normal_(
+                convolution.get_parameter("weight").detach(), nonlinearity="relu"
+            )
             state[f"features.{number}.weight"] = weight
             state[f"features.{number}.bias"] = torch.zeros(len(weight))
     return state

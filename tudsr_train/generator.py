@@ -11,8 +11,8 @@ The LQ latent is fed as it is: no noise is added to it.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.base_folder import base_name, base_sha256, find_base
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 EPSILON, V_PREDICTION, RESIDUAL = "epsilon", "v_prediction", "residual"
@@ -35,12 +38,11 @@ def one_step_weights(alpha_t: float | Tensor, prediction_type: str) -> tuple[flo
         prediction_type: "epsilon" as in the paper, "v_prediction" (Salimans and Ho 2022, appendix D), or
             "residual": z_H = z_L - B(z_L, t, c).
     """
-    root = torch.sqrt if isinstance(alpha_t, Tensor) else math.sqrt
     if prediction_type == RESIDUAL:
         return 1.0, -1.0
     if prediction_type == V_PREDICTION:
-        return root(alpha_t), -root(1 - alpha_t)
-    return 1 / root(alpha_t), -root((1 - alpha_t) / alpha_t)
+        return alpha_t**0.5, -((1 - alpha_t) ** 0.5)
+    return alpha_t**-0.5, -(((1 - alpha_t) / alpha_t) ** 0.5)
 
 
 def one_step(z_L: Tensor, prediction: Tensor, alpha_t: Tensor, prediction_type: str = EPSILON) -> Tensor:
@@ -62,6 +64,8 @@ class Generator(nn.Module):
     The base is frozen; adapters (`tudsr_train.adapters`) add what is trained.
     """
 
+    vae: ModelMixin
+    unet: ModelMixin
     prompt_embeds: Tensor
     alphas_cumprod: Tensor
 
@@ -221,7 +225,7 @@ class Generator(nn.Module):
         )
 
 
-def _load_vae(folder: Path) -> nn.Module:
+def _load_vae(folder: Path) -> ModelMixin:
     from diffusers import AutoencoderKL
 
     from tudsr_train.patch_autoencoder import PatchAutoencoder
@@ -234,7 +238,7 @@ def _load_vae(folder: Path) -> nn.Module:
     raise ValueError(f"vae/ is a {kind}; AutoencoderKL and PatchAutoencoder are known")
 
 
-def _whole(kind: type, folder: Path) -> nn.Module:
+def _whole(kind: type[ModelMixin], folder: Path) -> ModelMixin:
     """A model in float32; ValueError where weights are missing, which diffusers would draw at random."""
     model, found = kind.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.streams import printable_lines
 from tudsr_train.config import Optimization
 from tudsr_train.processes import mean_over_processes
 
@@ -27,7 +28,7 @@ GIB = 2**30
 def say(accelerator: Accelerator, text: str) -> None:
     """A line on stderr, from the first process only."""
     if accelerator.is_main_process:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable_lines(text) + "\n")
         sys.stderr.flush()
 
 

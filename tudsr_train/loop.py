@@ -172,7 +172,7 @@ class Loop:
         numbers = range(self.next_batch + self.accelerator.process_index, self.batches, every)
         loader = DataLoader(
             pairs,
-            batch_sampler=[range(n * o.batch_size, (n + 1) * o.batch_size) for n in numbers],  # type: ignore[arg-type]
+            batch_sampler=[range(n * o.batch_size, (n + 1) * o.batch_size) for n in numbers],  # type: ignore[misc]
             num_workers=o.workers,
             worker_init_fn=_leave_interrupts_to_the_parent,
             pin_memory=self.accelerator.device.type == "cuda",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from torch import Tensor, nn
 
 
@@ -45,9 +45,10 @@ class PatchAutoencoder(ConfigMixin, nn.Module):
     its worst along the border of what it sees.
     """
 
+    config: FrozenDict
     config_name = "config.json"
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         patch_size: int = 4,

@@ -115,8 +115,8 @@ def _panel(title: str, curves: dict[str, Curve]) -> list[str]:
                 f'<circle cx="{_across(x, step):.1f}" cy="{_down(y, value):.1f}" r="2" fill="{colour}"/>'
             )
         shown = html.escape(name.partition("/")[2] or name)
-        at = f'x="{LEFT + 120 * (number % 4 + 1)}" y="{14 + 12 * (number // 4)}"'
-        parts.append(f'<text {at} fill="{colour}">{shown}</text>')
+        place = f'x="{LEFT + 120 * (number % 4 + 1)}" y="{14 + 12 * (number // 4)}"'
+        parts.append(f'<text {place} fill="{colour}">{shown}</text>')
     return parts
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.streams import printable_lines
 from tudsr_train import degradation, real_esrgan
 from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
 from tudsr_train.degradation import Degradation
@@ -43,7 +44,7 @@ Say = Callable[[str], None]
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable_lines(text) + "\n")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from tudsr_runtime.installation import install_hint
 from tudsr_train.pictures import (
     SUFFIXES,
     DataError,
@@ -216,7 +217,7 @@ class HuggingFaceLanes:
             import datasets
         except ImportError as error:
             raise DataError(
-                "data.source huggingface needs the package `datasets`", hint="pip install 'tudsr[stream]'"
+                "data.source huggingface needs the package `datasets`", hint=install_hint("stream")
             ) from error
         try:
             stream = datasets.load_dataset(name, split=split, streaming=True)

@@ -216,6 +216,6 @@ def _expose(rng: np.random.Generator, picture: Floats) -> Floats:
     if rng.random() < 0.7:
         drawn = drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
     levels = np.asarray(drawn, np.uint16)
-    rows = sum(levels[i::SUPERSAMPLE] for i in range(SUPERSAMPLE))
-    total = sum(rows[:, i::SUPERSAMPLE] for i in range(SUPERSAMPLE))
+    rows = sum((levels[i::SUPERSAMPLE] for i in range(1, SUPERSAMPLE)), levels[::SUPERSAMPLE])
+    total = sum((rows[:, i::SUPERSAMPLE] for i in range(1, SUPERSAMPLE)), rows[:, ::SUPERSAMPLE])
     return total.astype(np.float32) / np.float32(255 * SUPERSAMPLE**2)

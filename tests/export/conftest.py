@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from tudsr_export import engine_gate
-from tudsr_export.export import ExportPlan, export_bundle
+from tudsr_export.export import export_bundle
 from tudsr_export.gates import Report
+from tudsr_export.plan import ExportPlan
 from tudsr_runtime.errors import DeviceError
 from tudsr_train.adapters import AdapterRecord, add_adapter, prompt_sha256, save_adapter
 from tudsr_train.generator import Generator

@@ -133,7 +133,8 @@ def test_files_tell_nothing_about_the_machine(kind, bundles):
     folder = bundles(kind, "fp32")
     tell_tales = [b"stack_trace", b".py", b"site-packages", b"pkg.torch", b"pytest"]
     places = Path.home(), Path.cwd(), folder.parent, Path(torch.__file__).parents[2]
-    tell_tales += [str(place).encode() for place in places]
+    # a short one, as / is where a container has no home, is found in anything
+    tell_tales += [str(place).encode() for place in places if len(str(place)) > 4]
     for file in folder.rglob("*"):
         found = [word for word in tell_tales if file.is_file() and word in file.read_bytes()]
         assert not found, f"{file.name} holds {found}"

@@ -21,15 +21,9 @@ from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageError
 
 
-@pytest.fixture(autouse=True)
-def small_tile(monkeypatch):
-    """The command exports 512 px tiles; the tests cannot wait for them."""
-    plan = whole_export.ExportPlan
-    monkeypatch.setattr(whole_export, "ExportPlan", lambda *args, **rest: plan(*args, tile=TILE, **rest))
-
-
 def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
-    command.run(ExportOptions(base, output, stage1, stage2, **options))
+    """With tiles of a few px: those of 512 take minutes."""
+    command.run(ExportOptions(base, output, stage1, stage2, **options), tile=TILE)
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):

@@ -9,7 +9,8 @@ import pytest
 from tests.export.conftest import TILE, export
 from tudsr_export import engine_gate
 from tudsr_export.gates import Report
-from tudsr_export.part import Graph, Shape
+from tudsr_export.part import Graph
+from tudsr_export.plan import Shape
 from tudsr_runtime.bundle import TensorSpec, open_bundle
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, EngineFacts
 from tudsr_runtime.errors import DeviceError, NotFiniteError

@@ -14,9 +14,10 @@ from PIL import Image
 from tests.export import reference
 from tests.export.conftest import TILE
 from tests.export.test_bundle_equals_generator import steps
-from tudsr_runtime.bundle import file_sha256, open_bundle
+from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.bundle_command import bundle_info, bundle_verify
 from tudsr_runtime.errors import BundleError, NotFiniteError
+from tudsr_runtime.files import file_sha256
 
 
 @pytest.fixture

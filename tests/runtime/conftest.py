@@ -24,9 +24,9 @@ from tudsr_runtime.bundle import (
     Stage,
     TensorSpec,
     Variant,
-    file_sha256,
 )
 from tudsr_runtime.engines.select import BACKENDS
+from tudsr_runtime.files import file_sha256
 
 MakeBundle = Callable[..., Path]
 

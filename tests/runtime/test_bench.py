@@ -10,7 +10,8 @@ import cli
 from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.bench.table3 import PUBLISHED, Row, table_markdown
-from tudsr_runtime.plan import plan_upscale
+from tudsr_runtime.errors import OutputError
+from tudsr_runtime.tiling.plan import plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]
@@ -78,3 +79,12 @@ def test_commands_print_markdown_or_json_and_write_both(
     if name == "table3":
         assert [row["published"] for row in record["rows"]] == [row.seconds for row in PUBLISHED]
         assert [row["tiles"] for row in record["rows"]] == [2, 10, 10, 34]
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    bundle = make_bundle(tmp_path / "b", tile=256)
+    (tmp_path / "file").touch()
+    words = ["bench", "latency", "--bundle", str(bundle), "--size", "16", "--warmup", "0", "--repeats", "1"]
+    with pytest.raises(OutputError, match=r"cannot write .*file.reports: Not a directory"):
+        cli.app([*words, "-o", str(tmp_path / "file" / "reports")], standalone_mode=False)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.bundle import Bundle, Manifest, file_sha256, open_bundle
+from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.files import file_sha256
 
 MakeBundle = Callable[..., Path]
 needs_links = pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")

@@ -17,8 +17,8 @@ from PIL import Image
 
 import cli
 from tudsr_runtime.errors import TudsrError
-from tudsr_runtime.streams import LenientStream, failure_of
-from tudsr_runtime.terminal import describe, printable, printable_lines
+from tudsr_runtime.streams import LenientStream, failure_of, printable, printable_lines
+from tudsr_runtime.terminal import describe
 
 ROOT = Path(cli.__file__).parent
 COUNT = 6

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import threading
@@ -16,10 +17,10 @@ from PIL import Image
 import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
-from tudsr_runtime.color import COLOR_METHODS
 from tudsr_runtime.engines.backend import Choice, Precision
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
-from tudsr_runtime.resample import resize, upsample
+from tudsr_runtime.tiling.color import COLOR_METHODS
+from tudsr_runtime.tiling.resample import resize, upsample
 
 MakeBundle = Callable[..., Path]
 
@@ -214,7 +215,7 @@ def test_result_too_large_for_memory_is_said_with_its_size(
     def refuse(*_: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr("tudsr_runtime.in_memory.np.empty", refuse)
+    monkeypatch.setattr("tudsr_runtime.pictures.in_memory.np.empty", refuse)
     with pytest.raises(MemoryExhausted, match=r"result of 8000x16000 px \(1\.5 GB in float32\)"):
         upscaler.upscale(np.zeros((2000, 1000, 3), np.float32))
 
@@ -282,9 +283,88 @@ def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, 
     assert fake_engines == {}
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scale": "4"}, "scale must be 1 to 32, not '4'"),
+        ({"scale": True}, "scale must be 1 to 32, not True"),
+        ({"scale": 4, "size": (64, 64)}, r"scale 4 and size \(64, 64\) both say how large"),
+        ({"size": "64x64"}, "size must be .width, height. in whole px, not '64x64'"),
+        ({"size": (64.5, 64)}, "in whole px"),
+        ({"size": 64}, "in whole px, not 64"),
+        ({"factors": 8}, "factors must be two whole numbers"),
+    ],
+)
+def test_what_is_no_size_is_said(bundle: Bundle, given: dict[str, Any], said: str) -> None:
+    with Upscaler(bundle, overlap=32) as upscaler, pytest.raises(UsageError, match=said):
+        upscaler.upscale(image(8, 8), **given)
+
+
+@pytest.mark.parametrize(
+    "strength", ["1", (1, 2), (1, 0.5, 0.2), float("nan"), True, None, [], {"stage1": 1}, (0.5, "1")]
+)
+def test_what_is_no_strength_is_said(bundle: Bundle, strength: Any) -> None:
+    with pytest.raises(UsageError, match="strength must be a number from 0 to 1, or two such numbers"):
+        Upscaler(bundle, strength=strength)
+
+
+def test_a_list_of_strengths_is_a_pair(bundle: Bundle) -> None:
+    assert Upscaler(bundle, strength=[1, 0.5], overlap=32).settings["strength"] == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_what_is_no_number_of_threads_is_said(bundle: Bundle, threads: Any) -> None:
+    with pytest.raises(UsageError, match="threads must be a whole number"):
+        Upscaler(bundle, threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("picture", "hint"),
+    [
+        (np.zeros((8, 8, 3)), "image.astype(numpy.float32), in [0, 1]"),
+        (np.zeros((3, 8, 8), np.uint8), "image.transpose(1, 2, 0), channels last"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "image[0], one picture at a time"),
+        (np.zeros((8, 8), bool), "image.astype(numpy.uint8), in 0 to 255"),
+        (np.zeros((8, 8), complex), None),
+        (np.zeros((0, 8, 3), np.uint8), None),
+        ("photo.png", "PIL.Image.open(...) of the file"),
+    ],
+)
+def test_what_is_no_picture_is_said_with_what_would_make_one_of_it(
+    bundle: Bundle, picture: Any, hint: str | None
+) -> None:
+    with (
+        Upscaler(bundle, overlap=32) as upscaler,
+        pytest.raises(InputError, match="a picture must be") as caught,
+    ):
+        upscaler.upscale(picture)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("change", [np.flipud, np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2]])
+def test_the_layout_in_memory_does_not_matter(bundle: Bundle, change: Callable[..., Any]) -> None:
+    picture = (image(8, 8) * 255).astype(np.uint8)
+    changed = change(picture)
+    changed.flags.writeable = False
+    with Upscaler(bundle, sanity=False, overlap=32) as upscaler:
+        expected = upscaler.upscale(np.ascontiguousarray(changed), 2)
+        assert np.array_equal(upscaler.upscale(changed, 2), expected)
+
+
+def test_a_plan_and_an_upscaler_show_what_they_are(bundle: Bundle) -> None:
+    with Upscaler(bundle, overlap=32) as upscaler:
+        shown = repr(upscaler)
+        assert shown.startswith(f"<Upscaler {bundle.manifest.name}: ")
+        assert upscaler.choice.backend in shown
+        plan = repr(upscaler.plan(13, 9))
+    assert plan.startswith("<Plan 13x9 -> 104x72 px, 4x2, ")
+
+
 def test_public_names_are_sorted_and_there() -> None:
     assert sorted(tudsr_runtime.__all__) == tudsr_runtime.__all__ == dir(tudsr_runtime)
-    assert all(getattr(tudsr_runtime, name).__name__ == name for name in tudsr_runtime.__all__)
+    classes = [name for name in tudsr_runtime.__all__ if name != "__version__"]
+    assert all(getattr(tudsr_runtime, name).__name__ == name for name in classes)
+    assert tudsr_runtime.__version__ == importlib.metadata.version("tudsr")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = tudsr_runtime.nothing
 

@@ -30,10 +30,17 @@ class Usage:
 
 
 class Recorded:
-    """Records every public attribute that is read, written or called, under the name of its class."""
+    """Records every public attribute that is read, written or called, under the name of its class.
 
-    def __init__(self, usage: Usage) -> None:
-        object.__setattr__(self, "_usage", usage)
+    What it is made with is kept under the names in `_given`.
+    """
+
+    _given: tuple[str, ...] = ()
+
+    def __init__(self, trt: FakeTensorRT, *given: Any) -> None:
+        self._trt, self._usage = trt, trt._usage
+        for name, value in zip(self._given, given, strict=True):
+            setattr(self, name, value)
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -123,9 +130,7 @@ class FakeTensorRT:
 
 
 class Builder(Recorded):
-    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._logger = trt, logger
+    _given = ("_logger",)
 
     def create_network(self, flags: int = 0) -> Any:
         return INetworkDefinition(self._trt, flags)
@@ -151,9 +156,8 @@ class Builder(Recorded):
 
 
 class INetworkDefinition(Recorded):
-    def __init__(self, trt: FakeTensorRT, flags: int) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._flags, self._model = trt, flags, None
+    _given = ("_flags",)
+    _model: Any = None
 
     @property
     def num_inputs(self) -> int:
@@ -179,7 +183,7 @@ class INetworkDefinition(Recorded):
 
 class ITensor(Recorded):
     def __init__(self, trt: FakeTensorRT, value: Any) -> None:
-        super().__init__(trt._usage)
+        super().__init__(trt)
         kind = value.type.tensor_type
         self.__dict__["name"] = value.name
         self.__dict__["dtype"] = Member(0, TYPES[kind.elem_type])
@@ -188,8 +192,7 @@ class ITensor(Recorded):
 
 class ILayer(Recorded):
     def __init__(self, trt: FakeTensorRT, operator: str) -> None:
-        super().__init__(trt._usage)
-        self._trt = trt
+        super().__init__(trt)
         self.__dict__["type"] = Member(0, operator.upper())
 
     def get_input(self, index: int) -> Any:
@@ -200,15 +203,13 @@ class ILayer(Recorded):
 
     def _end(self, kind: str) -> Any:
         tensor = ITensor.__new__(ITensor)
-        Recorded.__init__(tensor, self._trt._usage)
+        Recorded.__init__(tensor, self._trt)
         tensor.__dict__["dtype"] = Member(0, kind)
         return tensor
 
 
 class OnnxParser(Recorded):
-    def __init__(self, trt: FakeTensorRT, network: Any, logger: Any) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._network, self._errors = trt, network, []
+    _given = ("_network", "_logger")
 
     def parse_from_file(self, model: str) -> bool:
         import onnx
@@ -227,9 +228,7 @@ class OnnxParser(Recorded):
 
 
 class ParserError(Recorded):
-    def __init__(self, trt: FakeTensorRT, node: Any) -> None:
-        super().__init__(trt._usage)
-        self._node = node
+    _given = ("_node",)
 
     def node(self) -> int:
         return 0
@@ -245,9 +244,8 @@ class ParserError(Recorded):
 
 
 class IBuilderConfig(Recorded):
-    def __init__(self, trt: FakeTensorRT) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._monitor, self._timings, self._cleared = trt, None, None, set()
+    _monitor: Any = None
+    _timings: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -255,7 +253,7 @@ class IBuilderConfig(Recorded):
             self._monitor = value
 
     def clear_flag(self, flag: Any) -> None:
-        self._cleared.add(flag.name)
+        assert flag.name == "TF32"
 
     def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
         return True
@@ -271,18 +269,14 @@ class IBuilderConfig(Recorded):
 
 
 class ITimingCache(Recorded):
-    def __init__(self, trt: FakeTensorRT, data: bytes) -> None:
-        super().__init__(trt._usage)
-        self._data = data
+    _given = ("_data",)
 
     def serialize(self) -> bytes:
         return self._data
 
 
 class Runtime(Recorded):
-    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._logger = trt, logger
+    _given = ("_logger",)
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
         good = "validity" not in self._trt.refuses
@@ -298,11 +292,11 @@ class Runtime(Recorded):
 
 class ICudaEngine(Recorded):
     def __init__(self, trt: FakeTensorRT, logger: Any, graph: bytes) -> None:
-        super().__init__(trt._usage)
+        super().__init__(trt)
         import onnx
         import onnxruntime
 
-        self._trt, self._logger = trt, logger
+        self._logger = logger
         self._graph = onnx.load_from_string(graph).graph
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -340,10 +334,6 @@ class ICudaEngine(Recorded):
 
 
 class IRuntimeConfig(Recorded):
-    def __init__(self, trt: FakeTensorRT) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._strategy, self._cache = trt, None, None
-
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self._strategy = strategy
 
@@ -351,15 +341,12 @@ class IRuntimeConfig(Recorded):
         return IRuntimeCache(self._trt)
 
     def set_runtime_cache(self, cache: Any) -> bool:
-        self._cache = cache
         cache._data = cache._data or b"compiled"
         return True
 
 
 class IRuntimeCache(Recorded):
-    def __init__(self, trt: FakeTensorRT) -> None:
-        super().__init__(trt._usage)
-        self._trt, self._data = trt, b""
+    _data = b""
 
     def deserialize(self, blob: bytes) -> bool:
         if "cache" in self._trt.refuses:
@@ -373,8 +360,8 @@ class IRuntimeCache(Recorded):
 
 class IExecutionContext(Recorded):
     def __init__(self, engine: Any) -> None:
-        super().__init__(engine._usage)
-        self._engine, self._trt, self._addresses, self._arena, self._runs = engine, engine._trt, {}, (0, 0), 0
+        super().__init__(engine._trt)
+        self._engine, self._addresses, self._arena, self._runs = engine, {}, (0, 0), 0
         if self._trt._rtx:
             self.__dict__["is_stream_capturable"] = lambda stream: "capturable" not in self._trt.refuses
 
@@ -416,18 +403,7 @@ class _Stream:
         self.capture: list[Callable[[], None]] | None = None
 
 
-class Status(int):
-    """A status of the CUDA runtime; 0 is success."""
-
-    name: str
-
-    def __new__(cls, number: int, name: str = "cudaSuccess") -> Status:
-        made = super().__new__(cls, number)
-        made.name = name
-        return made
-
-
-OK = Status(0)
+OK = Member(0, "cudaSuccess")
 
 
 class FakeCuda:
@@ -476,7 +452,7 @@ class FakeCuda:
         return sum(map(len, owned))
 
     def cudaGetDeviceCount(self) -> Any:
-        return (OK, self._count) if self._count else (Status(100, "cudaErrorNoDevice"), 0)
+        return (OK, self._count) if self._count else (Member(100, "cudaErrorNoDevice"), 0)
 
     def cudaGetErrorString(self, error: Any) -> Any:
         return OK, b"what it means"
@@ -489,11 +465,11 @@ class FakeCuda:
         return OK, SimpleNamespace(name=b"Fake GPU\0\0", major=major, minor=minor, totalGlobalMem=24 << 30)
 
     def cudaSetDevice(self, device: int) -> Any:
-        return (OK,) if device < self._count else (Status(101, "cudaErrorInvalidDevice"),)
+        return (OK,) if device < self._count else (Member(101, "cudaErrorInvalidDevice"),)
 
     def cudaMalloc(self, size: int) -> Any:
         if size > self._left:
-            return Status(2, "cudaErrorMemoryAllocation"), None
+            return Member(2, "cudaErrorMemoryAllocation"), None
         self._left -= size
         return OK, self._allocate(self._device, size)
 
@@ -587,7 +563,7 @@ class FakeCuda:
         handle = next(self._handles)
         captured, self._streams[stream].capture = self._streams[stream].capture, None
         if not captured:
-            return Status(901, "cudaErrorStreamCaptureInvalidated"), None
+            return Member(901, "cudaErrorStreamCaptureInvalidated"), None
         self._graphs[handle] = captured
         return OK, handle
 

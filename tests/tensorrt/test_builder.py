@@ -96,7 +96,7 @@ def test_tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (0, 1), cudaGetDeviceProperties=lambda _: (0, properties)
     )
-    monkeypatch.setattr("tudsr_runtime.engines.tensorrt.cuda.open_cuda", lambda: fake)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
     assert choose_target(native, None) == ("sm90", "this machine's NVIDIA H200")
     with pytest.raises(DeviceError, match="NVIDIA H200 is sm90, not sm89"):
         choose_target(native, "sm89")
@@ -113,7 +113,7 @@ def test_a_library_that_is_not_there_comes_with_its_pip_line(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(DeviceError, match="tensorrt-rtx cannot be imported") as caught:
         open_library("tensorrt-rtx")
-    assert caught.value.hint == 'pip install "tudsr[rtx]"'
+    assert caught.value.hint == 'pip install "tensorrt-rtx>=1.4" "cuda-bindings>=12.8"'
     with pytest.raises(UsageError, match="no engine library is called 'tvm'"):
         open_library("tvm")
 
@@ -140,4 +140,4 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (100, 0), cudaGetErrorString=lambda _: (0, b"no CUDA device is detected")
     )
-    monkeypatch.setattr("tudsr_runtime.engines.tensorrt.cuda.open_cuda", lambda: fake)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)

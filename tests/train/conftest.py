@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def tiny_stage1(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     add_adapter(G, "stage1", 4, TARGETS)
     save_adapter(G, "stage1", folder, record_of(G, "stage1", 1, 200, 2))
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is the same bit for bit is so for one number of threads, which libraries change with the load."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tracked
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config, Validation
 from tudsr_train.config_file import docstrings, load_config, to_yaml
@@ -64,7 +65,7 @@ def test_a_missing_file_and_a_bare_override_are_named(tmp_path: Path) -> None:
         load_config(BaseConfig, _file(tmp_path, ""), ["steps"])
 
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = tracked.ROOT / "configs"
 KINDS: dict[str, type] = {
     "base": BaseConfig,
     "base-soft": BaseConfig,
@@ -74,7 +75,9 @@ KINDS: dict[str, type] = {
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+    "path",
+    [path for path in tracked.files("configs") if path.suffix == ".yaml"],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_a_shipped_configuration_is_valid_and_comes_back_from_its_resolved_form(
     path: Path, tmp_path: Path

@@ -30,7 +30,7 @@ from tudsr_train.real_esrgan import (
 
 Array = NDArray[np.float64]
 SIZES = [7, 13, 21]
-SEEDS = range(16)
+SEEDS = range(24)
 
 
 def _published_grid(size: int) -> Array:

@@ -51,6 +51,7 @@ def _folder(path: Path, **changes: object) -> Data:
     return Data(source="folder", path=(str(path),), **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("recipe", [RealESRGAN(), Degradation()])
 def test_workers_do_not_change_the_data(photos: Path, tmp_path: Path, recipe: Recipe) -> None:
     pairs = _pairs(_folder(photos), tmp_path, recipe=recipe)
@@ -115,6 +116,7 @@ def _truncate(file: Path) -> None:
     file.write_bytes(whole[: len(whole) // 2])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_damaged_picture_is_listed_and_replaced_the_same_way_everywhere(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_restart_goes_on_where_the_stream_was(shards: Path, tmp_path: Path) ->
     assert backwards[::-1] == _colours(data, tmp_path, range(13))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_workers_do_not_change_a_stream(shards: Path, tmp_path: Path) -> None:
     pairs = training_pairs(
         _data(shards, lanes=4), TASK, Softness(), RealESRGAN(), 3, 40, tmp_path, lambda _: None

@@ -180,6 +180,7 @@ def test_chunks_come_row_by_row_tile_the_picture_and_join_again() -> None:
         list(chunking(y, 4))
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     stage: int, pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
@@ -208,6 +209,7 @@ def test_the_readings_of_accumulation_in_stage_2(accumulate: str, expected: int)
         backwards_per_step(replace(config, accumulate="pictures"))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_step_after_every_chunk_resumes_exactly_too(
     pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_step_after_every_chunk_resumes_exactly_too(
     assert _weights(tmp_path / "again") == _weights(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_gradient_checkpointing_and_posterior_leave_the_result_alone(
     pool: Data, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from tudsr_runtime.bench.measure import describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import as_record, facts_markdown, latency_markdown
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 
@@ -89,7 +90,7 @@ def _publish(
     else:
         terminal.result(markdown.rstrip())
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
+        make_folder(options.output)
         for suffix, text in (("md", markdown), ("json", json.dumps(record, indent=2) + "\n")):
             with atomic_write(options.output / f"{name}.{suffix}") as file:
                 file.write(text.encode())

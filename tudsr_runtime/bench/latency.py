@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bench.measure import Durations, measure
-from tudsr_runtime.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.encode import write_picture
-from tudsr_runtime.geometry import FloatArray
-from tudsr_runtime.image_io import read_header, read_picture
-from tudsr_runtime.pipeline import run_stages
-from tudsr_runtime.plan import Plan
-from tudsr_runtime.planes import PlanarView
-from tudsr_runtime.resample import Rows, upsample_stream
+from tudsr_runtime.pictures.read import read_header, read_picture
+from tudsr_runtime.pictures.write import write_picture
+from tudsr_runtime.planes import FloatArray, PlanarView
+from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.tiling.resample import Rows, upsample_stream
+from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -141,7 +140,7 @@ def _canvases(x: PlanarView, plan: Plan) -> Rows:
 
 
 def run_whole(upscaler: Upscaler, source: Path, target: Path, scale: float) -> None:
-    """From file to file, as `tudsr upscale` does it."""
+    """Enlarge a picture from file to file, as `tudsr upscale` does it."""
     picture = read_picture(read_header(source), "keep")
     plan = upscaler.plan(picture.width, picture.height, scale)
     bands = upscaler.upscale_rows(picture.levels, scale)

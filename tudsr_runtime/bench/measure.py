@@ -24,7 +24,7 @@ class Durations:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Durations:
-        """From the single runs, at least one."""
+        """Sum up single runs, at least one."""
         ordered = sorted(seconds)
         middle, ninth = math.ceil(0.5 * len(ordered)) - 1, math.ceil(0.9 * len(ordered)) - 1
         return cls(ordered[middle], ordered[ninth], ordered[0], len(ordered))

@@ -8,7 +8,8 @@ from typing import Any
 
 from tudsr_runtime.bench.latency import Latency
 from tudsr_runtime.bench.measure import Durations
-from tudsr_runtime.plan import Plan
+from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.plan import Plan
 
 
 def as_record(latency: Latency) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def latency_markdown(latency: Latency) -> str:
     )
     return "\n".join(
         [
-            f"{title}: {plan.tiles} tiles",
+            f"{title}: {counted(plan.tiles, 'tile')}",
             "",
             "| part | p50 s | p90 s | min s |",
             "|---|---|---|---|",

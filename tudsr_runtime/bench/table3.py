@@ -11,7 +11,7 @@ from typing import Any
 from tudsr_runtime.bench.latency import run_engines, sample_picture
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.bench.report import size_record
-from tudsr_runtime.plan import Plan
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 

@@ -10,10 +10,8 @@ from typing import Protocol
 
 from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
-TileFunction = Callable[[FloatArray], FloatArray]
-"""One tile: float32 (1, 3, T, T) in [-1, 1] to (1, 3, T, T); it need not clamp."""
 Notify = Callable[[str], None]
 """Told in plain words what was done otherwise than planned."""
 End = tuple[str, str, tuple[object, ...]]
@@ -25,6 +23,24 @@ _OUT_OF_MEMORY = re.compile(
     r"available memory of \d+ is smaller|OUT_OF_(HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|ALLOC_FAILED",
     re.IGNORECASE,
 )
+
+
+LIBRARIES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
+}
+PLACES = {
+    "cpu": "the CPU",
+    "cuda": "the NVIDIA GPU",
+    "gpu": "the Intel GPU",
+    "npu": "the Intel NPU",
+    "coreml": "Core ML",
+    "directml": "the GPU, by DirectML",
+    "migraphx": "the AMD GPU",
+}
+"""What people call the back ends and the kinds of device."""
 
 
 class Engine(Protocol):
@@ -113,7 +129,7 @@ class Backend(Protocol):
 class Choice:
     """The back end and device that will run, and why; with the arithmetic once the bundle is known.
 
-    `engines` is that of `Target`.
+    `engines` is that of `Target`; `faster` says how to install a back end that is preferred on this device.
     """
 
     backend: str
@@ -121,6 +137,14 @@ class Choice:
     reason: str
     precision: Precision | None = None
     engines: Path | None = None
+    faster: str | None = None
+
+    def in_short(self, model: str) -> str:
+        """A line for people: the model, what runs it where, and what would run it faster on that device."""
+        kind, _, number = self.device.partition(":")
+        place = PLACES.get(kind, kind) + (f" {number}" if number else "")
+        line = f"{model}, with {LIBRARIES.get(self.backend, self.backend)} on {place}"
+        return f"{line}. Faster: {self.faster}" if self.faster else line
 
     def __str__(self) -> str:
         arithmetic = f", {self.precision.name} ({self.precision.reason})" if self.precision else ""

@@ -19,7 +19,6 @@ from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_engine_error,
     check_interface,
@@ -27,7 +26,8 @@ from tudsr_runtime.engines.backend import (
     split_device,
 )
 from tudsr_runtime.errors import DeviceError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.installation import install_hint
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -35,13 +35,6 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
     "migraphx": "MIGraphXExecutionProvider",
-}
-INSTALL = {
-    "cpu": 'pip install "tudsr[cpu]"',
-    "cuda": 'pip uninstall onnxruntime && pip install "tudsr[gpu]"',
-    "coreml": 'on a Mac: pip install "tudsr[cpu]", whose ONNX Runtime includes it',
-    "directml": "on Windows: pip uninstall onnxruntime && pip install onnxruntime-directml",
-    "migraphx": "with ROCm: pip uninstall onnxruntime && pip install onnxruntime-migraphx",
 }
 ONE_GRAPH = frozenset({"coreml", "migraphx"})
 """Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
@@ -64,18 +57,18 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            return Unavailable(f"ONNX Runtime cannot be imported ({error})", INSTALL[kind])
+            return Unavailable(f"ONNX Runtime cannot be imported ({error})", _how_to_install(kind))
         provider = PROVIDERS[kind]
         if provider not in onnxruntime.get_available_providers():
-            return Unavailable(f"the installed ONNX Runtime has no {provider}", INSTALL[kind])
+            return Unavailable(f"the installed ONNX Runtime has no {provider}", _how_to_install(kind))
         try:
             _open_session(IDENTITY_GRAPH, device, threads=1)
         except DeviceError as error:
-            return Unavailable(str(error), error.hint or INSTALL[kind])
+            return Unavailable(str(error), error.hint or _how_to_install(kind))
         return None
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
-        """That of the graph. On a CPU float32: half has next to no kernels there and pays for casts."""
+        """The graph's own. On a CPU float32: half has next to no kernels there and pays for casts."""
         return graph_precision(asked, offered, "fp32" if device == "cpu" else None)
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
@@ -157,7 +150,7 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=INSTALL[kind]) from None
+        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=_how_to_install(kind)) from None
     if kind == "cuda":
         _preload_cuda(onnxruntime)
     options = onnxruntime.SessionOptions()
@@ -177,9 +170,19 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     if active != PROVIDERS[kind]:
         raise DeviceError(
             f"device {device} was asked for but ONNX Runtime started {active}",
-            hint=f"{INSTALL[kind]}, and check the driver" + (" with nvidia-smi" if kind == "cuda" else ""),
+            hint=f"{_how_to_install(kind)}; check the driver too",
         )
     return session
+
+
+def _how_to_install(kind: str) -> str:
+    if kind == "cuda":
+        return f"pip uninstall onnxruntime && {install_hint('gpu')}"
+    if kind == "directml":
+        return "on Windows: pip uninstall onnxruntime && pip install onnxruntime-directml"
+    if kind == "migraphx":
+        return "with ROCm: pip uninstall onnxruntime && pip install onnxruntime-migraphx"
+    return install_hint("cpu") + (" on a Mac, whose ONNX Runtime includes it" if kind == "coreml" else "")
 
 
 def _providers(kind: str, number: int) -> list[Any]:

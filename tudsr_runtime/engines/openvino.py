@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.bundle import Variant
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.backend import (
     AUTO,
     End,
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_engine_error,
     check_interface,
@@ -32,10 +30,11 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.files import cache_folder, make_folder
+from tudsr_runtime.installation import install_hint
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
-INSTALL = 'pip install "tudsr[openvino]"'
 DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
@@ -52,13 +51,14 @@ class OpenVino:
         try:
             core = open_core()
         except DeviceError as error:
-            return Unavailable(str(error), error.hint or INSTALL)
+            return Unavailable(str(error), error.hint or install_hint("openvino"))
         if split_device(device)[0] == "cpu":
             return None
         plugin, there = _plugin(device), core.available_devices
         if plugin in there or f"{plugin}.0" in there:
             return None
-        return Unavailable(f"OpenVINO finds no {plugin} here, only {', '.join(there)}", DRIVERS)
+        hint = f"{DRIVERS}; an NVIDIA GPU is --device cuda" if plugin == "GPU" else DRIVERS
+        return Unavailable(f"OpenVINO finds no Intel {plugin} here, only {', '.join(there)}", hint)
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
         """Half bundles in bf16 on a CPU that has it and in fp16 on a GPU or NPU; all else in fp32."""
@@ -110,7 +110,7 @@ def open_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=INSTALL) from None
+        raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=install_hint("openvino")) from None
     return openvino.Core()
 
 
@@ -202,8 +202,8 @@ def _config(target: Target, streams: int) -> dict[str, Any]:
 def _cache(folder: Path) -> dict[str, str]:
     """Where compiled models are kept; without a folder that can be written, each start compiles again."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        make_folder(folder)
+    except OutputError:
         return {}
     return {"CACHE_DIR": str(folder)} if os.access(folder, os.W_OK) else {}
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tudsr_runtime.atomic import atomic_write, sweep
+from tudsr_runtime.files import make_folder
 
 LARGE = 100_000_000
 """Bytes of float32 weights from which a model is worth a file of its own."""
@@ -121,7 +122,7 @@ def map_weights(
     path, size = folder / f"{_identity(name, weights)}.f32", weights[-1].offset + weights[-1].bytes
     if not path.is_file() or path.stat().st_size != size:
         notify(f"keeping {size / 1e9:.1f} GB of weights for OpenVINO, for this time and the next, in {path}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         sweep(folder)
         with atomic_write(path) as file:
             for weight in weights:

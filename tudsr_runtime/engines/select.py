@@ -52,17 +52,20 @@ def select(
     _check_name("backend", backend, tuple(BACKENDS))
     _check_name("device", kind, DEVICES)
     _check_name("precision", precision, PRECISIONS)
-    refused: list[Unavailable] = []
+    refused: list[tuple[str, Unavailable]] = []
     for name, place in _candidates(backend, kind):
         place = place if device == AUTO else device
         unavailable = open_backend(name).probe(place)
         if unavailable is None:
             arithmetic = open_backend(name).precision(place, precision, offered)
-            return Choice(name, place, _reason(backend, device, refused), arithmetic)
-        refused.append(unavailable)
+            faster = [one.hint for at, one in refused if at == place]
+            return Choice(
+                name, place, _reason(backend, device, refused), arithmetic, faster=next(iter(faster), None)
+            )
+        refused.append((place, unavailable))
     if not refused:
         raise DeviceError(f"back end {backend} does not run on {device}", hint=f"--device {AUTO}")
-    last = refused[-1]
+    _, last = refused[-1]
     raise DeviceError(last.problem, hint=last.hint)
 
 
@@ -85,7 +88,7 @@ def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"no {option} is called {name!r}; there are {', '.join((AUTO, *known))}")
 
 
-def _reason(backend: str, device: str, refused: list[Unavailable]) -> str:
+def _reason(backend: str, device: str, refused: list[tuple[str, Unavailable]]) -> str:
     if refused:
-        return "; ".join(unavailable.problem for unavailable in refused)
+        return "; ".join(unavailable.problem for _, unavailable in refused)
     return "as asked" if AUTO not in (backend, device) else "the fastest available"

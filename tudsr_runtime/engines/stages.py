@@ -18,11 +18,10 @@ from tudsr_runtime.engines.backend import (
     Notify,
     Precision,
     Target,
-    TileFunction,
 )
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.errors import DeviceError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 GRAPHS = {"bf16": "fp32"}
 """The graphs to load for an arithmetic that graphs are not stored in: the library lowers these itself."""

@@ -23,7 +23,6 @@ from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
     Target,
-    TileFunction,
     Unavailable,
     as_end,
     check_interface,
@@ -34,10 +33,11 @@ from tudsr_runtime.engines.tensorrt.builder import tensor_spec
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, LoadedEngine
 from tudsr_runtime.engines.tensorrt.kernels import KernelCache
-from tudsr_runtime.engines.tensorrt.library import INSTALL, TARGETS, Library, open_library
+from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, open_library
 from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
 from tudsr_runtime.errors import DeviceError, TudsrError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.installation import install_hint
+from tudsr_runtime.planes import FloatArray, TileFunction
 
 
 class TensorRT:
@@ -56,7 +56,7 @@ class TensorRT:
         try:
             self._find(number)
         except DeviceError as error:
-            return Unavailable(str(error), error.hint or INSTALL[self._name])
+            return Unavailable(str(error), error.hint or install_hint(EXTRAS[self._name]))
         return None
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:

@@ -50,7 +50,7 @@ class Phases:
     def __init__(self) -> None:
         self._open: dict[str, _Phase] = {}
         self.fraction = 0.0
-        """Of the whole build; never falls."""
+        """Finished part of the whole build, 0 to 1; it never falls."""
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of `steps` steps begins within `parent`."""

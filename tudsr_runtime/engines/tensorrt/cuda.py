@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tudsr_runtime.errors import DeviceError, MemoryExhausted
+from tudsr_runtime.installation import install_hint
 
-INSTALL = 'pip install "tudsr[rtx]" or "tudsr[tensorrt]"'
 OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 
@@ -27,7 +27,7 @@ def open_cuda() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(f"cuda-bindings cannot be imported ({reason})", hint=INSTALL) from None
+        raise DeviceError(f"cuda-bindings cannot be imported ({reason})", hint=install_hint("rtx")) from None
 
 
 def find_gpu(what: str, hint: str, number: int = 0) -> Gpu:

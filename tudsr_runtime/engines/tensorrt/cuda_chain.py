@@ -26,7 +26,7 @@ from tudsr_runtime.engines.backend import as_engine_error
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, make_logger
 from tudsr_runtime.engines.tensorrt.cuda import call
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, TudsrError
-from tudsr_runtime.geometry import FloatArray
+from tudsr_runtime.planes import FloatArray
 
 SLOTS = 2
 """Tiles under way at a time: one computes, the other one is uploaded or downloaded."""

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import OutputError
+from tudsr_runtime.files import cache_folder, make_folder
 
 DIGEST = hashlib.sha256().digest_size
 
@@ -44,7 +44,7 @@ class KernelCache:
         if data == self._read:
             return
         with suppress(OutputError, OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._path.parent, private=True)
             with atomic_write(self._path) as file:
                 file.write(hashlib.sha256(data).digest() + data)
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from tudsr_runtime.engines.tensorrt.cuda import find_gpu
 from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.installation import install_hint
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Name of each library and of the module that it is imported as."""
-INSTALL = {"tensorrt-rtx": 'pip install "tudsr[rtx]"', "tensorrt": 'pip install "tudsr[tensorrt]"'}
+EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+"""Name of each library and of the extra that brings it."""
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Compute capabilities that TensorRT for RTX builds for: RTX 20, A100, RTX 30, RTX 40, RTX 50, DGX Spark."""
 OLDEST_TENSORRT = (10, 9)
@@ -34,7 +36,7 @@ class Library:
 
     @property
     def version(self) -> str:
-        """As in "11.4.0.106"."""
+        """The library's version, such as "11.4.0.106"."""
         return str(self.module.__version__)
 
     @property
@@ -61,7 +63,7 @@ def open_library(name: str) -> Library:
         module = importlib.import_module(MODULES[name])
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(f"{name} cannot be imported ({reason})", hint=INSTALL[name]) from None
+        raise DeviceError(f"{name} cannot be imported ({reason})", hint=install_hint(EXTRAS[name])) from None
     library = Library(name, module)
     _check_version(library)
     return library
@@ -71,7 +73,7 @@ def _check_version(library: Library) -> None:
     number = tuple(map(int, re.findall(r"\d+", library.version)[:2]))
     if library.name == "tensorrt" and not OLDEST_TENSORRT <= number < FIRST_UNKNOWN_TENSORRT:
         raise DeviceError(
-            f"TensorRT {library.version} is installed; tudsr knows 10.9 to 11", hint=INSTALL["tensorrt"]
+            f"TensorRT {library.version} is installed; tudsr knows 10.9 to 11", hint=install_hint("tensorrt")
         )
 
 

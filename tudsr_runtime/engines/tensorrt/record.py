@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.tensorrt.builder import EngineFacts
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.files import cache_folder
 from tudsr_runtime.manifest import NAME
 from tudsr_runtime.typed import parse_json, read_typed
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write
 from tudsr_runtime.bundle import Bundle, BundleFile, Variant
-from tudsr_runtime.cache import cache_folder
 from tudsr_runtime.engines.backend import as_end, check_interface
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
 from tudsr_runtime.engines.tensorrt.library import Library
@@ -31,7 +30,7 @@ from tudsr_runtime.engines.tensorrt.record import (
     read_record,
 )
 from tudsr_runtime.errors import DeviceError, OutputError, TudsrError
-from tudsr_runtime.files import exclusive
+from tudsr_runtime.files import cache_folder, exclusive, file_sha256, make_folder
 
 
 class Reporter:
@@ -58,7 +57,7 @@ class EngineFolder:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Engines that are to be: of which bundle, in which precision (None: its own), by which library, for
+    """Which engines are wanted: of which bundle, in which precision (None: its own), by which library, for
     which GPU."""
 
     bundle: Bundle
@@ -79,7 +78,7 @@ class Wanted:
 def ensure_engines(
     wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
 ) -> EngineFolder:
-    """Those in `folder` (the cache's own by default) if they are the wanted ones, else new ones.
+    """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build them.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
@@ -89,7 +88,7 @@ def ensure_engines(
     reporter = reporter or Reporter()
     path = folder or engine_folder(wanted.bundle, wanted.library, wanted.target, wanted.precision)
     path = path.absolute()
-    _make(path.parent)
+    make_folder(path.parent, private=True)
     lock = path.with_name(f".{path.name}.lock")
     with exclusive(lock, lambda: reporter.note(f"another process builds {path}; waiting for it")):
         found, reason = _serving(path, wanted)
@@ -121,8 +120,7 @@ def _damage(path: Path, record: EngineRecord) -> str | None:
     for plan in record.plans.values():
         for file in (plan.file, plan.layers):
             try:
-                with open(path / file.path, "rb") as stream:
-                    actual = hashlib.file_digest(stream, "sha256").hexdigest()
+                actual = file_sha256(path / file.path)
             except OSError as error:
                 return f"{file.path} cannot be read ({error.strerror or error})"
             if actual != file.sha256:
@@ -249,13 +247,6 @@ class _Timings:
         """Keep it for the next build. A cache that cannot be written costs time, not the engines."""
         if self.data and self.data != self._read:
             with suppress(OutputError):
-                _make(self._path.parent)
+                make_folder(self._path.parent, private=True)
                 with atomic_write(self._path) as file:
                     file.write(self.data)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from tudsr_runtime import Upscaler
+from tudsr_runtime.batch.command import parse_strength
+from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.backend import Precision
+from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
+from tudsr_runtime.tiling.sanity import find_fault
+
+MakeBundle = Callable[..., Path]
+
+
+class FakeBackend:
+    """Engines as the test says: `runs[precision]`, by the tile's edge; all of them are one array function."""
+
+    def __init__(self, **runs: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.runs = runs
+        self.loaded: list[tuple[str, int]] = []
+
+    def probe(self, _: str) -> None:
+        return None
+
+    def precision(self, _: str, asked: str, _offered: tuple[str, ...]) -> Precision:
+        return Precision(next(iter(self.runs)) if asked == "auto" else asked, "it is fake")
+
+    def load(self, graph: Path, variant: Any, target: Any) -> Any:
+        self.loaded.append((target.precision, variant.tile))
+        unet = graph.parent.name.startswith("unet")
+        return FakeEngine(self.runs[target.precision] if unet else lambda x: x)
+
+    def chain(self, _: object) -> None:
+        return None
+
+
+class FakeEngine:
+    parallel = 2
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.run = run
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
+    return open_bundle(make_bundle(tmp_path / "b", tile=128, smaller=(64,)))
+
+
+@pytest.fixture
+def upscaler_with(bundle: Bundle, install_backend: Callable[..., None]) -> Callable[..., tuple[Any, ...]]:
+    """`upscaler_with(backend)`: an Upscaler on it, and what it told its user."""
+
+    def make(backend: FakeBackend, **options: Any) -> tuple[Upscaler, list[str]]:
+        install_backend(backend)
+        notes: list[str] = []
+        return Upscaler(bundle, overlap=24, notify=notes.append, **options), notes
+
+    return make
+
+
+def photo(size: int = 40) -> np.ndarray:
+    return np.ascontiguousarray(data.astronaut()[:size, :size])
+
+
+def planes(picture: np.ndarray) -> np.ndarray:
+    return (picture.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        (lambda x: x, None),
+        (lambda x: x * 0.5 + 0.2, None),
+        (lambda x: np.full_like(x, np.nan), "made NaN or infinity"),
+        (lambda x: np.full_like(x, -0.2), "kept 0% of the picture's contrast"),
+        (lambda x: np.ones_like(x) - x * 0.01, "changed the mean of the picture by"),
+    ],
+)
+def test_what_is_found_wrong(made: Callable[[np.ndarray], np.ndarray], fault: str | None) -> None:
+    x = planes(data.astronaut())
+    found = find_fault(x, made(x).astype(np.float32))
+    assert found == fault if fault is None else found is not None and found.startswith(fault)
+
+
+def test_flat_pictures_and_noise_are_not_suspected() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.5, (3, 512, 512)).clip(-1, 1).astype(np.float32)
+    assert find_fault(noise, np.full_like(noise, noise.mean())) is None
+    for level in (-1.0, 0.0, 1.0):
+        flat = np.full((3, 512, 512), level, np.float32)
+        assert find_fault(flat, flat) is None
+
+
+def test_no_tile_of_a_photograph_is_suspected_of_nano() -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    with Upscaler("nano", device="cpu", threads=2) as upscaler:
+        assert upscaler.upscale(data.coffee()[:100:2, :100:2], scale=4).shape == (200, 200, 3)
+
+
+def nan(x: np.ndarray) -> np.ndarray:
+    return np.full_like(x, np.nan)
+
+
+def test_a_bad_tile_is_computed_again_in_fp32(upscaler_with: Callable[..., Any]) -> None:
+    sound, _ = upscaler_with(FakeBackend(fp32=lambda x: x))
+    expected = sound.upscale(photo())
+    upscaler, notes = upscaler_with(FakeBackend(bf16=nan, fp32=lambda x: x))
+    assert (upscaler.upscale(photo()) == expected).all()
+    assert len(notes) == upscaler.plan(40, 40).tiles
+    assert notes[0] == "a tile of stage 1 went wrong and is computed again in fp32"
+
+
+def test_fp32_engines_are_loaded_only_when_a_tile_is_bad(upscaler_with: Callable[..., Any]) -> None:
+    backend = FakeBackend(bf16=lambda x: x, fp32=nan)
+    upscaler, notes = upscaler_with(backend)
+    upscaler.upscale(photo())
+    assert {precision for precision, _ in backend.loaded} == {"bf16"}
+    assert notes == []
+
+
+def test_a_tile_that_stays_bad_ends_the_picture(upscaler_with: Callable[..., Any]) -> None:
+    upscaler, _ = upscaler_with(FakeBackend(fp16=nan, fp32=nan))
+    with pytest.raises(NotFiniteError, match="made NaN or infinity in stage 1, tile row 1, column 1"):
+        upscaler.upscale(photo())
+    upscaler, _ = upscaler_with(FakeBackend(fp32=lambda x: np.zeros_like(x)))
+    with pytest.raises(NotFiniteError, match="kept 0% of the picture's contrast in stage 1") as caught:
+        upscaler.upscale(photo())
+    assert caught.value.exit_code == 9
+
+
+def test_models_of_random_weights_may_be_let_through(upscaler_with: Callable[..., Any]) -> None:
+    upscaler, _ = upscaler_with(FakeBackend(fp32=lambda x: np.zeros_like(x)), sanity=False)
+    assert upscaler.upscale(photo()).shape == (320, 320, 3)
+
+
+def exhausted_at(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    def run(x: np.ndarray) -> np.ndarray:
+        if x.shape[-1] >= size:
+            raise MemoryExhausted("out of memory while running unet: 12 bytes wanted")
+        return x
+
+    return run
+
+
+def test_out_of_memory_starts_again_with_smaller_tiles(upscaler_with: Callable[..., Any]) -> None:
+    backend = FakeBackend(fp32=exhausted_at(128))
+    upscaler, notes = upscaler_with(backend)
+    assert upscaler.upscale(photo()).shape == (320, 320, 3)
+    assert notes == ["out of memory with tiles of 128 px; starting again with 64 px"]
+    assert {stage.columns.tile for stage in upscaler.plan(40, 40).stages} == {64}
+    upscaler.upscale(photo())
+    assert len(notes) == 1
+    assert backend.loaded.count(("fp32", 128)) == 4
+
+
+def test_out_of_memory_with_the_smallest_tile_is_the_end(upscaler_with: Callable[..., Any]) -> None:
+    upscaler, notes = upscaler_with(FakeBackend(fp32=exhausted_at(64)))
+    with pytest.raises(MemoryExhausted, match="12 bytes wanted, with tiles of 64 px") as caught:
+        upscaler.upscale(photo())
+    assert caught.value.exit_code == 7
+    assert len(notes) == 1
+
+
+def test_the_command_starts_the_picture_again(
+    bundle: Bundle, tmp_path: Path, install_backend: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cli
+
+    backend = FakeBackend(fp32=exhausted_at(128))
+    install_backend(backend)
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    words = ["upscale", str(tmp_path / "photo.png"), "--bundle", str(bundle.folder), "--overlap", "24"]
+    cli.app(words, standalone_mode=False)
+    assert "starting again with 64 px" in capsys.readouterr().err
+    with Image.open(tmp_path / "photo_x8.png") as result:
+        assert result.size == (320, 320)
+
+
+def test_no_thread_is_left_behind(upscaler_with: Callable[..., Any]) -> None:
+    before = threading.active_count()
+    upscaler, _ = upscaler_with(FakeBackend(fp32=nan))
+    for _ in range(3):
+        with pytest.raises(NotFiniteError):
+            upscaler.upscale(photo())
+    rows = upscaler_with(FakeBackend(fp32=lambda x: x))[0].upscale_rows(photo())
+    next(rows)
+    rows.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"), [("1", (1, 1)), ("0.5", (0.5, 0.5)), ("1.0,0.6", (1, 0.6)), ("0,0", (0, 0))]
+)
+def test_strength_is_one_number_or_two(text: str, pair: tuple[float, float]) -> None:
+    assert parse_strength(text) == pair
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,1,1", "1;0"])
+def test_other_strengths_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="strength must be"):
+        parse_strength(text)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), (1.0, 2.0)])
+def test_strength_out_of_range_is_refused(bundle: Bundle, strength: Any) -> None:
+    with pytest.raises(UsageError, match="strength must be 0 to 1"):
+        Upscaler(bundle, overlap=24, strength=strength)

@@ -1,0 +1,55 @@
+"""What an export is to make; known before PyTorch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tudsr_runtime.tiling.axis import TILE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fixed size that a component is exported for."""
+
+    batch: int
+    tile: int
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, tile {self.tile}"
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export, and where to."""
+
+    base: Path
+    adapters: Mapping[int, Path]
+    """Adapter of stage 1, of stage 2, or of both, in any layout of `tudsr_export.layouts`."""
+    output: Path
+    precision: str
+    """fp16 or fp32: the type of all weights, inputs and outputs."""
+    name: str
+    licence: str
+    overwrite: bool = False
+    tile: int = TILE
+    about: str = ""
+    """Markdown for the model card."""
+    merge: bool = True
+    """Whether adapters are merged into the weights, or stay as branches with weights of their own."""
+    timesteps: Mapping[int, int] = field(default_factory=dict)
+    """The timestep of each stage; one that is not in it takes its adapter's, else the paper's."""
+    prompt: str | None = None
+    """None: the adapter's, else the base's."""
+    batches: tuple[int, ...] = ()
+    """Further batch sizes of every graph, besides 1."""
+    tiles: tuple[int, ...] = ()
+    """Further tile sizes of every graph, besides `tile`."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every size that graphs are exported for, the bundle's own first."""
+        own = Shape(1, self.tile)
+        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles))
+        return tuple(dict.fromkeys((own, *more)))

@@ -1,0 +1,181 @@
+"""One picture of a run of `tudsr upscale`: where it comes from, where it goes, what is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from tudsr_runtime.batch.done import Records
+from tudsr_runtime.batch.inputs import Source, name_output
+from tudsr_runtime.batch.options import OnExists
+from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
+from tudsr_runtime.errors import InputError, OutputError
+from tudsr_runtime.files import file_sha256
+from tudsr_runtime.pictures.picture import Picture
+from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_picture
+from tudsr_runtime.pictures.write import Encoding, check_format_limits
+from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.upscaler import Upscaler
+
+Again = Callable[[Path, float], str]
+"""Makes the command line for one picture of the run at another scale."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What holds for every picture of a run.
+
+    `output` is the file or folder of -o, `to_folder` which of them; `suffix` is that of --format; `single`:
+    one file was named, its error is the command's own; `to_stdout`: the picture goes there, not its path.
+    """
+
+    scale: float | None
+    factors: str | None
+    size: TargetSize | None
+    output: Path | None
+    to_folder: bool
+    suffix: str | None
+    single: bool
+    to_stdout: bool
+    on_exists: OnExists
+    metadata: Metadata
+    encoding: Encoding
+    max_output_megapixels: int
+    as_json: bool
+    again: Again
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture that is to be done. `settings` are the options that its pixels depend on."""
+
+    header: Header
+    target: Path
+    plan: Plan
+    settings: Mapping[str, object] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Path:
+        """The input file."""
+        return self.header.path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the input file when first asked for. Raises InputError."""
+        return self._hash()
+
+    def done(self, records: Records, any_name: bool) -> Path | None:
+        """The result of this very job, if an earlier run left it, be it renamed. Raises InputError."""
+        output = None if any_name else self.target.name
+        return records[self.target.parent].find(self.source.name, self.sha256, self.settings, output)
+
+    def read(self, metadata: Metadata) -> tuple[Picture, str]:
+        """The picture, and the hash of the very bytes that were decoded.
+
+        Raises:
+            InputError: as `read_picture`, or the file changed meanwhile. MemoryExhausted.
+        """
+        before = self._hash()
+        picture = read_picture(self.header, metadata)
+        if self._hash() != before:
+            raise InputError(f"{self.source}: the file changed while it was read", hint="the same command")
+        return picture, before
+
+    def remember(self, records: Records, sha256: str) -> None:
+        """Record the result, which has been written, of a picture of that hash."""
+        records[self.target.parent].add(self.source.name, sha256, self.settings, self.target)
+
+    def _hash(self) -> str:
+        try:
+            return file_sha256(self.source)
+        except OSError as error:
+            raise InputError(f"{self.source}: cannot be read: {error.strerror or error}") from error
+
+    def renamed(self, target: Path) -> Job:
+        """The same with another output."""
+        return replace(self, target=target)
+
+
+def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
+    """What is to be done with one picture, by its header alone.
+
+    Raises:
+        InputError: not a picture, or it would become too large. UsageError: scale or size cannot be meant.
+        OutputError: the format holds no picture of that size.
+    """
+    header = read_header(source.path)
+    size = request.size.of(header.width, header.height) if request.size else None
+    plan = upscaler.plan(header.width, header.height, request.scale, request.factors, size=size)
+    if request.output is not None and not request.to_folder:
+        target, note = request.output, None
+    else:
+        label = f"{size[0]}x{size[1]}" if size else f"x{plan.scale:g}"
+        target, note = name_output(source, header, label, request.output, request.suffix)
+    limit = request.max_output_megapixels
+    check_output_size(header, target, plan.output_width, plan.output_height, limit, request.again)
+    stretched = request.size.stretch(header.width, header.height) if request.size else None
+    notes = tuple(said for said in (note, stretched) if said)
+    return Job(header, target, plan, _settings(request, upscaler, plan), notes)
+
+
+def check_output_size(
+    header: Header, target: Path, width: int, height: int, max_megapixels: int, again: Again | None = None
+) -> None:
+    """Refuse what would be too large, before anything is decoded.
+
+    Args:
+        again: makes the command that the hint is: the same for this picture, at the largest scale that fits.
+
+    Raises:
+        InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
+        OutputError: the output format cannot hold so many pixels.
+    """
+    smaller = again and _at_the_largest_scale(header, target, max_megapixels, again)
+    if width * height // 1_000_000 > max_megapixels:
+        larger = f"--max-output-megapixels {width * height // 1_000_000}"
+        raise InputError(
+            f"{header.path}: {header.width} x {header.height} would become {width} x {height}, "
+            f"{width * height / 1e6:.0f} megapixels; the limit is {max_megapixels} (--max-output-megapixels)",
+            hint=smaller or larger,
+        )
+    try:
+        check_format_limits(target, width, height)
+    except OutputError as error:
+        hint = f"{error.hint}, or {smaller}" if smaller else error.hint
+        raise OutputError(str(error), hint=hint) from None
+
+
+def _at_the_largest_scale(header: Header, target: Path, max_megapixels: int, again: Again) -> str | None:
+    """The command for this picture at the largest scale that is accepted; None if none is."""
+
+    def fits(scale: float) -> bool:
+        width, height = scaled(header.width, header.height, scale)
+        try:
+            check_format_limits(target, width, height)
+        except OutputError:
+            return False
+        return width * height // 1_000_000 <= max_megapixels
+
+    scale = largest_scale(fits)
+    return None if scale is None else again(header.path, scale)
+
+
+def outline(plan: Plan) -> str:
+    """Sizes, tiles and factors in a line."""
+    sizes = f"{plan.width} x {plan.height} -> {plan.output_width} x {plan.output_height} px"
+    return f"{sizes}, {counted(plan.tiles, 'tile')}, factors {plan.reason}"
+
+
+def _settings(request: Request, upscaler: Upscaler, plan: Plan) -> dict[str, object]:
+    return {
+        "bundle_sha256": upscaler.bundle.sha256,
+        **upscaler.settings,
+        "factors": plan.factors,
+        "output_px": (plan.output_width, plan.output_height),
+        "metadata": request.metadata,
+        **asdict(request.encoding),
+    }

@@ -1,0 +1,206 @@
+"""The options of `tudsr upscale`: name, type, default and help of each, once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_type_hints
+
+import typer
+
+OnExists = Literal["error", "skip", "overwrite", "rename"]
+"""What becomes of an output that exists and is not what the same command made of the same picture."""
+Metadata = Literal["keep", "strip"]
+
+SIZE, RESULT, LOOK, MACHINE, REPORT = "Size", "Result", "Model and look", "Machine", "What is told"
+"""The groups of the help."""
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """What `tudsr upscale` is told."""
+
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=SIZE, help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"
+        ),
+    ] = None
+    width: Annotated[
+        int | None, typer.Option(rich_help_panel=SIZE, metavar="PX", min=1, help="Width of the result.")
+    ] = None
+    height: Annotated[
+        int | None, typer.Option(rich_help_panel=SIZE, metavar="PX", min=1, help="Height of the result.")
+    ] = None
+    longest: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=SIZE, metavar="PX", min=1, help="Longest side of the result."),
+    ] = None
+    megapixels: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SIZE, metavar="MP", help="Size of the result, in 10^6 pixels."),
+    ] = None
+    max_output_megapixels: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=SIZE,
+            metavar="N",
+            min=1,
+            help="Refuse pictures that would become larger than this.",
+        ),
+    ] = 268
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            help="A .png, .jpg, .webp, .tif, .bmp or .avif file, a folder, or - for stdout."
+            "  [default: NAME_x8.EXT beside each input]",
+            rich_help_panel=RESULT,
+        ),
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="EXT",
+            help="png, jpg, webp, tif, bmp or avif.  [default: the input's]",
+            rich_help_panel=RESULT,
+        ),
+    ] = None
+    on_exists: Annotated[
+        OnExists,
+        typer.Option(
+            rich_help_panel=RESULT,
+            help="What to do where an output exists; what the same command made is skipped.",
+        ),
+    ] = "error"
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="The same as --on-exists overwrite.", rich_help_panel=RESULT),
+    ] = False
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Search folders below folders.", rich_help_panel=RESULT)
+    ] = False
+    quality: Annotated[
+        int, typer.Option(rich_help_panel=RESULT, min=1, max=100, help="Of JPEG, WebP and AVIF.")
+    ] = 95
+    compression: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=RESULT,
+            min=0,
+            max=9,
+            help="Of PNG and TIFF, 0 (none) to 9 (slow); 1 is good for photographs.",
+        ),
+    ] = 1
+    metadata: Annotated[
+        Metadata,
+        typer.Option(rich_help_panel=RESULT, help="EXIF and XMP; the colour profile is always kept."),
+    ] = "keep"
+    bundle: Annotated[
+        str, typer.Option(rich_help_panel=LOOK, metavar="nano|DIR", help="The model to run.")
+    ] = "nano"
+    strength: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LOOK,
+            metavar="S[,S2]",
+            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
+        ),
+    ] = "1"
+    color: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LOOK, metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none."
+        ),
+    ] = "lowfreq"
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=LOOK,
+            metavar="MxN",
+            help="Factors of stage 1 and 2, such as 4x2, 4x- or -x4.  [default: by --scale]",
+        ),
+    ] = None
+    overlap: Annotated[
+        int, typer.Option(rich_help_panel=LOOK, metavar="PX", help="Least overlap of neighbouring tiles.")
+    ] = 128
+    backend: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            metavar="NAME",
+            help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt.",
+        ),
+    ] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            metavar="NAME",
+            help="auto, cpu, cuda (NVIDIA) or cuda:1; untested: gpu and npu (Intel), coreml, directml, "
+            "migraphx.",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16."),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MACHINE, min=1, help="CPU threads.  [default: the engine library's choice]"
+        ),
+    ] = None
+    engines: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            metavar="DIR",
+            help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show tiles, memory and a time estimate; write nothing.", rich_help_panel=REPORT
+        ),
+    ] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on stdout.", rich_help_panel=REPORT)
+    ] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="Also how the back end was chosen, and why.", rich_help_panel=REPORT
+        ),
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Only results and errors.", rich_help_panel=REPORT)
+    ] = False
+
+    @property
+    def where_taken(self) -> OnExists:
+        """What becomes of an output that exists."""
+        return "overwrite" if self.overwrite else self.on_exists
+
+
+def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
+    """The command line of these inputs and options, for a shell; what is the default is left out."""
+    hints = get_type_hints(UpscaleOptions, include_extras=True)
+    words = ["tudsr", "upscale", *map(str, inputs)]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        declared = get_args(hints[field.name])[1]
+        # Within Annotated, typer takes the first name in the place of the default.
+        names = [name for name in (declared.default, *declared.param_decls) if isinstance(name, str)]
+        words.append(names[-1] if names else f"--{field.name.replace('_', '-')}")
+        if not isinstance(value, bool):
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)

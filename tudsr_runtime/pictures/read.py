@@ -1,0 +1,212 @@
+"""Picture files: what a header says, and reading within limits. `encode` writes.
+
+A file is known by its content, never by its name, and only the formats in `READABLE` are ever decoded.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from tudsr_runtime.errors import InputError, MemoryExhausted
+from tudsr_runtime.pictures.carried import carried, check_colour
+from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
+from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
+from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
+from tudsr_runtime.pictures.sixteen_bit import decode_deep, is_deep, with_transparent
+
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
+
+Metadata = Literal["keep", "strip"]
+
+SIGNATURES = (
+    (rb"GIF8", "a GIF"),
+    (
+        rb"II[*+]\x00|MM\x00[*+]",
+        "a TIFF that is damaged, or whose pixels are of a kind that is not supported (floating point?)",
+    ),
+    (
+        rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|.{4}ftypavi[fs]",
+        "damaged: its header cannot be read",
+    ),
+    (rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", "an HEIC picture"),
+    (rb".{4}ftyp", "a video"),
+    (rb"\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a video"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"%PDF", "a PDF document"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"v/1\x01", "an OpenEXR picture"),
+    (rb"#\?RADIANCE|#\?RGBE", "a Radiance HDR picture"),
+    (rb"\x00\x00\x01\x00", "an icon"),
+    (rb"\s*(<\?xml|<svg)", "an SVG or other XML document"),
+    (rb"\s*<(!doctype )?html", "a web page"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+)
+"""How files begin that people take for pictures, and what to call them."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before any pixel is decoded.
+
+    `width` and `height` are upright: `orientation`, an EXIF orientation, turns the stored pixels so.
+    """
+
+    path: Path
+    format: str
+    width: int
+    height: int
+    has_alpha: bool
+    orientation: int = 1
+
+
+def read_header(path: Path) -> Header:
+    """Look at a picture without decoding it.
+
+    Raises:
+        InputError: no plain file, not a picture in a readable format, damaged, or more than one frame.
+    """
+    with borrowed(), _opened(path) as image:
+        turn = orientation(image)
+        check_colour(path, _format(image))
+        return Header(path, _format(image), *upright_size(image, turn), image.has_transparency_data, turn)
+
+
+def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
+    """Decode the picture that `header` describes.
+
+    `strip` leaves EXIF and XMP out. The colour profile stays: without it the colours would change.
+
+    Raises:
+        InputError: as `read_header`; also an unsupported pixel format, the file is no longer the same, or
+            its pixels are not of the size that the header says.
+        MemoryExhausted: the decoded picture does not fit into memory.
+    """
+    with borrowed() as warned, _opened(header.path) as image:
+        turn, planned = orientation(image), (header.width, header.height)
+        if (upright_size(image, turn), turn, _format(image)) != (planned, header.orientation, header.format):
+            raise InputError("the file changed while tudsr was running")
+        notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
+        if header.format == "AVIF" and _avif_is_deep(header.path):
+            notes.append("more than 8 bits per channel are processed as 8")
+        # What is no profile would fail wherever one is used.
+        image.info["icc_profile"], *lost = kept_icc(image)
+        picture = _decoded(header.path, image, turn)
+        decoded = picture.width, picture.height
+        if decoded != planned:
+            raise InputError(f"the pixels are {_by(*decoded)}, but the header says {_by(*planned)}")
+        # First, as `kept_exif` takes out of the image's EXIF what is told of here.
+        found = carried(header.path, image, header.format, keep=metadata == "keep")
+        exif, xmp = None, None
+        if metadata == "keep":
+            exif, exif_lost = kept_exif(image)
+            xmp, xmp_lost = kept_xmp(image)
+            lost += [exif_lost, xmp_lost]
+    notes += [*picture.notes, *filter(None, lost), *found.notes, *warned]
+    icc = None if found.colour and found.colour_wins else picture.icc or found.icc
+    return replace(picture, icc=icc, exif=exif, xmp=xmp, carried=found, notes=tuple(notes))
+
+
+def _by(width: int, height: int) -> str:
+    return f"{width} x {height}"
+
+
+def _decoded(path: Path, image: ImageFile.ImageFile, turn: int) -> Picture:
+    if not is_deep(image):
+        return from_image(image, turn)
+    with _opened(path) as again:
+        levels = decode_deep(image, again, turn)
+    levels = with_transparent(levels, image.info.get("transparency"))
+    return from_channels(levels, image.info.get("icc_profile"))
+
+
+def _avif_is_deep(path: Path) -> bool:
+    """Whether the configuration of the AV1 codec says 10 or 12 bits (AV1-ISOBMFF 2.3.3, high_bitdepth)."""
+    with open(path, "rb") as file:
+        found = re.search(rb"av1C\x81.(.)", file.read(65536), re.DOTALL)
+    return found is not None and bool(found[1][0] & 0x40)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """The picture, opened but not decoded; whatever goes wrong with it inside the block is an InputError."""
+    try:
+        with _open_plain_file(path) as file, _identified(file) as image:
+            _check_single_frame(image)
+            yield image
+    except InputError as error:
+        raise InputError(f"{path}: {error}", hint=error.hint) from error
+    except MemoryError as error:
+        raise MemoryExhausted(f"{path}: not enough memory to decode it") from error
+    except Exception as error:
+        if not is_pillows(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: the file is damaged or cut short ({reason})") from error
+
+
+def _open_plain_file(path: Path) -> BinaryIO:
+    # Opening a FIFO would wait for a writer, and a device may never end.
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError("a folder, not a picture")
+        if not stat.S_ISREG(mode):
+            hint = f"tudsr upscale - < {path}" if stat.S_ISFIFO(mode) else None
+            raise InputError("not a plain file", hint=hint)
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _identified(file: BinaryIO) -> ImageFile.ImageFile:
+    beginning = file.read(64)
+    file.seek(0)
+    try:
+        return open_image(file, READABLE)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        what = "the file is an animated GIF" if _is_animated_gif(file) else _what_it_is(beginning)
+        raise InputError(what, hint="PNG, JPEG, WebP, TIFF, BMP and AVIF can be read; convert it") from error
+
+
+def _is_animated_gif(file: BinaryIO) -> bool:
+    file.seek(0)
+    try:
+        with Image.open(file, formats=("GIF",)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception as error:
+        if not is_pillows(error):
+            raise
+        return False
+
+
+def _what_it_is(beginning: bytes) -> str:
+    if not beginning:
+        return "the file is empty"
+    for pattern, name in SIGNATURES:
+        if re.match(pattern, beginning, re.DOTALL | re.IGNORECASE):
+            return f"the file is {name}"
+    return f"not a picture (the file begins with {beginning[:8]!r})"
+
+
+def _check_single_frame(image: Image.Image) -> None:
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return
+    what = "a TIFF with several pages" if image.format == "TIFF" else f"an animated {image.format}"
+    raise InputError(what, hint="save the frames as single pictures")
+
+
+def _format(image: Image.Image) -> str:
+    # Phones write JPEGs with a second picture (depth, preview) behind the first, which Pillow calls MPO.
+    return "JPEG" if image.format == "MPO" else str(image.format)

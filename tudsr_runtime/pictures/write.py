@@ -1,0 +1,213 @@
+"""Writing pictures: what each format holds and how large it may be, whole files or none.
+
+PNG and TIFF are written as the rows come. The others are encoded by Pillow, which needs all of the picture:
+up to 4 bytes per pixel, and what the encoder itself takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
+from tudsr_runtime.pictures.fitting import fitting_blocks
+from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.png import PngWriter
+from tudsr_runtime.pictures.tiff import TiffWriter
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is written. `side` is the greatest length in px and `area` the greatest number of px."""
+
+    suffixes: tuple[str, ...]
+    grey: bool = True
+    alpha: bool = True
+    deep: bool = False
+    side: int = 2**31 - 1
+    area: int = 2**62
+
+
+# 16384 x 16384 px and 32768 px a side are what libavif reads by default; a BMP ends at 4 GiB.
+FORMATS = {
+    "PNG": Format((".png",), deep=True),
+    "JPEG": Format((".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, side=65500),
+    "WEBP": Format((".webp",), grey=False, side=16383),
+    "TIFF": Format((".tif", ".tiff"), deep=True),
+    "BMP": Format((".bmp", ".dib"), alpha=False, area=2**32 // 3 - 2**20),
+    "AVIF": Format((".avif",), grey=False, side=32768, area=16384 * 16384),
+}
+
+FORMAT_OF_SUFFIX = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
+"""What can be written, by the suffix of the output."""
+
+PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"subsampling": 0},
+    "WEBP": {},
+    "BMP": {},
+    "AVIF": {"subsampling": "4:4:4", "speed": 8},
+}
+
+
+PILLOW_NAMES = {"icc": "icc_profile", "iptc": "extra"}
+"""Where Pillow calls a block otherwise; JPEG segments of no kind that it knows are `extra`."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """`quality` 1 to 100 of JPEG, WebP and AVIF; `compression` 0 (none) to 9 (slow) of PNG and TIFF."""
+
+    quality: int = 95
+    compression: int = 1
+
+
+class Writer(Protocol):
+    """A file that grows by bands of rows."""
+
+    def write(self, rows: NDArray[np.generic]) -> None:
+        """Append (rows, width) or (rows, width, channels) levels."""
+
+    def finish(self) -> None:
+        """Complete the file."""
+
+
+def output_format(path: Path) -> str:
+    """The format that the suffix of an output file stands for. Raises UsageError for any other suffix."""
+    try:
+        return FORMAT_OF_SUFFIX[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(FORMAT_OF_SUFFIX)
+        raise UsageError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; tudsr writes {known}",
+            hint=f"-o {path.with_suffix('.png')}, or mkdir {path} if a folder is meant",
+        ) from None
+
+
+def held_bytes(target: Path, width: int, height: int) -> int:
+    """Bytes of the result in memory until it is encoded, without the encoder's own; 0 if rows are written."""
+    return 0 if output_format(target) in ("PNG", "TIFF") else 4 * width * height
+
+
+def check_format_limits(target: Path, width: int, height: int) -> None:
+    """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
+    kind = output_format(target)
+    limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}"
+    if max(width, height) > limits.side:
+        raise OutputError(
+            f"{target}: cannot write {width} x {height} as {kind}, its limit is {limits.side} pixels a side",
+            hint=hint,
+        )
+    if width * height > limits.area:
+        raise OutputError(
+            f"{target}: cannot write {width} x {height} as {kind}, "
+            f"its limit is {limits.area // 1_000_000} megapixels",
+            hint=hint,
+        )
+
+
+def check_transparency(picture: Picture, target: Path) -> None:
+    """Refuse to lose transparency: UsageError if a pixel is not opaque and the format knows no alpha."""
+    kind = output_format(target)
+    if not FORMATS[kind].alpha and picture.transparent:
+        raise UsageError(
+            f"{target}: {kind} cannot hold the transparency of this picture",
+            hint=f"-o {target.with_suffix('.png')}",
+        )
+
+
+def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> Layout:
+    """As much of grey, alpha and depth of the picture as the format of `target` holds."""
+    holds = FORMATS[output_format(target)]
+    return Layout(
+        width,
+        height,
+        grey=picture.grey and holds.grey,
+        alpha=picture.alpha is not None and holds.alpha,
+        dtype=np.dtype(np.uint16 if picture.deep and holds.deep else np.uint8),
+    )
+
+
+def write_picture(
+    picture: Picture,
+    bands: Iterable[NDArray[np.float32]],
+    width: int,
+    height: int,
+    target: Path,
+    encoding: Encoding = Encoding(),
+    replace: bool = True,
+) -> tuple[str, ...]:
+    """Write the rows of an enlarged picture; the file appears whole or not at all.
+
+    Args:
+        picture: what was enlarged; says what the result is like and brings profile, EXIF and XMP.
+        bands: float32 (rows, width, 3) in [0, 1], from top to bottom, `height` rows in all.
+        width, height: of the result in px.
+        target: its suffix says which format.
+        encoding: how the format is to compress.
+        replace: whether a `target` that exists is replaced; else it is left alone.
+
+    Returns:
+        Notes on what the format cannot hold.
+
+    Raises:
+        OutputError: the system refused.
+        InputError: the encoder refused.
+        UsageError: `target` exists and is not to be replaced.
+        MemoryExhausted: the encoded picture does not fit into memory.
+    """
+    kind, layout = output_format(target), fitting_layout(picture, width, height, target)
+    blocks, notes = fitting_blocks(picture, layout, kind)
+    try:
+        with atomic_write(target, replace) as file:
+            writer = _open_writer(file, kind, layout, blocks, encoding)
+            for rows in enlarged_rows(picture, bands, layout):
+                writer.write(rows)
+            writer.finish()
+    except MemoryError as error:
+        raise MemoryExhausted(f"{target}: out of memory while writing {width} x {height}") from error
+    return tuple(notes)
+
+
+class PillowWriter:
+    """Collects a picture of `layout` and lets Pillow encode it, with `options` of its `save`."""
+
+    def __init__(self, file: BinaryIO, layout: Layout, kind: str, options: dict[str, Any]) -> None:
+        self._file = file
+        self._kind = kind
+        self._options = options
+        self._image = Image.new(layout.mode, (layout.width, layout.height))
+        self._row = 0
+
+    def write(self, rows: NDArray[np.generic]) -> None:
+        """Append (rows, width) or (rows, width, channels) levels."""
+        self._image.paste(Image.fromarray(rows), (0, self._row))
+        self._row += len(rows)
+
+    def finish(self) -> None:
+        """Encode. Raises InputError where Pillow cannot, for a reason that is not the system's."""
+        try:
+            self._image.save(self._file, format=self._kind, **self._options)
+        except Exception as error:
+            if not is_pillows(error) or getattr(error, "errno", None) is not None:
+                raise
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the picture cannot be encoded as {self._kind} ({reason})") from error
+
+
+def _open_writer(
+    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, Any], encoding: Encoding
+) -> Writer:
+    if kind == "PNG":
+        return PngWriter(file, layout, **blocks, level=encoding.compression)
+    if kind == "TIFF":
+        return TiffWriter(file, layout, **blocks, level=encoding.compression)
+    options = {PILLOW_NAMES.get(name, name): block for name, block in blocks.items()}
+    return PillowWriter(file, layout, kind, {**PILLOW_OPTIONS[kind], "quality": encoding.quality, **options})

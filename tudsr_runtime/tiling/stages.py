@@ -1,0 +1,153 @@
+"""The stages as a stream of rows: only the current row of tiles and its overlap are ever held.
+
+    input rows -> upsample by M -> canvas rows -> tiles -> stage 1 -> blended rows
+               -> upsample by N -> canvas rows -> tiles -> stage 2 -> blended rows
+
+Tiles run in threads of their own, a few ahead of their blending, so that the engines never wait for numpy.
+Nothing is rounded on the way. All arrays are float32 in [-1, 1]; rows are (3, rows, width), tiles (1, 3, T,
+T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tudsr_runtime.errors import NotFiniteError
+from tudsr_runtime.planes import FloatArray, Planes, TileFunction
+from tudsr_runtime.tiling.axis import Axis, padding_index
+from tudsr_runtime.tiling.plan import StagePlan
+from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
+from tudsr_runtime.tiling.run_ahead import run_ahead
+from tudsr_runtime.tiling.sanity import find_fault
+
+Progress = Callable[[int, int], None]
+"""Called after each tile with the number of tiles done and of all tiles."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels (1, 3, T, T) and where they lie: tile row and column, from 0."""
+
+    pixels: FloatArray
+    row: int
+    column: int
+
+
+def run_stages(
+    picture: Planes,
+    plans: Sequence[StagePlan],
+    runs: Sequence[TileFunction],
+    progress: Progress | None = None,
+    parallel: int = 1,
+    again: Sequence[TileFunction | None] | None = None,
+    sanity: bool = True,
+) -> Rows:
+    """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
+    clamped.
+
+    Args:
+        parallel: so many tiles run at a time.
+        again: per stage, what a tile is run through that came back wrong.
+        sanity: as in `find_fault`.
+
+    Raises:
+        NotFiniteError: a tile came back wrong, the second time too.
+    """
+    total = sum(plan.tiles for plan in plans)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    height = picture.shape[1]
+    rows: Rows = (picture[:, y : y + BLOCK_ROWS] for y in range(0, height, BLOCK_ROWS))
+    pool = ThreadPoolExecutor(parallel, "tudsr-tile")
+    try:
+        for plan, run, second in zip(plans, runs, again or [None] * len(runs), strict=True):
+            canvas = upsample_stream(rows, height, plan.factor)
+            checked = partial(_run_tile, stage=plan.stage, run=run, again=second, sanity=sanity)
+            rows = run_stage(canvas, plan, checked, count, pool, parallel)
+            height *= plan.factor
+        yield from rows
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_stage(
+    canvas: Rows,
+    plan: StagePlan,
+    run: Callable[[Tile], FloatArray],
+    on_tile: Callable[[], None],
+    pool: ThreadPoolExecutor,
+    parallel: int = 1,
+) -> Rows:
+    """One stage over the rows of its canvas; yields the blended rows of the same canvas."""
+    # One more than run at a time, so that an engine that becomes free finds the next tile ready.
+    results = run_ahead(run, _tiles(RowBuffer(canvas), plan), pool, parallel + 1)
+    ramp = np.zeros((3, 0, plan.columns.length), np.float32)
+    for i in range(len(plan.rows.starts)):
+        band = _blend_row(results, plan, i, on_tile)
+        band[:, : ramp.shape[1]] += ramp
+        finished = plan.rows.finished(i) - plan.rows.span(i)[0]
+        yield band[:, :finished]
+        ramp = band[:, finished:].copy()
+
+
+def _tiles(source: RowBuffer, plan: StagePlan) -> Iterator[Tile]:
+    """The tiles of a canvas, row by row, each an array of its own."""
+    across, down = plan.columns, plan.rows
+    for i, top in enumerate(down.starts):
+        source.drop(top)
+        window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
+        for j, left in enumerate(across.starts):
+            yield Tile(np.array(window[None, :, :, left : left + across.tile], order="C"), i, j)
+
+
+def _blend_row(
+    results: Iterator[FloatArray], plan: StagePlan, i: int, on_tile: Callable[[], None]
+) -> FloatArray:
+    """Row `i` of tiles, weighted along both axes, over the rows of its span: (3, rows, canvas width)."""
+    across, down = plan.columns, plan.rows
+    top, (begin, end) = down.starts[i], down.span(i)
+    band = np.zeros((3, end - begin, across.length), np.float32)
+    for j, left in enumerate(across.starts):
+        tile = next(results)
+        first, last = across.span(j)
+        weights = down.weights(i)[:, None] * across.weights(j)
+        band[:, :, first:last] += weights * tile[:, begin - top : end - top, first - left : last - left]
+        on_tile()
+    return band
+
+
+def _run_tile(
+    tile: Tile, stage: int, run: TileFunction, again: TileFunction | None, sanity: bool
+) -> FloatArray:
+    """One tile through the stage, checked and clamped: (3, T, T)."""
+    result = run(tile.pixels)[0]
+    fault = find_fault(tile.pixels[0], result, sanity)
+    if fault is not None and again is not None:
+        result = again(tile.pixels)[0]
+        fault = find_fault(tile.pixels[0], result, sanity)
+    if fault is not None:
+        place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
+        hint = "another bundle" if again else "--precision fp32, with a bundle that has it"
+        raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
+    clamped: FloatArray = np.clip(result, -1, 1)
+    return clamped
+
+
+def _pad(window: FloatArray, down: Axis, across: Axis) -> FloatArray:
+    """Extend a canvas that is shorter than a tile at the bottom and on the right."""
+    if down.length < down.tile:
+        window = window[:, padding_index(down.length, down.padded)]
+    if across.length < across.tile:
+        window = window[:, :, padding_index(across.length, across.padded)]
+    return window
