@@ -285,7 +285,7 @@ def _in_readme(metric: Metric) -> bool:
 
 
 def _readme_name(method: str) -> str:
-    """Of the plans of nano, the one that runs by itself; of Real-ESRGAN at x8, the better one, twice."""
+    """Of the plans of nano, the one that runs by itself; of Real-ESRGAN at x8, the double pass."""
     if method.startswith("nano"):
         return "`nano`" if method.endswith("runs it") else ""
     return "" if method.endswith("then Lanczos") else method
