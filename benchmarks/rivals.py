@@ -198,8 +198,8 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for scale in (4, 8):
         names = ["bicubic", "nano"] + (["Real-ESRGAN x4plus"] if args.realesrgan else [])
         for name in names:
-            command = [sys.executable, __file__, "--one", name, str(scale), *passed_on(args)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "benchmarks.rivals", "--one", name, str(scale), *passed_on(args)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
             found[f"{name}, x{scale}"] = json.loads(done.stdout.splitlines()[-1])
             sys.stderr.write(f"  {name}, x{scale}: {found[f'{name}, x{scale}']}\n")
     return found
@@ -208,7 +208,7 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def passed_on(args: argparse.Namespace) -> list[str]:
     words = ["--rounds", str(args.rounds), "--bundle", args.bundle]
     words += ["--threads", str(args.threads)] if args.threads else []
-    return words + (["--realesrgan", str(args.realesrgan)] if args.realesrgan else [])
+    return words + (["--realesrgan", str(args.realesrgan.resolve())] if args.realesrgan else [])
 
 
 def time_one(name: str, scale: int, args: argparse.Namespace) -> None:
@@ -285,7 +285,7 @@ def _in_readme(metric: Metric) -> bool:
 
 
 def _readme_name(method: str) -> str:
-    """Of the plans of nano, the one that runs by itself; of Real-ESRGAN at x8, the better one, twice."""
+    """Of the plans of nano, the one that runs by itself; of Real-ESRGAN at x8, the double pass."""
     if method.startswith("nano"):
         return "`nano`" if method.endswith("runs it") else ""
     return "" if method.endswith("then Lanczos") else method
@@ -304,8 +304,9 @@ def facts(args: argparse.Namespace) -> str:
     with Upscaler(args.bundle) as upscaler:
         bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)
-    words = [Path(w).name if "/" in w and not w.startswith("bench") else w for w in sys.argv]
-    return f"`python {' '.join(words)}`, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    command = f"`python -m benchmarks.rivals {' '.join(words)}`"
+    return f"{command}, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ A line is appended for each score, so that a run that was stopped goes on where 
 3 pyiqa is absent or of another version, 4 a metric cannot be made, each with one line on stderr.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import json
@@ -16,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,15 +44,15 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     for name, function in (("numpy", "random.seed"), ("torch", "manual_seed")):
         try:
-            module: Any = importlib.import_module(name)
+            found: Any = importlib.import_module(name)
         except ImportError:
             continue
         for part in function.split("."):
-            module = getattr(module, part)
-        module(seed)
+            found = getattr(found, part)
+        found(seed)
 
 
-def score(metric: Any, seed: int, repeats: int, *paths: str) -> tuple[float, float]:
+def score(metric: Callable[..., Any], seed: int, repeats: int, *paths: str) -> tuple[float, float]:
     """Mean over seeds, and the spread; MANIQA draws crops."""
     values = []
     for number in range(repeats):
@@ -58,7 +61,7 @@ def score(metric: Any, seed: int, repeats: int, *paths: str) -> tuple[float, flo
     return statistics.fmean(values), max(values) - min(values)
 
 
-def linked(folder: Path, paths: list[str]) -> str:
+def linked(folder: Path, paths: Iterable[str]) -> str:
     """A folder of links: pyiqa's FID takes folders."""
     folder.mkdir()
     for number, path in enumerate(paths):
@@ -66,7 +69,7 @@ def linked(folder: Path, paths: list[str]) -> str:
     return str(folder)
 
 
-def weights(roots: list[str]) -> dict[str, str]:
+def weights(roots: Iterable[str]) -> dict[str, str]:
     """SHA-256 of every file of weights below the caches."""
     found = {}
     for root in map(Path, roots):
