@@ -24,7 +24,7 @@ from tudsr_runtime.bundle import (
     Variant,
     file_sha256,
 )
-from tudsr_runtime.manifest import SCHEMA_VERSION
+from tudsr_runtime.manifest import SCHEMA_VERSION, MeasuredPlan
 from tudsr_runtime.version import __version__
 from tudsr_train.generator import Generator
 
@@ -51,6 +51,8 @@ class BundleFacts:
     merged: bool = True
     islands: Mapping[str, Any] = field(default_factory=dict)
     """What of a component stays in float32."""
+    plans: tuple[MeasuredPlan, ...] = ()
+    """The factors that the bundle was measured to be good for."""
 
 
 def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any]) -> None:
@@ -73,6 +75,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         provenance=_provenance(facts),
         numerics=numerics,
         golden=facts.golden,
+        plans=facts.plans,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     (folder / MODEL_CARD).write_text(model_card(manifest, facts.about), encoding="utf-8")

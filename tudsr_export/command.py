@@ -11,9 +11,9 @@ from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
-from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.errors import BundleError, OutputError, UsageError
 from tudsr_runtime.geometry import TILE
-from tudsr_runtime.manifest import MIN_TILE, NAME
+from tudsr_runtime.manifest import MIN_TILE, NAME, MeasuredPlan, read_plans
 from tudsr_runtime.streams import printable_lines
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
     timesteps = _timesteps(options.timesteps, sorted(adapters))
-    about = _text(options.about) if options.about else ""
+    about = _text("--about", options.about) if options.about else ""
+    plans = _plans(options.plans, len(adapters)) if options.plans else ()
     for edge in options.tile:
         if not MIN_TILE <= edge < TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
@@ -98,6 +99,7 @@ def _checked(options: ExportOptions) -> Callable[[], ExportPlan]:
             prompt=options.prompt,
             batches=options.batch,
             tiles=options.tile,
+            plans=plans,
         )
 
     return plan
@@ -123,11 +125,19 @@ def _make_parent(output: Path) -> None:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 
 
-def _text(path: Path) -> str:
+def _text(option: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--about {path}: not a readable text file ({error})") from error
+        raise UsageError(f"{option} {path}: not a readable text file ({error})") from error
+
+
+def _plans(path: Path, stages: int) -> tuple[MeasuredPlan, ...]:
+    try:
+        return read_plans(_text("--plans", path), stages)
+    except BundleError as error:
+        hint = "a list as benchmarks/plans.py writes it for this bundle"
+        raise UsageError(f"--plans {path}: {error}", hint=hint) from error
 
 
 def _notify(line: str) -> None:

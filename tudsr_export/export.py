@@ -25,7 +25,7 @@ from tudsr_runtime.bundle import MANIFEST_NAME
 from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.geometry import TILE
-from tudsr_runtime.manifest import Golden
+from tudsr_runtime.manifest import Golden, MeasuredPlan
 from tudsr_train.generator import Generator, one_step
 
 HALF_RETRIES = 4
@@ -58,6 +58,8 @@ class ExportPlan:
     """Further batch sizes of every graph, besides 1."""
     tiles: tuple[int, ...] = ()
     """Further tile sizes of every graph, besides `tile`."""
+    plans: tuple[MeasuredPlan, ...] = ()
+    """The factors that the bundle was measured to be good for."""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -168,6 +170,7 @@ class _Export:
             plan.about,
             plan.merge,
             self.islands,
+            plan.plans,
         )
 
     def forget(self) -> None:

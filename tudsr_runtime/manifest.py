@@ -28,13 +28,6 @@ def _require(condition: bool, complaint: str) -> None:
         raise ValueError(complaint)
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise BundleError(f"not valid JSON: {error}") from None
-
-
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph: `dtype` is float16 or float32, `shape` is fixed."""
@@ -174,9 +167,24 @@ class MeasuredPlan:
         return parse_factors(self.factors)[-1][0] + 1
 
 
-def read_plans(text: str) -> tuple[MeasuredPlan, ...]:
-    """The JSON list that `benchmarks/plans.py` writes. Raises BundleError."""
-    return read_typed(tuple[MeasuredPlan, ...], _parsed(text), BundleError, whole="the list of plans")
+def read_plans(text: str, stages: int) -> tuple[MeasuredPlan, ...]:
+    """The JSON list that `benchmarks/plans.py` writes, for a bundle of so many stages. Raises BundleError."""
+    try:
+        plans = read_typed(tuple[MeasuredPlan, ...], parse_json(text), BundleError, whole="the list of plans")
+        _check_plans(plans, stages)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    return plans
+
+
+def _check_plans(plans: tuple[MeasuredPlan, ...], stages: int) -> None:
+    _require(len(plans) <= MAX_PLANS, f"there are {len(plans)} plans, at most {MAX_PLANS}")
+    seen = set()
+    for plan in plans:
+        named = f"plan {plan.factors} for scale {plan.scale:g}"
+        _require(plan.stages <= stages, f"{named} needs stage 2, the bundle has {stages} stage")
+        _require((plan.scale, plan.factors) not in seen, f"{named} is listed twice")
+        seen.add((plan.scale, plan.factors))
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,7 @@ class Manifest:
         _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
         self._check_components()
         self._check_files()
-        self._check_plans()
+        _check_plans(self.plans, len(self.stages))
         if self.golden is not None:
             outputs, stages = len(self.golden.outputs), len(self.stages)
             _require(outputs == stages, f"golden has {outputs} outputs for {stages} stages")
@@ -223,7 +231,10 @@ class Manifest:
             BundleError: not JSON, a duplicate key, another schema version, or an unknown, missing or misfit
                 key, which is named.
         """
-        value = _parsed(text)
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            raise BundleError(f"not valid JSON: {error}") from None
         version = value.get("schema_version") if isinstance(value, dict) else None
         if isinstance(value, dict) and (type(version) is not int or version != SCHEMA_VERSION):
             raise BundleError(
@@ -255,15 +266,6 @@ class Manifest:
         folded = {file.path.casefold() for file in files}
         _require(len(folded) == len(files), "one path is listed twice with different content or case")
         _require("bundle.json" not in folded, "bundle.json cannot list itself")
-
-    def _check_plans(self) -> None:
-        _require(len(self.plans) <= MAX_PLANS, f"there are {len(self.plans)} plans, at most {MAX_PLANS}")
-        seen = set()
-        for plan in self.plans:
-            named = f"plan {plan.factors} for scale {plan.scale:g}"
-            _require(plan.stages <= len(self.stages), f"{named} needs stage 2, the bundle has 1 stage")
-            _require((plan.scale, plan.factors) not in seen, f"{named} is listed twice")
-            seen.add((plan.scale, plan.factors))
 
     def _check_components(self) -> None:
         for name in self.components:
