@@ -35,7 +35,7 @@ from tudsr_runtime import Upscaler
 from tudsr_runtime.plan import plan_upscale
 
 CANDIDATES = {
-    2: ("2x-", "-x2", "1x2", "2x1", "3x-", "-x3", "2x2"),
+    2: ("2x-", "-x2", "1x2", "2x1", "3x-", "-x3", "4x-", "-x4", "2x2"),
     3: ("3x-", "-x3", "1x3", "3x1", "4x-", "-x4", "2x2"),
     4: ("4x-", "-x4", "2x2"),
     8: ("8x-", "-x8", "4x2", "2x4"),
@@ -208,11 +208,12 @@ def main() -> None:
 
 def heading(upscaler: Upscaler, count: int) -> str:
     words = [word if "/" not in word or word.startswith("benchmarks") else "DIR" for word in sys.argv[1:]]
-    bundle = upscaler.bundle
+    bundle, choice = upscaler.bundle, upscaler.choice
     return (
         f"## Which factors the bundle `{bundle.manifest.name}` is good for\n\n"
         f"`python -m benchmarks.plans {' '.join(words)}`, {date.today()}; {count} photographs; "
-        f"bundle sha256 {bundle.sha256[:16]}; {upscaler.choice}\n\n"
+        f"bundle sha256 {bundle.sha256[:16]}; {choice.backend} on {choice.device}, "
+        f"{choice.precision.name if choice.precision else bundle.manifest.precision}\n\n"
         "What was measured, and by which rule a plan is good, stands at the head of `benchmarks/plans.py`.\n"
         "Tile pixels, of a picture of 512 x 512, are relative to the plan that is taken without figures.\n"
     )

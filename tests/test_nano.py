@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from skimage import data
 
 from tudsr_runtime import Upscaler, open_bundle
 from tudsr_runtime.bundle import file_sha256
+from tudsr_runtime.manifest import read_plans
+from tudsr_runtime.plan import plan_upscale
+from tudsr_train.synthetic import SyntheticImages
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models" / "nano"
@@ -32,6 +36,45 @@ def test_it_is_small_whole_and_made_from_the_committed_models() -> None:
     )
     assert provenance["base"]["sha256"] == generator.base_sha256(MODELS / "base")
     assert "does not imagine" in " ".join((bundle.folder / "README.md").read_text().split())
+
+
+def test_its_factors_are_those_that_were_measured() -> None:
+    text = (ROOT / "benchmarks" / "results" / "plans_nano.json").read_text(encoding="utf-8")
+    plans = open_bundle("nano").manifest.plans
+    assert plans == read_plans(text, stages=2)
+    assert {plan.scale for plan in plans} == {2, 3, 4, 8}
+
+
+def test_its_manifest_and_card_are_as_the_export_writes_them() -> None:
+    export = pytest.importorskip("tudsr_export.model_card", reason="the card's text needs the [export] extra")
+    bundle = open_bundle("nano")
+    assert bundle.manifest.to_json() == (bundle.folder / "bundle.json").read_text(encoding="utf-8")
+    about = (ROOT / "docs" / "nano-card.md").read_text(encoding="utf-8")
+    assert export.model_card(bundle.manifest, about) == (bundle.folder / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("side", "scale", "tiles"),
+    [(256, 1.5, 9), (256, 2, 9), (128, 2, 1), (256, 3, 9), (256, 4, 9), (512, 4, 25), (256, 8, 34)],
+)
+def test_tiles_that_a_picture_takes(side: int, scale: float, tiles: int) -> None:
+    with Upscaler("nano", backend="onnxruntime", device="cpu") as upscaler:
+        assert upscaler.plan(side, side, scale).tiles == tiles
+    assert tiles <= plan_upscale(side, side, scale).tiles
+
+
+@pytest.mark.parametrize("scale", [1.5, 2, 3, 4])
+def test_its_factors_are_no_worse_than_those_without_figures(scale: float) -> None:
+    clean = SyntheticImages(size=192, seed=7, num_textures=8)[0]
+    side = round(192 / scale)
+    low = _quality().resize(clean, (side, side), Image.Resampling.BOX)
+    without = plan_upscale(side, side, scale).notation
+    with Upscaler("nano", device="cpu") as upscaler:
+        assert upscaler.plan(side, side, scale).notation != without
+        new = _quality().measure(upscaler.upscale(low, size=(192, 192)), clean)
+        old = _quality().measure(upscaler.upscale(low, factors=without, size=(192, 192)), clean)
+    assert new["psnr"] > old["psnr"] - 0.1
+    assert new["ssim"] > old["ssim"] - 0.003
 
 
 def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
@@ -54,18 +97,13 @@ def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
             x = G(padded, record.timestep)[..., :height, :width]
     expected = ((x[0].permute(1, 2, 0) + 1) / 2).numpy()
     with Upscaler("nano", device="cpu", color="none") as upscaler:
-        actual = upscaler.upscale(photo, scale=4)
+        actual = upscaler.upscale(photo, factors="2x2")
     assert np.abs(actual - expected).max() <= 1 / 255
 
 
 @pytest.mark.parametrize("scale", [4, 8])
 def test_it_is_closer_to_the_photograph_than_bicubic_is(scale: int) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        quality = importlib.import_module("quality")
-    finally:
-        sys.path.pop(0)
-    photo = _photo()
+    quality, photo = _quality(), _photo()
     low = quality.degrade(photo, scale, seed=0)
     with Upscaler("nano", device="cpu") as upscaler:
         ours = quality.measure(upscaler.upscale(low, scale=scale), photo)
@@ -79,6 +117,14 @@ def test_a_constant_stays_itself() -> None:
         for level in (0.0, 0.5, 1.0):
             large = upscaler.upscale(np.full((70, 70, 3), level, np.float32), scale=8)
             assert np.abs(large - level).max() <= 1 / 255
+
+
+def _quality() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("quality")
+    finally:
+        sys.path.pop(0)
 
 
 def _photo() -> Floats:
