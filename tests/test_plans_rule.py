@@ -26,6 +26,7 @@ CASES = [
     ("too little PSNR", (9, 29.8, 29.8, 0.9), "2x2"),
     ("too little SSIM", (9, 30, 30, 0.896), "2x2"),
     ("better in the mean, but not on degraded pictures", (9, 30.3, 29.8, 0.9), "2x2"),
+    ("much better in the mean, worse on degraded pictures: neither is", (9, 31, 29.8, 0.9), ""),
     ("better, but costs more", (11, 40, 40, 0.99), "2x2"),
     ("the same cost, and better", (10, 30.05, 30.05, 0.9), "4x- 2x2"),
 ]
