@@ -54,8 +54,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 SIDE = 384
 SCALES = (2, 4, 8)
-PLANS = {2: ("2x-", "-x2", "2x2"), 4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
-DEFAULT = {2: "2x2", 4: "2x2", 8: "4x2"}
+PLANS = {2: ("2x-", "4x-", "-x2", "2x2"), 4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
 METRICS = ("psnr_y", "ssim_y", "niqe", "gmsd", "texture", "consistency")
 MODEL = "realesrgan-x4plus"
 MARGIN = 10
@@ -113,7 +112,8 @@ def methods(scale: int, upscaler: Upscaler, rival: RealESRGAN | None) -> dict[st
         "Lanczos": lambda low: resized(low, scale, "lanczos3"),
     }
     for factors in PLANS[scale]:
-        mark = ", as tudsr upscale runs it" if factors == DEFAULT[scale] else ""
+        by_itself = upscaler.plan(256, 256, scale).notation
+        mark = ", as tudsr upscale runs it" if factors == by_itself else ""
         found[f"nano {plan_name(factors)}{mark}"] = lambda low, f=factors: upscaler.upscale(
             low, scale=scale, factors=f
         )

@@ -82,7 +82,7 @@ def main() -> None:
             ]
             spent = [[clocked(one, args.device) for one in work] for _ in range(args.rounds + 1)][1:]
             medians = [statistics.median(column) for column in zip(*spent, strict=True)]
-            cost = TERAFLOP_PER_TILE * upscaler.plan(row.side, row.side, row.scale).tiles
+            cost = TERAFLOP_PER_TILE * row.plan(upscaler).tiles
             limit = (f"{cost:.1f}", f"{cost / rate:.3f}") if args.size == "full" else ("-", "-")
             cells = [f"{row.side * row.scale}", f"x{row.scale}", *(f"{m:.3f}" for m in medians)]
             sys.stdout.write(f"| {' | '.join([*cells, str(row.seconds), *limit])} |\n")

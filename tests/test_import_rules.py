@@ -100,7 +100,7 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
 
 ROOMS = {
     "pictures": {"atomic", "errors", "planes", "pictures"},
-    "tiling": {"errors", "planes", "tiling"},
+    "tiling": {"errors", "factors", "manifest", "planes", "tiling"},
     # the commands of the TensorRT engines speak to the user
     "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "manifest", "planes"}
     | {"terminal", "typed"},

@@ -13,6 +13,9 @@ from skimage import data
 
 from tudsr_runtime import Upscaler, open_bundle
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.manifest import read_plans
+from tudsr_runtime.tiling.plan import plan_upscale
+from tudsr_train.synthetic import SyntheticImages
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models" / "nano"
@@ -31,6 +34,47 @@ def test_it_is_small_whole_and_made_from_the_committed_models() -> None:
     )
     assert provenance["base"]["sha256"] == generator.base_sha256(MODELS / "base")
     assert "does not imagine" in " ".join((bundle.folder / "README.md").read_text().split())
+
+
+def test_its_factors_are_those_that_were_measured() -> None:
+    text = (ROOT / "benchmarks" / "results" / "plans_nano.json").read_text(encoding="utf-8")
+    plans = open_bundle("nano").manifest.plans
+    assert plans == read_plans(text, stages=2)
+    assert {plan.scale for plan in plans} == {2, 3, 4, 8}
+
+
+def test_its_manifest_and_card_are_as_the_export_writes_them() -> None:
+    export = pytest.importorskip("tudsr_export.model_card", reason="the card's text needs the [export] extra")
+    bundle = open_bundle("nano")
+    assert bundle.manifest.to_json() == (bundle.folder / "bundle.json").read_text(encoding="utf-8")
+    about = (ROOT / "docs" / "nano-card.md").read_text(encoding="utf-8")
+    assert export.model_card(bundle.manifest, about) == (bundle.folder / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("side", "scale", "tiles"),
+    [(256, 1.5, 9), (256, 2, 9), (128, 2, 1), (256, 3, 9), (256, 4, 9), (512, 4, 25), (256, 8, 34)],
+)
+def test_tiles_that_a_picture_takes(side: int, scale: float, tiles: int) -> None:
+    with Upscaler("nano", backend="onnxruntime", device="cpu") as upscaler:
+        assert upscaler.plan(side, side, scale).tiles == tiles
+    assert tiles <= plan_upscale(side, side, scale).tiles
+
+
+@pytest.mark.parametrize("scale", [1.5, 2, 3, 4])
+def test_its_factors_are_no_worse_than_those_without_figures(scale: float) -> None:
+    from benchmarks import quality
+
+    clean = SyntheticImages(size=192, seed=7, num_textures=8)[0]
+    side = round(192 / scale)
+    low = quality.resize(clean, (side, side), Image.Resampling.BOX)
+    without = plan_upscale(side, side, scale).notation
+    with Upscaler("nano", device="cpu") as upscaler:
+        assert upscaler.plan(side, side, scale).notation != without
+        new = quality.measure(upscaler.upscale(low, size=(192, 192)), clean)
+        old = quality.measure(upscaler.upscale(low, factors=without, size=(192, 192)), clean)
+    assert new["psnr"] > old["psnr"] - 0.1
+    assert new["ssim"] > old["ssim"] - 0.003
 
 
 def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
@@ -53,7 +97,7 @@ def test_its_half_graphs_draw_what_the_trained_model_draws() -> None:
             x = G(padded, record.timestep)[..., :height, :width]
     expected = ((x[0].permute(1, 2, 0) + 1) / 2).numpy()
     with Upscaler("nano", device="cpu", color="none") as upscaler:
-        actual = upscaler.upscale(photo, scale=4)
+        actual = upscaler.upscale(photo, factors="2x2")
     assert np.abs(actual - expected).max() <= 1 / 255
 
 

@@ -68,6 +68,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         provenance=_provenance(facts),
         numerics=numerics,
         golden=facts.golden,
+        plans=facts.plan.plans,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     (folder / MODEL_CARD).write_text(model_card(manifest, facts.plan.about), encoding="utf-8")

@@ -11,9 +11,9 @@ from tudsr_export.plan import ExportPlan
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
-from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.errors import BundleError, OutputError, UsageError
 from tudsr_runtime.files import make_folder
-from tudsr_runtime.manifest import MIN_TILE, NAME
+from tudsr_runtime.manifest import MIN_TILE, NAME, MeasuredPlan, read_plans
 from tudsr_runtime.streams import printable_lines
 from tudsr_runtime.tiling.axis import TILE
 
@@ -75,6 +75,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
     timesteps = _timesteps(options.timesteps, sorted(adapters))
+    about = _text("--about", options.about) if options.about else ""
+    plans = _plans(options.plans, len(adapters)) if options.plans else ()
     for edge in options.tile:
         if not MIN_TILE <= edge < TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
@@ -88,12 +90,13 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         options.licence,
         options.overwrite,
         tile,
-        _text(options.about) if options.about else "",
+        about,
         options.merge_lora,
         timesteps,
         options.prompt,
         options.batch,
         options.tile,
+        plans,
     )
 
 
@@ -110,11 +113,19 @@ def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:
     return {stage: int(number) for stage, number in zip(stages, numbers, strict=True)}
 
 
-def _text(path: Path) -> str:
+def _text(option: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--about {path}: not a readable text file ({error})") from error
+        raise UsageError(f"{option} {path}: not a readable text file ({error})") from error
+
+
+def _plans(path: Path, stages: int) -> tuple[MeasuredPlan, ...]:
+    try:
+        return read_plans(_text("--plans", path), stages)
+    except BundleError as error:
+        hint = "a list as benchmarks/plans.py writes it for this bundle"
+        raise UsageError(f"--plans {path}: {error}", hint=hint) from error
 
 
 def _notify(line: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec
+from tudsr_runtime.manifest import MeasuredPlan
 
 TEMPLATE = """\
 # {name}
@@ -23,7 +24,7 @@ Licence of the weights: {licence}.
 | --- | --- | --- | --- | --- |
 {stages}
 
-## Graphs
+{plans}## Graphs
 
 | component | input | output | size |
 | --- | --- | --- | --- |
@@ -53,6 +54,20 @@ with the golden tile in `golden/` on the machine where the bundle runs.
 """
 
 
+PLANS = """\
+## Factors
+
+| scale up to | factors | PSNR | SSIM | texture |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Measured on clean and degraded photographs: luma, and the energy of gradients as a share of the
+original's. These factors keep quality up to that scale; of those for a scale, the cheapest for the picture
+is taken. `--factors` chooses others.
+
+"""
+
+
 def model_card(manifest: Manifest, about: str = "") -> str:
     """The text of README.md for a bundle that `tudsr export` wrote; `about` (Markdown) stands first in it."""
     base, tools = manifest.provenance["base"], manifest.provenance["tools"]
@@ -70,6 +85,7 @@ def model_card(manifest: Manifest, about: str = "") -> str:
             (s.name, f"x{s.factor}", str(s.timestep), f"{s.alpha_cumprod:.6f}", f"`{s.unet}`")
             for s in manifest.stages
         ),
+        plans=_plans(manifest.plans),
         components=_rows(
             (
                 f"`{name}`",
@@ -89,6 +105,14 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         manifest=MANIFEST_NAME,
         figures=_rows(row for gate, entry in manifest.numerics.items() for row in _gate_rows(gate, entry)),
     )
+
+
+def _plans(plans: tuple[MeasuredPlan, ...]) -> str:
+    rows = (
+        (f"x{p.scale:g}", p.factors, f"{p.psnr_db:.2f} dB", f"{p.ssim:.4f}", f"{p.texture:.3f}")
+        for p in plans
+    )
+    return PLANS.format(rows=_rows(rows)) if plans else ""
 
 
 def _gate_rows(gate: str, entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:

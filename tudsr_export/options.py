@@ -53,6 +53,13 @@ class ExportOptions:
     about: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Markdown that the model card begins with.")
     ] = None
+    plans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Factors that were measured to be good, by benchmarks/plans.py.  [default: none listed]",
+        ),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False
     engine: Annotated[
         tuple[str, ...],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tudsr_runtime.manifest import MeasuredPlan
 from tudsr_runtime.tiling.axis import TILE
 
 
@@ -46,6 +47,8 @@ class ExportPlan:
     """Further batch sizes of every graph, besides 1."""
     tiles: tuple[int, ...] = ()
     """Further tile sizes of every graph, besides `tile`."""
+    plans: tuple[MeasuredPlan, ...] = ()
+    """The factors that the bundle was measured to be good for."""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

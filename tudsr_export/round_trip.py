@@ -35,7 +35,7 @@ class RoundTrip:
         plan = plan_upscale(
             width, height, SCALES[stages], None, stages=stages, tile=tiles, overlap=self._overlap
         )
-        self._scale, self._left = SCALES[stages], list(plan.stages)
+        self._factors, self._left = plan.notation, list(plan.stages)
         self._now: FloatArray = np.ascontiguousarray(self._photo.transpose(2, 0, 1) * 2 - 1)
 
     def through(self, restore: Callable[[Tensor], Tensor]) -> None:
@@ -54,7 +54,7 @@ class RoundTrip:
         with Upscaler(
             bundle, backend="onnxruntime", device="cpu", overlap=self._overlap, color="none", sanity=False
         ) as upscaler:
-            actual = upscaler.upscale(self._photo, scale=self._scale)
+            actual = upscaler.upscale(self._photo, factors=self._factors)
         expected = (self._now.transpose(1, 2, 0) + 1) / 2
         report.psnr(
             RUNTIME[precision],

@@ -43,6 +43,9 @@ def _stages_and_graphs(manifest: Manifest) -> Iterator[tuple[str, str]]:
         adapter = adapters.get(stage.name, {}) if isinstance(adapters, dict) else {}
         kind = f"; {adapter.get('layout', 'tudsr')} adapter, rank {adapter.get('rank')}" if adapter else ""
         yield stage.name, f"x{stage.factor}, timestep {stage.timestep}{kind}"
+    for scale in sorted({plan.scale for plan in manifest.plans}):
+        good = ", ".join(plan.factors for plan in manifest.plans if plan.scale == scale)
+        yield f"good up to x{scale:g}", f"factors {good} (measured)"
     for name, component in manifest.components.items():
         megabytes = sum(file.bytes for file in component.variants[0].files) / 1e6
         sizes = dict.fromkeys((v.batch, v.tile) for v in component.variants[1:])

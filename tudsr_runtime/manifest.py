@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tudsr_runtime.errors import BundleError
-from tudsr_runtime.typed import parse_json, read_typed
+from tudsr_runtime.factors import MAX_SCALE, parse_factors, product
+from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 
 SCHEMA_VERSION = 1
 MIN_TILE = 64
+MAX_PLANS = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 DTYPES = ("float32", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -138,8 +140,57 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class MeasuredPlan:
+    """Factors that were measured to keep quality up to a scale, and how well (`benchmarks/plans.py`).
+
+    `factors` as in `tudsr_runtime.factors`. Means over photographs at that scale: PSNR in dB and SSIM of
+    luma; `texture` is the energy of gradients as a share of the original's.
+    """
+
+    scale: float
+    factors: str
+    psnr_db: float
+    ssim: float
+    texture: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.scale <= MAX_SCALE, f"scale must be 1 to {MAX_SCALE}, not {self.scale}")
+        reached = product(parse_factors(self.factors))
+        _require(reached >= self.scale, f"factors {self.factors} do not reach scale {self.scale:g}")
+        _require(0 <= self.psnr_db <= 200, f"psnr_db must be 0 to 200, not {self.psnr_db}")
+        _require(-1 <= self.ssim <= 1, f"ssim must be -1 to 1, not {self.ssim}")
+        _require(self.texture >= 0, f"texture must not be negative, not {self.texture}")
+
+    @property
+    def stages(self) -> int:
+        """How many stages the bundle must have at least."""
+        return parse_factors(self.factors)[-1][0] + 1
+
+
+def read_plans(text: str, stages: int) -> tuple[MeasuredPlan, ...]:
+    """The JSON list that `benchmarks/plans.py` writes, for a bundle of so many stages. Raises BundleError."""
+    try:
+        plans = read_typed(tuple[MeasuredPlan, ...], parse_json(text), BundleError, whole="the list of plans")
+        _check_plans(plans, stages)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    return plans
+
+
+def _check_plans(plans: tuple[MeasuredPlan, ...], stages: int) -> None:
+    _require(len(plans) <= MAX_PLANS, f"there are {len(plans)} plans, at most {MAX_PLANS}")
+    seen = set()
+    for plan in plans:
+        named = f"plan {plan.factors} for scale {plan.scale:g}"
+        _require(plan.stages <= stages, f"{named} needs stage 2, the bundle has {stages} stage")
+        _require((plan.scale, plan.factors) not in seen, f"{named} is listed twice")
+        seen.add((plan.scale, plan.factors))
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The content of bundle.json. `provenance` and `numerics` are free-form JSON objects.
+    """The content of bundle.json. `provenance` and `numerics` are free-form JSON objects; `plans`, which may
+    be missing, says which factors the bundle was measured to be good for.
 
     Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.
     """
@@ -156,6 +207,7 @@ class Manifest:
     provenance: dict[str, Any]
     numerics: dict[str, Any]
     golden: Golden | None = None
+    plans: tuple[MeasuredPlan, ...] = dataclasses.field(default=(), metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
@@ -166,6 +218,7 @@ class Manifest:
         _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
         self._check_components()
         self._check_files()
+        _check_plans(self.plans, len(self.stages))
         if self.golden is not None:
             outputs, stages = len(self.golden.outputs), len(self.stages)
             _require(outputs == stages, f"golden has {outputs} outputs for {stages} stages")
@@ -192,7 +245,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of bundle.json: keys in a fixed order, two spaces, a newline at the end."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        tree = dataclasses.asdict(self)
+        if not self.plans:
+            del tree["plans"]
+        return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def files(self) -> tuple[BundleFile, ...]:
         """Every file that the manifest lists, each once."""

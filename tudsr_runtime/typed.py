@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+OMITTED_IF_DEFAULT = {"omitted_if_default": True}
+"""Metadata of a dataclass field whose key may always be missing."""
 KINDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
 KINDS |= {list: "a list", dict: "an object"}
 
@@ -88,7 +90,7 @@ class _Reader:
             near = difflib.get_close_matches(str(key), hints, n=1)
             suggestion = f"; did you mean {near[0]!r}?" if near else ""
             raise self.error(f"unknown key {_short(f'{where}.{key}')!r}{suggestion}")
-        optional = {field.name for field in dataclasses.fields(kind) if self.defaults and _has_default(field)}
+        optional = {field.name for field in dataclasses.fields(kind) if self._may_be_missing(field)}
         for key in sorted(hints.keys() - members.keys() - optional):
             raise self.error(f"missing key {_short(f'{where}.{key}')!r}")
         values = {key: self.read(hints[key], item, f"{where}.{key}") for key, item in members.items()}
@@ -97,6 +99,9 @@ class _Reader:
         except ValueError as error:
             place = where.lstrip(".")
             raise self.error(f"{place}: {error}" if place else str(error)) from None
+
+    def _may_be_missing(self, field: dataclasses.Field[Any]) -> bool:
+        return (self.defaults and _has_default(field)) or field.metadata == OMITTED_IF_DEFAULT
 
     def _typed(self, kind: Any, value: Any, where: str) -> Any:
         if kind is float and type(value) in (int, float):

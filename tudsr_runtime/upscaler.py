@@ -118,6 +118,7 @@ class Upscaler:
             stages=len(manifest.stages),
             tile=self._engines.tiles,
             overlap=self._overlap,
+            plans=manifest.plans,
         )
 
     @overload

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -18,7 +20,9 @@ from tudsr_export import command, part
 from tudsr_export import export as whole_export
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.bundle_command import bundle_info
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError, UsageError
+from tudsr_runtime.upscaler import Upscaler
 
 
 def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
@@ -44,6 +48,39 @@ def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
     run(nano.base, nano.stage1, None, tmp_path / "new" / "out", precision="fp32", about=about)
     card = (tmp_path / "new" / "out" / "README.md").read_text()
     assert 0 < card.index("It restores; it does not imagine.") < card.index("## Stages")
+
+
+PLAN = {"scale": 8.0, "factors": "8x-", "psnr_db": 25.0, "ssim": 0.7, "texture": 0.5}
+
+
+def test_measured_plans_are_in_the_bundle_and_its_card_and_do_not_change_the_gates(nano, tmp_path, capsys):
+    plans = tmp_path / "plans.json"
+    plans.write_text(json.dumps([PLAN]))
+    run(nano.base, nano.stage1, nano.stage2, tmp_path / "out", precision="fp32", plans=plans)
+    bundle = open_bundle(tmp_path / "out")
+    assert [dataclasses.asdict(plan) for plan in bundle.manifest.plans] == [PLAN]
+    assert "| x8 | 8x- | 25.00 dB | 0.7000 | 0.500 |" in (bundle.folder / "README.md").read_text()
+    assert bundle.manifest.numerics["runtime_vs_torch"]["photograph, all stages"]["value"] > 60
+    with Upscaler(bundle, backend="onnxruntime", overlap=24) as upscaler:
+        assert upscaler.plan(20, 20, 8).notation == "8x-"
+    bundle_info(str(bundle.folder), as_json=False)
+    assert "good up to x8:    factors 8x- (measured)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "plans.json: "),
+        (json.dumps({}), "the list of plans must be a list"),
+        (json.dumps([PLAN | {"factors": "4x-"}]), "factors 4x- do not reach scale 8"),
+        (json.dumps([PLAN | {"factors": "4x2"}]), "needs stage 2, the bundle has 1 stage"),
+        (json.dumps([PLAN | {"factors": 8}]), r"\[0\].factors must be a string"),
+    ],
+)
+def test_plans_that_do_not_fit(text, message, nano, tmp_path):
+    plans = tmp_path / "plans.json"
+    plans.write_text(text)
+    refuse(UsageError, message, nano.base, nano.stage1, None, tmp_path / "out", plans=plans)
 
 
 def test_one_adapter_without_a_record_takes_the_papers_numbers(nano, tmp_path, capsys):
@@ -73,7 +110,8 @@ def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, out
         ({"tile": (32,)}, "64 to 511 px, not 32"),
         ({"tile": (66,)}, "tile 66 is no multiple of 8"),
         ({"name": "no/slash"}, "cannot name a bundle"),
-        ({"about": Path("nowhere.md")}, "not a readable text file"),
+        ({"about": Path("nowhere.md")}, "--about nowhere.md: not a readable text file"),
+        ({"plans": Path("nowhere.json")}, "--plans nowhere.json: not a readable text file"),
     ],
 )
 def test_options_that_cannot_be_meant(options, message, nano, tmp_path):

@@ -43,6 +43,19 @@ def test_parts_of_an_enlargement(make_bundle: MakeBundle, tmp_path: Path) -> Non
     assert found.file_to_file.n == 2
 
 
+def test_the_table_runs_two_steps_even_if_the_bundle_is_good_for_one(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    folder = make_bundle(tmp_path / "b", tile=64)
+    plan = {"psnr_db": 30, "ssim": 0.9, "texture": 1}
+    document = json.loads((folder / "bundle.json").read_text())
+    document["plans"] = [plan | {"scale": n, "factors": f"{n}x-"} for n in (4, 8)]
+    (folder / "bundle.json").write_text(json.dumps(document))
+    with Upscaler(folder, backend="onnxruntime", overlap=24) as upscaler:
+        assert upscaler.plan(128, 128, 4).notation == "4x-"
+        assert [row.plan(upscaler).notation for row in PUBLISHED] == ["2x2", "4x2", "2x2", "4x2"]
+
+
 def test_the_table_never_hides_that_the_machine_is_another() -> None:
     rows = [
         Row(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.manifest import read_plans
 
 MakeBundle = Callable[..., Path]
 needs_links = pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")
@@ -79,6 +80,65 @@ def test_golden_tile_is_listed_and_checked(folder: Path, document: dict[str, Any
     (folder / "bundle.json").write_text(changed(document, "golden", listed), encoding="utf-8")
     with pytest.raises(BundleError, match="golden has 1 outputs for 2 stages"):
         open_bundle(folder)
+
+
+PLAN = {"scale": 2.0, "factors": "2x-", "psnr_db": 31.5, "ssim": 0.91, "texture": 0.8}
+
+
+def test_measured_plans_are_kept_and_a_bundle_may_have_none(document: dict[str, Any]) -> None:
+    assert "plans" not in document
+    for plans in ([PLAN], [PLAN, PLAN | {"factors": "-x2"}, PLAN | {"scale": 4.0, "factors": "2x2"}]):
+        text = changed(document, "plans", plans)
+        manifest = Manifest.from_json(text)
+        assert json.loads(manifest.to_json()) == json.loads(text)
+        assert [plan.factors for plan in manifest.plans] == [plan["factors"] for plan in plans]
+        assert read_plans(json.dumps(plans), 2) == manifest.plans
+    assert "plans" not in json.loads(Manifest.from_json(changed(document, "plans", [])).to_json())
+
+
+HOSTILE_PLANS = [
+    (None, "plans must be a list"),
+    ({}, "plans must be a list"),
+    ([5], r"plans\[0\] must be an object"),
+    ([{}], r"missing key 'plans\[0\]"),
+    ([PLAN | {"surprise": 1}], r"unknown key 'plans\[0\].surprise'"),
+    ([PLAN | {"factors": 2}], r"plans\[0\].factors must be a string"),
+    *(
+        ([PLAN | {"factors": factors}], r"plans\[0\]: factors must be two whole numbers")
+        for factors in ("", "2", "-x-", "0x2", "33x-", "9x9", "2x2x2", "2X-", "٢x-", "9" * 10**5, "2x-\n")
+    ),
+    *(
+        ([PLAN | {"scale": scale}], r"plans\[0\]: scale must be 1 to 32")
+        for scale in (0, 0.99, -2, 33, 1e300)
+    ),
+    ([PLAN | {"scale": "2"}], r"plans\[0\].scale must be a finite number"),
+    ([PLAN | {"scale": 10**400}], r"plans\[0\].scale must be a finite number"),
+    ([PLAN | {"scale": 2.01}], r"plans\[0\]: factors 2x- do not reach scale 2.01"),
+    ([PLAN | {"psnr_db": -1}], "psnr_db must be 0 to 200"),
+    ([PLAN | {"ssim": 1.1}], "ssim must be -1 to 1"),
+    ([PLAN | {"texture": -0.1}], "texture must not be negative"),
+    ([PLAN, PLAN], "plan 2x- for scale 2 is listed twice"),
+    ([PLAN | {"scale": 1 + n / 100} for n in range(65)], "there are 65 plans, at most 64"),
+]
+
+
+@pytest.mark.parametrize(("plans", "message"), HOSTILE_PLANS)
+def test_hostile_plans_are_refused(document: dict[str, Any], plans: object, message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        Manifest.from_json(changed(document, "plans", plans))
+    assert caught.value.exit_code == 5
+    assert len(str(caught.value)) < 200
+    with pytest.raises(BundleError):
+        read_plans(json.dumps(plans), 2)
+
+
+def test_plans_need_the_stages_that_they_name(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "one", tile=64, stages=1)
+    document = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    assert Manifest.from_json(changed(document, "plans", [PLAN])).plans
+    for factors in ("-x2", "1x2"):
+        with pytest.raises(BundleError, match=f"plan {factors} for scale 2 needs stage 2"):
+            Manifest.from_json(changed(document, "plans", [PLAN | {"factors": factors}]))
 
 
 def test_variant_is_chosen_by_what_is_asked(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.tiling.plan import MAX_SCALE
+from tudsr_runtime.factors import MAX_SCALE
 
 
 @dataclass(frozen=True)

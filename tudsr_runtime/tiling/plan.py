@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
+from tudsr_runtime.factors import MAX_SCALE, Factors, format_factors, parse_factors, product
+from tudsr_runtime.manifest import MeasuredPlan
 from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis, plan_axis
 
-MAX_SCALE = 32
 DEFAULT_SCALE = 8
 # Stage 2 was trained to follow a x2 step, so N stays 2 (paper, Algorithm 2) and M takes up the scale.
 TWO_STAGE_FACTORS = ((4, (2, 2)), (8, (4, 2)), (16, (8, 2)))
@@ -59,18 +59,21 @@ class Plan:
     @property
     def notation(self) -> str:
         """The factors as `plan_upscale` takes them: "4x2", "4x-" or "-x4"."""
-        parts = {stage.stage: str(stage.factor) for stage in self.stages}
-        return "x".join(parts.get(stage, "-") for stage in range(2))
+        return format_factors(self._chosen)
 
     @property
     def product(self) -> int:
         """The integer enlargement that the stages make, before the final resize."""
-        return math.prod(self.factors)
+        return product(self._chosen)
 
     @property
     def tiles(self) -> int:
         """Tiles of all stages."""
         return sum(stage.tiles for stage in self.stages)
+
+    @property
+    def _chosen(self) -> Factors:
+        return tuple((stage.stage, stage.factor) for stage in self.stages)
 
 
 def plan_upscale(
@@ -83,6 +86,7 @@ def plan_upscale(
     stages: int = 2,
     tile: int | Sequence[int] = TILE,
     overlap: int = OVERLAP,
+    plans: Sequence[MeasuredPlan] = (),
 ) -> Plan:
     """Plan the upscaling of a width x height picture.
 
@@ -97,6 +101,9 @@ def plan_upscale(
         tile: the tile's edge in px, or several to choose from: each stage takes the smallest that holds its
             whole canvas, else the greatest.
         overlap: least overlap of tiles in px; of tiles smaller than the greatest, at most half.
+        plans: what the bundle was measured to be good for. Of those for the least scale that is at least
+            `scale`, the one with the fewest pixels in tiles is taken; where there is none, or where they cost
+            more than the factors that are taken without figures, these are.
 
     Raises:
         UsageError: scale, factors or overlap cannot be meant.
@@ -111,18 +118,15 @@ def plan_upscale(
         scale = _scale_to(_checked_size(size), width, height)
     elif scale is None and factors is None:
         scale = DEFAULT_SCALE
-    chosen = _parse(factors, stages) if factors is not None else _choose(_checked(scale), stages)
-    product = math.prod(factor for _, factor in chosen)
-    scale = float(product) if scale is None else _checked(scale)
+    canvases = _Canvases(width, height, (tile,) if isinstance(tile, int) else tile, overlap)
+    if factors is not None:
+        chosen = _asked(factors, stages)
+        scale, why = float(product(chosen)) if scale is None else _checked(scale), "as asked"
+    else:
+        scale = _checked(scale)
+        chosen, why = _choose(scale, stages, plans, canvases)
     output = size or (math.floor(width * scale + 0.5), math.floor(height * scale + 0.5))
-    return Plan(
-        width,
-        height,
-        scale,
-        *output,
-        _plan_stages(width, height, chosen, (tile,) if isinstance(tile, int) else tile, overlap),
-        _reason(scale, chosen, product, stages, asked=factors is not None),
-    )
+    return Plan(width, height, scale, *output, canvases.stages(chosen), _reason(scale, chosen, why))
 
 
 def _checked_size(size: object) -> tuple[int, int]:
@@ -154,55 +158,84 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _choose(scale: float, stages: int) -> tuple[tuple[int, int], ...]:
-    """(stage, factor) of each stage to run: the least product that reaches `scale`, else the greatest."""
+@dataclass(frozen=True)
+class _Canvases:
+    """A picture's size and what its canvases are tiled with."""
+
+    width: int
+    height: int
+    tiles: Sequence[int]
+    overlap: int
+
+    def stages(self, chosen: Factors) -> tuple[StagePlan, ...]:
+        planned = []
+        width, height, greatest = self.width, self.height, max(self.tiles)
+        for stage, factor in chosen:
+            width, height = width * factor, height * factor
+            tile = min((size for size in self.tiles if size >= max(width, height)), default=greatest)
+            least = self.overlap if tile == greatest else min(self.overlap, tile // 2)
+            try:
+                columns, rows = plan_axis(width, tile, least), plan_axis(height, tile, least)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+            planned.append(StagePlan(stage, factor, columns, rows))
+        return tuple(planned)
+
+    def cost(self, chosen: Factors) -> tuple[int, int]:
+        """Pixels of all tiles, which is what the model computes; of all canvases, where those are equal."""
+        stages = self.stages(chosen)
+        return (
+            sum(stage.tiles * stage.columns.tile**2 for stage in stages),
+            sum(stage.columns.length * stage.rows.length for stage in stages),
+        )
+
+
+def _choose(
+    scale: float, stages: int, plans: Sequence[MeasuredPlan], canvases: _Canvases
+) -> tuple[Factors, str]:
+    """The factors to run, and why: the cheapest that the bundle's figures or the rule without them allow."""
+    limit = min((plan.scale for plan in plans if plan.scale >= scale), default=None)
+    listed = sorted((plan for plan in plans if plan.scale == limit), key=lambda plan: -plan.psnr_db)
+    best = min(listed, key=lambda plan: canvases.cost(parse_factors(plan.factors)), default=None)
+    unmeasured = _without_figures(scale, stages)
+    if best is None:
+        return unmeasured, _why(scale, unmeasured, stages)
+    measured = parse_factors(best.factors)
+    # What serves a large scale may cost more than what the rule has for a smaller one.
+    if product(unmeasured) >= scale and canvases.cost(unmeasured) < canvases.cost(measured):
+        return unmeasured, _why(scale, unmeasured, stages)
+    figures = f"{best.psnr_db:.2f} dB, SSIM {best.ssim:.3f}"
+    return measured, f"the cheapest that the bundle is good for up to x{limit:g} (measured: {figures})"
+
+
+def _without_figures(scale: float, stages: int) -> Factors:
+    """The least product that reaches `scale`, else the greatest."""
     if stages == 1:
         return ((0, next((f for f in ONE_STAGE_FACTORS if f >= scale), ONE_STAGE_FACTORS[-1])),)
     pair = next((pair for limit, pair in TWO_STAGE_FACTORS if scale <= limit), TWO_STAGE_FACTORS[-1][1])
     return tuple(enumerate(pair))
 
 
-def _parse(factors: str, stages: int) -> tuple[tuple[int, int], ...]:
-    match = re.fullmatch(r"(\d{1,2}|-)x(\d{1,2}|-)", str(factors), re.ASCII)
-    chosen = tuple((i, int(part)) for i, part in enumerate(match.groups()) if part != "-") if match else ()
-    if not chosen or not 1 <= math.prod(factor for _, factor in chosen) <= MAX_SCALE:
-        raise UsageError(
-            f"factors must be two whole numbers with a product up to {MAX_SCALE}, not {factors!r}",
-            hint='"4x2", "4x-" for stage 1 alone, or "-x4" for stage 2 alone',
-        )
+def _asked(factors: object, stages: int) -> Factors:
+    try:
+        chosen = parse_factors(factors)
+    except ValueError as error:
+        hint = '"4x2", "4x-" for stage 1 alone, or "-x4" for stage 2 alone'
+        raise UsageError(str(error), hint=hint) from None
     if chosen[-1][0] >= stages:
         raise BundleError(f"factors {factors!r} ask for stage 2, the bundle has {stages} stage", hint='"4x-"')
     return chosen
 
 
-def _plan_stages(
-    width: int, height: int, chosen: tuple[tuple[int, int], ...], tiles: Sequence[int], overlap: int
-) -> tuple[StagePlan, ...]:
-    planned = []
-    greatest = max(tiles)
-    for stage, factor in chosen:
-        width, height = width * factor, height * factor
-        tile = min((size for size in tiles if size >= max(width, height)), default=greatest)
-        least = overlap if tile == greatest else min(overlap, tile // 2)
-        try:
-            columns, rows = plan_axis(width, tile, least), plan_axis(height, tile, least)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        planned.append(StagePlan(stage, factor, columns, rows))
-    return tuple(planned)
-
-
-def _reason(scale: float, chosen: tuple[tuple[int, int], ...], product: int, stages: int, asked: bool) -> str:
-    parts = dict(chosen)
-    shown = "x".join(str(parts.get(stage, "-")) for stage in range(2))
-    why = "as asked" if asked else _why(scale, product, stages)
-    if scale == product:
+def _reason(scale: float, chosen: Factors, why: str) -> str:
+    shown, reached = format_factors(chosen), product(chosen)
+    if scale == reached:
         return f"{shown}, {why}"
-    then = "reduced" if scale < product else "enlarged by interpolation"
-    return f"{shown} = x{product}, {why}, then {then} to x{scale:g}"
+    then = "reduced" if scale < reached else "enlarged by interpolation"
+    return f"{shown} = x{reached}, {why}, then {then} to x{scale:g}"
 
 
-def _why(scale: float, product: int, stages: int) -> str:
-    if scale > product:
+def _why(scale: float, chosen: Factors, stages: int) -> str:
+    if scale > product(chosen):
         return "the most that is chosen automatically"
     return "the least that reaches the scale" + ("" if stages == 2 else " with the bundle's one stage")

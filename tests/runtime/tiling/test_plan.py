@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tudsr_runtime.errors import BundleError, InputError, TudsrError, UsageError
-from tudsr_runtime.tiling.plan import plan_upscale
+from tudsr_runtime.factors import parse_factors, product
+from tudsr_runtime.manifest import MeasuredPlan
+from tudsr_runtime.tiling.plan import Plan, plan_upscale
 
 
 @pytest.mark.parametrize(
@@ -170,3 +172,91 @@ def test_each_stage_takes_the_smallest_tile_that_holds_its_canvas(
     plan = plan_upscale(width, height, 8, tile=(512, 256, 128, 64))
     assert tuple(stage.columns.tile for stage in plan.stages) == tiles
     assert tuple(stage.rows.tile for stage in plan.stages) == tiles
+
+
+def measured(scale: float, factors: str, psnr_db: float = 30) -> MeasuredPlan:
+    return MeasuredPlan(scale, factors, psnr_db, 0.9, 1)
+
+
+PLANS = (
+    measured(2, "2x-", 31),
+    measured(2, "1x2", 33),
+    measured(4, "2x2", 29),
+    measured(4, "4x-", 28),
+    measured(8, "-x8"),
+)
+
+
+@pytest.mark.parametrize(
+    ("scale", "factors"),
+    [
+        *[(1, "2x-"), (1.5, "2x-"), (2, "2x-"), (2.1, "4x-"), (3, "4x-"), (4, "4x-"), (6, "-x8"), (8, "-x8")],
+        *[(8.1, "8x2"), (32, "8x2")],
+    ],
+)
+def test_the_cheapest_that_the_bundle_is_good_for(scale: float, factors: str) -> None:
+    assert plan_upscale(256, 256, scale, plans=PLANS).notation == factors
+    assert plan_upscale(256, 256, scale, "4x2", plans=PLANS).notation == "4x2"
+    assert plan_upscale(256, 256, scale).notation in {"2x2", "4x2", "8x2"}
+
+
+def test_twice_as_large_in_one_tile() -> None:
+    assert plan_upscale(256, 256, 2).tiles == 10
+    assert plan_upscale(256, 256, 2, plans=PLANS).tiles == 1
+
+
+def test_of_two_that_cost_the_same_the_better() -> None:
+    equal = (measured(2, "2x-", 30), measured(2, "-x2", 31))
+    for plans in (equal, equal[::-1]):
+        assert plan_upscale(256, 256, 2, plans=plans).notation == "-x2"
+
+
+def test_what_serves_a_larger_scale_is_not_taken_where_less_does() -> None:
+    assert plan_upscale(256, 256, 3, plans=[measured(8, "4x2")]).notation == "2x2"
+    assert plan_upscale(256, 256, 20, plans=[measured(32, "16x2")]).notation == "16x2"
+
+
+def test_the_reason_gives_the_figures() -> None:
+    assert plan_upscale(256, 256, 1.5, plans=PLANS).reason == (
+        "2x- = x2, the cheapest that the bundle is good for up to x2 (measured: 31.00 dB, SSIM 0.900), "
+        "then reduced to x1.5"
+    )
+
+
+FACTORS = ["2x-", "-x2", "3x-", "4x-", "-x4", "8x-", "-x16", "1x2", "2x1", "2x2", "3x2", "4x2", "2x8", "16x2"]
+
+
+@st.composite
+def measured_plans(draw: st.DrawFn) -> MeasuredPlan:
+    factors = draw(st.sampled_from(FACTORS))
+    scale = draw(st.floats(1, product(parse_factors(factors))))
+    return measured(scale, factors, draw(st.floats(0, 100)))
+
+
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    scale=st.floats(1, 32),
+    plans=st.lists(measured_plans(), max_size=6),
+    tiles=st.sampled_from([(512,), (512, 256), (512, 256, 128)]),
+)
+def test_the_scale_is_reached_and_nothing_costs_more_than_without_figures(
+    width: int, height: int, scale: float, plans: list[MeasuredPlan], tiles: tuple[int, ...]
+) -> None:
+    plan = plan_upscale(width, height, scale, plans=plans, tile=tiles)
+    without = plan_upscale(width, height, scale, tile=tiles)
+    serving = [one for one in plans if one.scale >= scale]
+    if serving or without.product >= scale:
+        assert plan.product >= scale
+    if without.product >= scale:
+        assert tile_pixels(plan) <= tile_pixels(without)
+    if not serving:
+        assert plan == without
+    for one in serving:
+        if one.scale == min(other.scale for other in serving):
+            named = plan_upscale(width, height, scale, one.factors, tile=tiles)
+            assert tile_pixels(plan) <= tile_pixels(named)
+
+
+def tile_pixels(plan: Plan) -> int:
+    return sum(stage.tiles * stage.columns.tile**2 for stage in plan.stages)
