@@ -130,8 +130,9 @@ def test_one_transparent_colour_of_16_bits_becomes_alpha(tmp_path: Path, count: 
     ids=str,
 )
 def test_tiff_is_read_to_the_last_bit(tmp_path: Path, options: dict[str, object]) -> None:
+    # `metadata` would be a description of the shape, of which a note tells.
     pixels = noise(HEIGHT, WIDTH, 3)
-    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", **options)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", metadata=None, **options)
     picture = read(tmp_path / "in.tif")
     assert np.array_equal(picture.levels, pixels)
     assert picture.notes == ()
