@@ -200,7 +200,7 @@ def test_tiff_channels_stored_apart_are_right_and_any_loss_is_said(
     pixels = noise(HEIGHT, WIDTH, 3)
     planes = pixels.transpose(2, 0, 1)
     options = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
-    tifffile.imwrite(tmp_path / "in.tif", planes, rowsperstrip=2, **options)
+    tifffile.imwrite(tmp_path / "in.tif", planes, rowsperstrip=2, metadata=None, **options)
     picture = read(tmp_path / "in.tif")
     if compression is None:
         assert np.array_equal(picture.levels, pixels)
