@@ -149,6 +149,13 @@ def _common(
     pass
 
 
+def _path(text: str) -> Path:
+    """An input; the empty one, of a variable that is not set, would be the folder where one stands."""
+    if not text:
+        raise typer.BadParameter("an empty name is no picture and no folder")
+    return Path(text)
+
+
 @app.command(cls=_Grouped)
 @_from_options
 def upscale(
@@ -156,7 +163,7 @@ def upscale(
         list[Path],
         # Whether they can be read is found out picture by picture: one that cannot must not stop the rest.
         typer.Argument(
-            metavar="INPUT...", readable=False, help="Pictures, folders of them, patterns, or - for stdin."
+            metavar="INPUT...", parser=_path, help="Pictures, folders of them, patterns, or - for stdin."
         ),
     ],
     options: UpscaleOptions,
@@ -456,6 +463,12 @@ def _report_usage(error: Any) -> int:
     said = io.StringIO()
     error.show(file=said)
     typer.echo(printable_lines(said.getvalue()), err=True, nl=False)
+    # The options were not understood, so what was asked for is read off the words.
+    if "--json" in sys.argv[1:]:
+        from tudsr_runtime.errors import UsageError
+        from tudsr_runtime.terminal import Terminal, failure
+
+        Terminal().json(failure(UsageError(error.format_message())))
     return int(error.exit_code)
 
 

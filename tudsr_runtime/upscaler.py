@@ -75,6 +75,12 @@ class Upscaler:
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
+        if isinstance(overlap, bool) or not isinstance(overlap, int):
+            raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
+        if not isinstance(bundle, str | Path | Bundle):
+            raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
+        if not isinstance(device, str):
+            raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         per_stage = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
@@ -108,10 +114,13 @@ class Upscaler:
         size: tuple[int, int] | None = None,
     ) -> Plan:
         """What `upscale` would do with a picture of that size, computed at no cost. Errors as there."""
+        sides: tuple[object, object] = width, height
+        if not all(isinstance(side, int | np.integer) for side in sides):
+            raise UsageError(f"width and height must be whole numbers of px, not {width!r} and {height!r}")
         manifest = self.bundle.manifest
         return plan_upscale(
-            width,
-            height,
+            int(width),
+            int(height),
             scale,
             factors,
             size=size,

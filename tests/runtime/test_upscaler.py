@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import subprocess
 import sys
 import threading
@@ -306,6 +307,31 @@ def test_what_is_no_size_is_said(bundle: Bundle, given: dict[str, Any], said: st
 def test_what_is_no_strength_is_said(bundle: Bundle, strength: Any) -> None:
     with pytest.raises(UsageError, match="strength must be a number from 0 to 1, or two such numbers"):
         Upscaler(bundle, strength=strength)
+
+
+@pytest.mark.parametrize(
+    "given", [{"overlap": "x"}, {"overlap": 64.0}, {"bundle": None}, {"bundle": 3}, {"device": 3}]
+)
+def test_what_is_of_no_kind_that_can_be_meant_is_said(bundle: Bundle, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(given))} must be"):
+        Upscaler(**({"bundle": bundle} | given))
+
+
+def test_a_plan_is_of_whole_numbers(bundle: Bundle) -> None:
+    upscaler = Upscaler(bundle, overlap=17)
+    with pytest.raises(UsageError, match="width and height must be whole"):
+        upscaler.plan("5", 4, 2)  # type: ignore[arg-type]
+    assert upscaler.plan(np.int64(5), np.int64(4), 2).output_width == 10  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["cut", "changed"])
+def test_a_pillow_image_of_a_damaged_file_is_an_input_error(bundle: Bundle, content: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(file, "PNG", compress_level=0)
+    whole = bytearray(file.getvalue())
+    damaged = whole[:200] if content == "cut" else whole[:60] + b"\xff" * 40 + whole[100:]
+    with pytest.raises(InputError, match="Pillow image cannot be decoded"):
+        Upscaler(bundle, overlap=17).upscale(Image.open(io.BytesIO(bytes(damaged))), scale=2)
 
 
 def test_a_list_of_strengths_is_a_pair(bundle: Bundle) -> None:

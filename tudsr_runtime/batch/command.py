@@ -31,6 +31,8 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         TudsrError: of a single input, the error itself; of several, BatchError once all are tried. Errors
             that concern every picture (options, bundle, device, output folder) come before any is computed.
     """
+    if options.overwrite and options.on_exists not in ("error", "overwrite"):
+        raise UsageError(f"--overwrite and --on-exists {options.on_exists} contradict", hint="leave one out")
     suffix = _suffix(options)
     named = expand(inputs)
     asked = None if options.output is None else Path(options.output)

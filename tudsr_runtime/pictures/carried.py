@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.pictures import signalled
+from tudsr_runtime.pictures import signalled, unkept
 from tudsr_runtime.pictures.containers import (
     Parts,
     avif_items,
@@ -35,13 +35,6 @@ METRE = 0.0254
 MAX_DPI = 65535
 """What every format can write."""
 
-STRUCTURAL = {
-    "PNG": {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf",
-            b"tEXt", b"zTXt", b"iTXt", b"pHYs"},
-    "WEBP": {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP "},
-}  # fmt: skip
-"""Parts that are treated elsewhere or are the picture itself; others are named in a note."""
-
 PROVENANCE = "the provenance record (C2PA) speaks of the old pixels and is dropped"
 GAIN_MAP = "the HDR gain map is dropped: the result is the picture in standard range"
 VIDEO = "the video of the motion photo is dropped"
@@ -50,8 +43,6 @@ DEPTH = "the depth map is dropped"
 ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1"
 ALPHA_TYPES = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 DEPTH_TYPES = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2")
-
-C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 RAW_PROFILE = "Raw profile type "
 
@@ -108,9 +99,12 @@ def carried(path: Path, image: Image.Image, kind: str, *, keep: bool) -> Carried
     parts = _parts(data, kind)
     xmp = _xmp(image)
     notes = [*_other_data(data, parts, kind, xmp)]
+    if colour is None and not image.info.get("icc_profile") and _says_colour(parts):
+        notes.append("the colours (cICP, gAMA and cHRM) are damaged and dropped")
     if image.format == "MPO":
         # Said already: "only the first picture of the file is used".
         notes = [note for note in notes if not note.endswith("(another JPEG)")]
+    notes += unkept.of_pixels(image, data, kind)
     if not keep:
         return Carried(colour, wins, icc, notes=tuple(notes))
     geo = geo_of(image) if kind == "TIFF" else {}
@@ -127,7 +121,7 @@ def carried(path: Path, image: Image.Image, kind: str, *, keep: bool) -> Carried
         _comment(image, kind),
         _iptc(image),
         geo,
-        (*notes, *lost, *_unknown(parts, kind), *stale_exif(image)),
+        (*notes, *lost, *unkept.of_blocks(image, data, parts, kind), *stale_exif(image)),
     )
 
 
@@ -166,6 +160,10 @@ def _of_gamma(parts: Parts) -> Colour | None:
     curve = signalled.SRGB_CURVE if not gamma or abs(gamma - 45455) < 200 else (100_000 / gamma,)
     primaries = tuple(value / 100_000 for value in corners) or signalled.PRIMARIES[1]
     return signalled.from_chromaticities("gAMA and cHRM", primaries, curve)
+
+
+def _says_colour(parts: Parts) -> bool:
+    return any(parts.named(name) for name in (b"cICP", b"gAMA", b"cHRM"))
 
 
 def _of_nclx(data: bytes) -> Colour | None:
@@ -238,40 +236,13 @@ def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[st
     if rest and not (gain or video):
         yield f"{len(rest)} bytes behind the picture are dropped" + (" (another JPEG)" if second else "")
     jumbf = any(body[:2] == b"JP" for body in parts.named(b"APP11"))
-    boxed = kind == "AVIF" and any(name == b"uuid" and body[:16] == C2PA_UUID for name, body in boxes(data))
+    boxed = kind == "AVIF" and any(
+        name == b"uuid" and body[:16] == unkept.C2PA_UUID for name, body in boxes(data)
+    )
     if jumbf or boxed or parts.named(b"caBX") or parts.named(b"C2PA"):
         yield PROVENANCE
     if any(body.startswith(b"http://ns.adobe.com/xmp/extension/\0") for body in parts.named(b"APP1")):
         yield "the extended part of XMP is dropped"
-
-
-def _unknown(parts: Parts, kind: str) -> list[str]:
-    """A note that names the parts for which no place is known."""
-    if kind == "JPEG":
-        names = [name for name, body in parts.parts if not _known_segment(name, body)]
-    else:
-        known = STRUCTURAL.get(kind, set()) | {b"caBX", b"C2PA"}
-        names = [name for name, _ in parts.parts if name not in known]
-    shown = ", ".join(dict.fromkeys(_printable(name) for name in names[:100]))
-    what = {"PNG": "PNG chunks", "JPEG": "JPEG segments", "WEBP": "WebP chunks"}.get(kind)
-    return [f"{what} that have no place in the result are dropped: {shown}"] if shown else []
-
-
-def _known_segment(name: bytes, body: bytes) -> bool:
-    known = {
-        b"COM": (b"",),
-        b"APP0": (b"JFIF\0", b"JFXX\0"),
-        b"APP1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"),
-        b"APP2": (b"ICC_PROFILE\0", b"MPF\0", ISO_GAIN_MAP),
-        b"APP11": (b"JP",),
-        b"APP13": (b"Photoshop 3.0\0",),
-        b"APP14": (b"Adobe",),
-    }
-    return body.startswith(known.get(name, ()))
-
-
-def _printable(name: bytes) -> str:
-    return "".join(chr(octet) if 32 < octet < 127 else "?" for octet in name)
 
 
 def _texts(image: Image.Image, parts: Parts) -> tuple[tuple[Text, ...], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -24,12 +25,15 @@ def geo_of(image: Image.Image) -> Geo:
     for tag in GEO_TAGS:
         value = tags.get(tag)
         if value is not None:
-            found[tag] = value if isinstance(value, str) else finite_numbers(value)
+            # What is no number says nothing of where the others are.
+            found[tag] = value if isinstance(value, str) else finite_numbers(value) or (math.nan,)
     return found
 
 
 def scaled_geo(geo: Geo, across: float, down: float) -> Geo:
     """The tags for a picture `across` times as wide and `down` times as high; empty if they make no sense."""
+    if any(math.isnan(value) for tag in geo for value in _of(geo, tag)):
+        return {}
     scales, points, matrix = (_of(geo, tag) for tag in GEO)
     keys = _of(geo, 34735)
     # GTRasterTypeGeoKey = 2: the whole numbers are the middles of pixels, else their corners.

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows, from_channels, from_image
+from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.planes import FloatArray, Levels
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -21,10 +22,16 @@ def to_picture(image: Levels | Image.Image) -> Picture:
 
     Raises:
         InputError: neither; or an array that is not (h, w) or (h, w, 1 to 4) levels, or a pixel format of
-            Pillow that is not supported.
+            Pillow that is not supported, or the image of a damaged file.
     """
     if isinstance(image, Image.Image):
-        return from_image(image)
+        try:
+            return from_image(image)
+        except Exception as error:
+            if not is_pillows(error):
+                raise
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the Pillow image cannot be decoded ({reason})") from error
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"a picture must be an array or a Pillow image, not {type(image).__name__}", hint=_opened(image)

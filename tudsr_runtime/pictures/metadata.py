@@ -19,7 +19,7 @@ STRUCTURE = frozenset(
     {
         *range(254, 270), 273, *range(277, 282), 284, *range(288, 294), 297, 301, *range(317, 326),
         *range(330, 348), *range(512, 522), *range(529, 533), 700, 33550, 33723, 33922,
-        34264, 34377, 34675, 34732, *range(34735, 34738), 37724, 50844, 52545,
+        34264, 34377, 34675, 34732, *range(34735, 34738), 37724, 50838, 50839, 50844, 51123, 52545,
     }
 )  # fmt: skip
 """TIFF tags that describe how the old file stores its pixels, or embed other metadata blocks."""
@@ -49,12 +49,17 @@ DROPPED_EXIF = (
 UNKEPT_TIFF = {
     301: "TransferFunction", 532: "ReferenceBlackWhite", 34377: "Photoshop's blocks",
     37724: "Photoshop's layers", 50844: "RPC coefficients", 52545: "C2PA", 330: "further pictures",
-    34732: "layers",
+    34732: "layers", 50838: "ImageJ's metadata", 50839: "ImageJ's metadata",
+    51123: "Micro-Manager's metadata",
 }  # fmt: skip
 """Tags of a TIFF that no result has."""
 
 SUB_DIRECTORIES = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), int(ExifTags.IFD.Interop))
 """Tags whose value is a directory of its own."""
+
+DESCRIPTION, RESOLUTION = int(ExifTags.Base.ImageDescription), (282, 283, 296)
+COUNTING = re.compile(r"""^(ImageJ=|\{"shape":|shape=\(|Aperio )|<OME[ >]""")
+"""How descriptions begin that programs for microscopes and arrays write."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -153,7 +158,7 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
     """EXIF without orientation, thumbnail and the file's structure; and a note if it had to be dropped."""
     try:
         exif = _exif(image)
-        for tag in STRUCTURE.union({ORIENTATION}) & set(exif):
+        for tag in STRUCTURE.union({ORIENTATION}, _counted(exif)) & set(exif):
             del exif[tag]
         for tag in DROPPED_EXIF if ExifTags.IFD.Exif in exif else ():
             exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
@@ -173,11 +178,25 @@ def stale_exif(image: Image.Image) -> list[str]:
         below = sub_directory(exif, ExifTags.IFD.Exif)
         names = [name for tag, name in STALE_EXIF.items() if tag in below]
         names += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
+        names += ["ImageDescription, which counts pixels"] if counts_pixels(exif) else []
     except Exception as error:
         if not is_pillows(error):
             raise
         return []
-    return [f"tags that no longer hold are dropped: {', '.join(names)}"] if names else []
+    return [f"tags that no longer hold are dropped: {', '.join(dict.fromkeys(names))}"] if names else []
+
+
+def counts_pixels(exif: Image.Exif) -> bool:
+    """Whether its ImageDescription tells of the size of the picture, or of what a pixel of it measures."""
+    description = exif.get(DESCRIPTION)
+    return isinstance(description, str) and COUNTING.search(description) is not None
+
+
+def _counted(exif: Image.Exif) -> tuple[int, ...]:
+    """The tags that fall with such a description: resolutions without a unit are in one that it names."""
+    if not counts_pixels(exif):
+        return ()
+    return (DESCRIPTION, *RESOLUTION) if exif.get(RESOLUTION[-1]) == 1 else (DESCRIPTION,)
 
 
 def kept_xmp(image: Image.Image) -> tuple[bytes | None, str | None]:
@@ -195,7 +214,7 @@ def kept_icc(image: Image.Image) -> tuple[bytes | None, str | None]:
     stated = image.info.get("icc_profile")
     if isinstance(stated, bytes) and len(stated) > MAX_PROFILE:
         return None, f"the colour profile, of {len(stated) / 1e6:.0f} MB, is too large and dropped"
-    if stated is None or isinstance(stated, bytes):
+    if isinstance(stated, bytes) or "icc_profile" not in image.info:
         return stated or None, None
     return None, "the colour profile is damaged and dropped"
 

@@ -28,12 +28,17 @@ Metadata = Literal["keep", "strip"]
 
 SIGNATURES = (
     (rb"GIF8", "a GIF"),
+    (rb"MM\x00\+", "a BigTIFF whose numbers are big-endian, which is not read"),
     (
-        rb"II[*+]\x00|MM\x00[*+]",
+        rb"II[*+]\x00|MM\x00\*",
         "a TIFF that is damaged, or whose pixels are of a kind that is not supported (floating point?)",
     ),
     (
-        rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP|BM|.{4}ftypavi[fs]",
+        rb"\xff\xd8\xff",
+        "a JPEG that is damaged, or of a kind that is not supported (12 bits per channel?)",
+    ),
+    (
+        rb"\x89PNG|RIFF.{4}WEBP|BM|.{4}ftypavi[fs]",
         "damaged: its header cannot be read",
     ),
     (rb".{4}ftyp(heic|heix|heim|hevc|mif1|msf1)", "an HEIC picture"),

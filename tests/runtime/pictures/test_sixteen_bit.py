@@ -130,8 +130,9 @@ def test_one_transparent_colour_of_16_bits_becomes_alpha(tmp_path: Path, count: 
     ids=str,
 )
 def test_tiff_is_read_to_the_last_bit(tmp_path: Path, options: dict[str, object]) -> None:
+    # `metadata` would be a description of the shape, of which a note tells.
     pixels = noise(HEIGHT, WIDTH, 3)
-    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", **options)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", metadata=None, **options)
     picture = read(tmp_path / "in.tif")
     assert np.array_equal(picture.levels, pixels)
     assert picture.notes == ()
@@ -199,7 +200,7 @@ def test_tiff_channels_stored_apart_are_right_and_any_loss_is_said(
     pixels = noise(HEIGHT, WIDTH, 3)
     planes = pixels.transpose(2, 0, 1)
     options = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
-    tifffile.imwrite(tmp_path / "in.tif", planes, rowsperstrip=2, **options)
+    tifffile.imwrite(tmp_path / "in.tif", planes, rowsperstrip=2, metadata=None, **options)
     picture = read(tmp_path / "in.tif")
     if compression is None:
         assert np.array_equal(picture.levels, pixels)
