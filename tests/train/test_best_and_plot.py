@@ -69,7 +69,7 @@ def trained(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> Path:
     """A run that validated on camera pairs and kept its best step."""
     base = tmp_path / "base"
     train_base(
-        BaseConfig(model=tiny_model, data=pool.synthetic, R=32, optimization=optimization(steps=1)),
+        BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=1)),
         base,
         "never",
     )

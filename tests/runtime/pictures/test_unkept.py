@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.runtime.carriers import SIZE, SRGB, saved, with_chunk, with_segment, with_tags
 
+from tests.runtime.pictures.carriers import SIZE, SRGB, saved, with_chunk, with_segment, with_tags
 from tests.runtime.pictures.test_carried import through
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.read import read_header
