@@ -11,8 +11,9 @@ from pathlib import Path
 from tudsr_runtime.atomic import other_names, sweep
 from tudsr_runtime.batch.inputs import Source, is_folder
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.pictures.read import Header
-from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX, FORMATS, output_format
+from tudsr_runtime.pictures.write import output_format
 
 
 def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:

@@ -1,6 +1,6 @@
 """What a picture file carries besides its pixels: what can be written again, and notes on what cannot.
 
-`carried` names everything that it finds. Which of it a format holds is said by `fitting.HOLDS`.
+`carried` names everything that it finds. Which of it a format holds is said by `formats.FORMATS`.
 """
 
 from __future__ import annotations

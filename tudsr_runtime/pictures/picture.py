@@ -7,7 +7,7 @@ P, RGB, YCbCr, RGB;16   RGB                  RGB
 P + tRNS, RGBA, RGBA;16 RGB, filled          RGBA
 CMYK                    RGB (its profile)    RGB
 
-8 bits stay 8 bits and 16 stay 16, as far as the format that is written holds them (`encode`).
+8 bits stay 8 bits and 16 stay 16, as far as the format that is written holds them (`formats`).
 """
 
 from __future__ import annotations

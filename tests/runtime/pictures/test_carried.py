@@ -16,10 +16,11 @@ from PIL import Image, ImageCms
 
 from tests.runtime.conftest import Tudsr
 from tests.runtime.pictures import carriers
-from tests.runtime.pictures.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
+from tests.runtime.pictures.carriers import FILES, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tudsr_runtime.errors import InputError, UsageError
 from tudsr_runtime.pictures import signalled
 from tudsr_runtime.pictures.containers import avif_items, jpeg_parts, png_parts, riff_parts
+from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.read import Metadata, read_header, read_picture
 from tudsr_runtime.pictures.write import check_transparency, write_picture
