@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed."""
+"""The recipes of CONTRIBUTING.md, followed; and the places that documents name."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tudsr_runtime.pictures.read import read_header, read_picture
 from tudsr_runtime.pictures.write import write_picture
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -101,6 +102,13 @@ def test_one_file_and_one_entry_make_a_back_end(tmp_path: Path, monkeypatch: pyt
     with Upscaler(tmp_path / "bundle", "nothing", "cpu", overlap=24) as upscaler:
         assert str(upscaler.choice).startswith("nothing on cpu (as asked)")
         assert (upscaler.upscale(grey, 4) == 77).all()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_that_a_document_names_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tudsr_\w+|tests|benchmarks|configs)/[a-z_\d/.-]*)`", text)
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize("kind", formats.FORMATS.values(), ids=list(formats.FORMATS))
