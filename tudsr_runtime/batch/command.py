@@ -107,7 +107,7 @@ def _ends_in_slash(output: str | None) -> bool:
 
 
 def _suffix(options: UpscaleOptions) -> str | None:
-    """Of --format. Raises UsageError if tudsr does not write it, or -o names another."""
+    """The suffix that --format names. Raises UsageError if tudsr does not write it, or -o names another."""
     if options.format is None:
         return None
     suffix, output = f".{options.format.lower()}", Path(options.output or ".")

@@ -81,7 +81,7 @@ class Record:
         return None
 
     def made_beside(self, names: Collection[str]) -> set[str]:
-        """Those of the folder's files `names` that were made from another of them."""
+        """The files of the folder, among `names`, that were made from another one of `names`."""
         self._catch_up()
         return {name for name in names if not self._inputs.get(name, set()).isdisjoint(names)}
 
@@ -153,7 +153,7 @@ class Record:
             os.fsync(file.fileno())
 
     def _open(self, flags: int) -> BinaryIO:
-        """Raises OSError, also if it is no plain file."""
+        """Open the record. Raises OSError, also if it is no plain file."""
         with suppress(FileNotFoundError):
             _refuse_special(self._path.lstat())
         handle = os.open(self._path, flags | _FLAGS, 0o666)

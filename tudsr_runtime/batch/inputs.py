@@ -74,7 +74,7 @@ def find_inputs(
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is one; no too where the system cannot tell, such as for a name that is too long."""
+    """Whether `path` is a folder; False where the system cannot tell, as for a name that is too long."""
     try:
         return path.is_dir()
     except OSError:

@@ -66,10 +66,10 @@ class Job:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the input file when first asked for. Raises InputError."""
+        """Hash of the input file, as it was when first asked for. Raises InputError."""
         return self._hash()
 
-    def done(self, records: Records, any_name: bool) -> Path | None:
+    def earlier_result(self, records: Records, any_name: bool) -> Path | None:
         """The result of this very job, if an earlier run left it, be it renamed. Raises InputError."""
         output = None if any_name else self.target.name
         return records[self.target.parent].find(self.source.name, self.sha256, self.settings, output)
@@ -112,7 +112,7 @@ class Job:
         }
 
     def renamed(self, target: Path) -> Job:
-        """The same with another output."""
+        """A copy of the job with another output."""
         return replace(self, target=target)
 
 
@@ -120,7 +120,7 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
     """What is to be done with one picture, by its header alone.
 
     Raises:
-        InputError: not a picture, or it would become too large. UsageError: scale or size cannot be meant.
+        InputError: not a picture, or it would become too large. UsageError: scale or size is invalid.
         OutputError: the format holds no picture of that size.
     """
     header = read_header(source.path)
@@ -148,7 +148,7 @@ def check_output_size(
 
     Raises:
         InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
-        OutputError: the output format cannot hold so many pixels.
+        OutputError: the output format cannot hold that number of pixels.
     """
     smaller = again and _at_the_largest_scale(header, target, max_megapixels, again)
     if width * height // 1_000_000 > max_megapixels:

@@ -56,7 +56,7 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
         "geo": scaled_geo(extra.geo, across, down),
     }
     if extra.geo and not blocks["geo"]:
-        notes.append("the place on the earth (GeoTIFF) cannot be meant and is dropped")
+        notes.append("the place on the earth (GeoTIFF) makes no sense and is dropped")
     if extra.dpi and "dpi" not in held and "exif" in held:
         blocks["exif"] = with_resolution(picture.exif, extra.dpi) or picture.exif
         del blocks["dpi"]

@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array of levels: (h, w) or (h, w, channels)."""
+        """Shape of the array of levels: (h, w) or (h, w, channels)."""
         return (self.height, self.width, self.channels)[: 2 if self.channels == 1 else 3]
 
     @property

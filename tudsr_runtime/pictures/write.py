@@ -67,7 +67,7 @@ def held_bytes(target: Path, width: int, height: int) -> int:
 
 
 def check_format_limits(target: Path, width: int, height: int) -> None:
-    """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
+    """Raise OutputError if the format of `target` is too small for the picture; the hint names another."""
     kind = output_format(target)
     limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}"
     if max(width, height) > limits.side:
@@ -94,7 +94,7 @@ def check_transparency(picture: Picture, target: Path) -> None:
 
 
 def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> Layout:
-    """As much of grey, alpha and depth of the picture as the format of `target` holds."""
+    """The layout of the result: grey, alpha and depth as far as the format of `target` holds them."""
     holds = FORMATS[output_format(target)]
     return Layout(
         width,

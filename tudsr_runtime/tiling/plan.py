@@ -99,7 +99,7 @@ def plan_upscale(
         overlap: least overlap of tiles in px; of tiles smaller than the greatest, at most half.
 
     Raises:
-        UsageError: scale, factors or overlap cannot be meant.
+        UsageError: scale, factors or overlap is invalid.
         BundleError: the factors ask for a stage that the bundle does not have.
         InputError: the picture has no pixels.
     """
@@ -150,7 +150,7 @@ def _checked(scale: object) -> float:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, of numpy too; no boolean and no text."""
+    """Whether `value` is a real number, of numpy too; no boolean and no text."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
