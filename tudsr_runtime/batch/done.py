@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-NAME = ".tudsr.jsonl"
+RECORD_FILE = ".tudsr.jsonl"
 
 MAX_BYTES = 1 << 29
 """Of a record that is read: about a million results."""
@@ -54,7 +54,7 @@ class Record:
 
     def __init__(self, folder: Path, notify: Callable[[str], None]) -> None:
         self._folder = folder
-        self._path = folder / NAME
+        self._path = folder / RECORD_FILE
         self._notify = notify
         self._told: set[str] = set()
         self._read = 0

@@ -11,7 +11,7 @@ from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.options import OnExists
 from tudsr_runtime.batch.outputs import name_output
-from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
+from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled_size
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.pictures.picture import Picture
@@ -169,7 +169,7 @@ def _at_the_largest_scale(header: Header, target: Path, max_megapixels: int, aga
     """The command for this picture at the largest scale that is accepted; None if none is."""
 
     def fits(scale: float) -> bool:
-        width, height = scaled(header.width, header.height, scale)
+        width, height = scaled_size(header.width, header.height, scale)
         try:
             check_format_limits(target, width, height)
         except OutputError:

@@ -13,7 +13,7 @@ from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.metadata import fitting_icc
 from tudsr_runtime.pictures.picture import Layout, Picture
 from tudsr_runtime.pictures.pillow import is_pillows
-from tudsr_runtime.pictures.xmp import scaled
+from tudsr_runtime.pictures.xmp import scaled_xmp
 
 NAMES = {
     "icc": "the colour profile",
@@ -48,7 +48,7 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
         "icc": icc,
         "srgb": extra.colour is not None and extra.colour.is_srgb and icc is None,
         "exif": picture.exif,
-        "xmp": picture.xmp and scaled(picture.xmp, across, down),
+        "xmp": picture.xmp and scaled_xmp(picture.xmp, across, down),
         "texts": texts,
         "comment": comment,
         "dpi": extra.dpi,
