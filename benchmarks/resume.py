@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tudsr_runtime.batch.done import NAME
+from tudsr_runtime.batch.done import RECORD_FILE
 
 TUDSR = Path(sys.executable).with_name("tudsr")
 
@@ -35,9 +35,9 @@ def prepare(folder: Path, bundle: str) -> None:
 
 def grow(folder: Path, start: int, count: int) -> None:
     """Copies of picture 0, its result and its line, as `start` to `count` - 1."""
-    (line,) = (folder / "out" / NAME).read_text().splitlines()[:1]
+    (line,) = (folder / "out" / RECORD_FILE).read_text().splitlines()[:1]
     done = json.loads(line)
-    with open(folder / "out" / NAME, "a") as file:
+    with open(folder / "out" / RECORD_FILE, "a") as file:
         for number in range(start, count):
             name, output = f"{number}.png", done["output"].replace("0", str(number), 1)
             shutil.copy(folder / "in" / "0.png", folder / "in" / name)

@@ -1,7 +1,7 @@
 """Every error that tudsr raises on purpose. Each class carries the exit code that the command ends with.
 
     TudsrError
-    ├── UsageError        2   an option or argument that cannot be meant
+    ├── UsageError        2   an invalid option or argument
     ├── InputError        3   an input picture was rejected
     ├── BatchError        4   some pictures of a batch failed
     ├── BundleError       5   a bundle, base or adapter is missing, damaged or does not fit
@@ -46,7 +46,7 @@ def _rebuild(kind: type[TudsrError], message: str, hint: str | None) -> TudsrErr
 
 
 class UsageError(TudsrError):
-    """An option or argument that cannot be meant."""
+    """An invalid option or argument."""
 
     exit_code = 2
 

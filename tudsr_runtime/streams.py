@@ -85,7 +85,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for several lines."""
+    """The text as `printable` makes it, with its line breaks."""
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -162,7 +162,7 @@ class ProgressBar:
         self._show(done, f"{self._label}, tile {done} of {total}")
 
     def finish(self, tiles: int) -> None:
-        """The current picture, of so many tiles, is finished or has failed."""
+        """The current picture, whose number of tiles is `tiles`, is finished or has failed."""
         self._before += tiles
         self._show(0, self._label)
 

@@ -56,7 +56,7 @@ class Upscaler:
     Raises:
         BundleError: there is no sound bundle.
         DeviceError: what was asked for is not available here.
-        UsageError: an argument cannot be meant.
+        UsageError: an argument is out of its range or of another kind.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Upscaler:
 
         Raises:
             InputError: `image` is no such picture.
-            UsageError: scale, factors, size or overlap cannot be meant.
+            UsageError: scale, factors, size or overlap is invalid.
             BundleError: the bundle lacks a stage that `factors` ask for, or a graph does not fit its
             manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
             little memory. NotFiniteError: the model produced NaN or infinity.
@@ -218,7 +218,7 @@ class Upscaler:
         return self._engines.stage(plan.stage, plan.columns.tile)
 
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
-        """What `attempt` returns; it is called again with smaller tiles if an engine ran out of memory.
+        """Return what `attempt` does, called again with smaller tiles each time an engine lacks memory.
 
         For what takes `upscale_rows`, and asks for it anew each time; `upscale` does this itself.
 

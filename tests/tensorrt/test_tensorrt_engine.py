@@ -348,7 +348,7 @@ def test_the_command_builds_what_is_missing_and_says_so(
 ) -> None:
     Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
     line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
-    line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite"]
+    line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite", "-v"]
     for note in ("4 engines built in", "built before, and nothing has changed"):
         cli.app(line, standalone_mode=False)
         shown = capsys.readouterr().err

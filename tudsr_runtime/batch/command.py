@@ -18,7 +18,8 @@ from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX, Encoding
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
+from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.tiling.plan import DEFAULT_SCALE
 from tudsr_runtime.upscaler import Upscaler
@@ -108,7 +109,7 @@ def _ends_in_slash(output: str | None) -> bool:
 
 
 def _suffix(options: UpscaleOptions) -> str | None:
-    """Of --format. Raises UsageError if tudsr does not write it, or -o names another."""
+    """The suffix that --format names. Raises UsageError if tudsr does not write it, or -o names another."""
     if options.format is None:
         return None
     suffix, output = f".{options.format.lower()}", Path(options.output or ".")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-NAME = ".tudsr.jsonl"
+RECORD_FILE = ".tudsr.jsonl"
 
 MAX_BYTES = 1 << 29
 """Of a record that is read: about a million results."""
@@ -54,7 +54,7 @@ class Record:
 
     def __init__(self, folder: Path, notify: Callable[[str], None]) -> None:
         self._folder = folder
-        self._path = folder / NAME
+        self._path = folder / RECORD_FILE
         self._notify = notify
         self._told: set[str] = set()
         self._read = 0
@@ -81,7 +81,7 @@ class Record:
         return None
 
     def made_beside(self, names: Collection[str]) -> set[str]:
-        """Those of the folder's files `names` that were made from another of them."""
+        """The files of the folder, among `names`, that were made from another one of `names`."""
         self._catch_up()
         return {name for name in names if not self._inputs.get(name, set()).isdisjoint(names)}
 
@@ -153,7 +153,7 @@ class Record:
             os.fsync(file.fileno())
 
     def _open(self, flags: int) -> BinaryIO:
-        """Raises OSError, also if it is no plain file."""
+        """Open the record. Raises OSError, also if it is no plain file."""
         with suppress(FileNotFoundError):
             _refuse_special(self._path.lstat())
         handle = os.open(self._path, flags | _FLAGS, 0o666)

@@ -16,9 +16,7 @@ from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX
-
-PICTURE_SUFFIXES = frozenset(FORMAT_OF_SUFFIX)
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 
 NAMED_LIKE_A_RESULT = re.compile(r"(?P<stem>.+)_(x\d+(\.\d+)?|\d+x\d+)(_\d+)?")
 
@@ -76,7 +74,7 @@ def find_inputs(
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is one; no too where the system cannot tell, such as for a name that is too long."""
+    """Whether `path` is a folder; False where the system cannot tell, as for a name that is too long."""
     try:
         return path.is_dir()
     except OSError:
@@ -102,8 +100,8 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found, re
 
 
 def _take(parent: Path, folder: Path, names: list[str], found: Found, records: Records) -> None:
-    pictures = [name for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
-    others = [name for name in names if Path(name).suffix.lower() not in PICTURE_SUFFIXES]
+    pictures = [name for name in names if Path(name).suffix.lower() in FORMAT_OF_SUFFIX]
+    others = [name for name in names if Path(name).suffix.lower() not in FORMAT_OF_SUFFIX]
     results = records[parent].made_beside(set(pictures))
     taken = [name for name in pictures if name not in results]
     found.sources += [Source(parent / name, folder) for name in taken]

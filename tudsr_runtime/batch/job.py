@@ -11,7 +11,7 @@ from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.options import OnExists
 from tudsr_runtime.batch.outputs import name_output
-from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled
+from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled_size
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.pictures.picture import Picture
@@ -66,10 +66,10 @@ class Job:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the input file when first asked for. Raises InputError."""
+        """Hash of the input file, as it was when first asked for. Raises InputError."""
         return self._hash()
 
-    def done(self, records: Records, any_name: bool) -> Path | None:
+    def earlier_result(self, records: Records, any_name: bool) -> Path | None:
         """The result of this very job, if an earlier run left it, be it renamed. Raises InputError."""
         output = None if any_name else self.target.name
         return records[self.target.parent].find(self.source.name, self.sha256, self.settings, output)
@@ -112,7 +112,7 @@ class Job:
         }
 
     def renamed(self, target: Path) -> Job:
-        """The same with another output."""
+        """A copy of the job with another output."""
         return replace(self, target=target)
 
 
@@ -120,7 +120,7 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
     """What is to be done with one picture, by its header alone.
 
     Raises:
-        InputError: not a picture, or it would become too large. UsageError: scale or size cannot be meant.
+        InputError: not a picture, or it would become too large. UsageError: scale or size is invalid.
         OutputError: the format holds no picture of that size.
     """
     header = read_header(source.path)
@@ -148,7 +148,7 @@ def check_output_size(
 
     Raises:
         InputError: more than `max_megapixels` (10^6 pixels, rounded down) would come out.
-        OutputError: the output format cannot hold so many pixels.
+        OutputError: the output format cannot hold that number of pixels.
     """
     smaller = again and _at_the_largest_scale(header, target, max_megapixels, again)
     if width * height // 1_000_000 > max_megapixels:
@@ -169,7 +169,7 @@ def _at_the_largest_scale(header: Header, target: Path, max_megapixels: int, aga
     """The command for this picture at the largest scale that is accepted; None if none is."""
 
     def fits(scale: float) -> bool:
-        width, height = scaled(header.width, header.height, scale)
+        width, height = scaled_size(header.width, header.height, scale)
         try:
             check_format_limits(target, width, height)
         except OutputError:

@@ -20,7 +20,7 @@ SIZE, RESULT, LOOK, MACHINE, REPORT = "Size", "Result", "Model and look", "Machi
 
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """What `tudsr upscale` is told."""
+    """The options of `tudsr upscale`."""
 
     scale: Annotated[
         float | None,

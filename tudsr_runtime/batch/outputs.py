@@ -11,8 +11,9 @@ from pathlib import Path
 from tudsr_runtime.atomic import other_names, sweep
 from tudsr_runtime.batch.inputs import Source, is_folder
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.pictures.read import Header
-from tudsr_runtime.pictures.write import FORMAT_OF_SUFFIX, FORMATS, output_format
+from tudsr_runtime.pictures.write import output_format
 
 
 def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
@@ -47,7 +48,7 @@ def name_output(
 
 
 def fitting_suffix(header: Header) -> tuple[str, str | None]:
-    """Of the result of a picture, by what is in the file and not by its name; and a note if it is another."""
+    """The suffix of a result, by the content of the input and not by its name; and a note if they differ."""
     own, kind = header.path.suffix, header.format
     if header.has_alpha and not FORMATS[kind].alpha:
         return ".png", f"{kind} cannot hold transparency: writing PNG"
@@ -129,12 +130,12 @@ def links_note(target: Path) -> tuple[str, ...]:
 
 
 def identity(path: Path) -> str:
-    """The same for every way to name a file."""
+    """A text that is the same for every way to name a file."""
     return os.path.normcase(os.path.realpath(path))
 
 
 def _placed(source: Source, name: str, folder: Path | None) -> Path:
-    """Beside the input, or in the same place below `folder`."""
+    """The path of an output of that name: beside the input, or in the same place below `folder`."""
     if folder is None:
         return source.path.with_name(name)
     below = source.path.parent.relative_to(source.folder) if source.folder else Path()

@@ -74,7 +74,7 @@ def _is_pipe(path: Path) -> bool:
 
 
 def _name(path: Path) -> str:
-    """Of the file that stands for a pipe, and so of its result in a folder."""
+    """The name of the file that stands for a pipe, and so of its result in a folder."""
     return "stdin" if path in STDIN else f"pipe{path.name}"
 
 

@@ -255,7 +255,7 @@ class Batch:
         request = self.request
         if not request.single or request.on_exists == "error":
             # Where one output was named, no other will do.
-            done = job.done(self.records, any_name=not request.single)
+            done = job.earlier_result(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
                 return True

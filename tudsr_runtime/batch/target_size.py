@@ -81,7 +81,7 @@ def target_size(
     return None if size == TargetSize() else size
 
 
-def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
+def scaled_size(width: int, height: int, scale: float) -> tuple[int, int]:
     """(width, height) in px of a picture that is enlarged by `scale`: floor(side scale + 0.5)."""
     return math.floor(width * scale + 0.5), math.floor(height * scale + 0.5)
 

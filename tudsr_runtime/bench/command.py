@@ -11,13 +11,13 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
-from tudsr_runtime.bench.report import as_record, facts_markdown, latency_markdown
+from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 
-LIBRARIES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
 def latency(options: LatencyOptions) -> None:
@@ -26,7 +26,7 @@ def latency(options: LatencyOptions) -> None:
         side = options.size
         found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
-    _publish(options, "latency", facts, latency_markdown(found), as_record(found))
+    _publish(options, "latency", facts, latency_markdown(found), latency_record(found))
 
 
 def table3(options: BenchOptions) -> None:
@@ -70,7 +70,7 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in LIBRARIES:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

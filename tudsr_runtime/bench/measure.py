@@ -30,7 +30,7 @@ class Durations:
         return cls(ordered[middle], ordered[ninth], ordered[0], len(ordered))
 
     def times(self, factor: int) -> Durations:
-        """So many of them one after the other."""
+        """The durations of `factor` runs, one after the other."""
         return Durations(self.p50 * factor, self.p90 * factor, self.min * factor, self.n)
 
 

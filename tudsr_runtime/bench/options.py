@@ -32,7 +32,7 @@ class _Picture(_Where):
 
 @dataclass(frozen=True)
 class BenchOptions(_Where):
-    """What both commands are told."""
+    """The options that both commands share."""
 
     warmup: Annotated[int, typer.Option(min=0, help="Runs that are not counted.")] = 1
     repeats: Annotated[int, typer.Option(min=1, help="Runs that are.")] = 5
@@ -45,4 +45,4 @@ class BenchOptions(_Where):
 
 @dataclass(frozen=True)
 class LatencyOptions(BenchOptions, _Picture):
-    """What `tudsr bench latency` is told; a dataclass takes the fields of its last parent first."""
+    """The options of `tudsr bench latency`; a dataclass takes the fields of its last parent first."""

@@ -12,7 +12,7 @@ from tudsr_runtime.terminal import counted
 from tudsr_runtime.tiling.plan import Plan
 
 
-def as_record(latency: Latency) -> dict[str, Any]:
+def latency_record(latency: Latency) -> dict[str, Any]:
     """One measurement as plain JSON; seconds."""
     return {
         **size_record(latency.plan),

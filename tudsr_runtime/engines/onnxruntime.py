@@ -38,7 +38,7 @@ PROVIDERS = {
 }
 ONE_GRAPH = frozenset({"coreml", "migraphx"})
 """Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
-TENSOR_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 ERRORS_ONLY = 3
 
 # y = Identity(x) on one float32: creating a session for it shows whether a provider really starts.
@@ -200,7 +200,7 @@ def _preload_cuda(onnxruntime: Any) -> None:
 
 
 def _ends(nodes: list[Any]) -> list[End]:
-    return [(node.name, TENSOR_TYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
+    return [(node.name, ONNX_TYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
 
 
 BACKEND = OnnxRuntime()

@@ -1,6 +1,6 @@
 """What a picture file carries besides its pixels: what can be written again, and notes on what cannot.
 
-`carried` names everything that it finds. Which of it a format holds is said by `fitting.HOLDS`.
+`carried` names everything that it finds. Which of it a format holds is said by `formats.FORMATS`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _signalled(data: bytes, kind: str) -> tuple[Colour | None, bool]:
 
 
 def _of_gamma(parts: Parts) -> Colour | None:
-    """Of gAMA and cHRM; a gamma of 1 / 2.2 stands for the curve of sRGB, as the PNG specification has it."""
+    """The colour of gAMA and cHRM; a gamma of 1 / 2.2 stands for the curve of sRGB, as PNG has it."""
     gamma = next((struct.unpack(">I", body)[0] for body in parts.named(b"gAMA") if len(body) == 4), 0)
     corners = next((struct.unpack(">8I", body) for body in parts.named(b"cHRM") if len(body) == 32), ())
     if not gamma and not corners:
@@ -186,7 +186,7 @@ def _refused(what: str) -> InputError:
 
 
 def _colour_of_exif(image: Image.Image) -> Colour | None:
-    """Of TIFF's WhitePoint and PrimaryChromaticities, or of Exif's way to say Adobe RGB."""
+    """The colour of TIFF's WhitePoint and PrimaryChromaticities, or of Exif's way to say Adobe RGB."""
     try:
         exif = image.getexif()
         white, corners = finite_numbers(exif.get(318)), finite_numbers(exif.get(319))

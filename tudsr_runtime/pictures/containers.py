@@ -28,7 +28,7 @@ PIXELS = (b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF", b"mdat")
 
 @dataclass(frozen=True)
 class Parts:
-    """Of one file. `parts` in the order of the file; `rest` is what stands behind the end of the picture."""
+    """The parts of one file, in its order; `rest` is what stands behind the end of the picture."""
 
     parts: tuple[Part, ...] = ()
     rest: bytes = b""
@@ -40,7 +40,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Items:
-    """Of an AVIF: the kinds of its items, and the properties (name, content) of the main one and of all."""
+    """The items of an AVIF: their kinds, and the properties (name, content) of the main one and of all."""
 
     kinds: tuple[bytes, ...] = ()
     primary: tuple[Part, ...] = ()

@@ -1,4 +1,4 @@
-"""What becomes, in each format, of what a picture carries: a new format is one row of `HOLDS`."""
+"""What becomes, in each format, of what a picture carries."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ from typing import Any
 from PIL import Image
 
 from tudsr_runtime.pictures.carried import Carried, Text
+from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.metadata import fitting_icc
 from tudsr_runtime.pictures.picture import Layout, Picture
 from tudsr_runtime.pictures.pillow import is_pillows
-from tudsr_runtime.pictures.xmp import scaled
-
-HOLDS = {
-    "PNG": ("icc", "srgb", "exif", "xmp", "texts", "dpi"),
-    "JPEG": ("icc", "exif", "xmp", "comment", "dpi", "iptc"),
-    "WEBP": ("icc", "exif", "xmp"),
-    "TIFF": ("icc", "exif", "xmp", "dpi", "iptc", "geo"),
-    "BMP": ("dpi",),
-    "AVIF": ("icc", "exif", "xmp"),
-}
-"""The names under which the writers take it. `dpi` may be in EXIF. Pixels are sRGB if nothing is said."""
+from tudsr_runtime.pictures.xmp import scaled_xmp
 
 NAMES = {
     "icc": "the colour profile",
@@ -34,6 +25,7 @@ NAMES = {
     "iptc": "the IPTC block",
     "geo": "the place on the earth (GeoTIFF)",
 }
+"""What may be lost, as notes say it."""
 
 MAX_JPEG_BLOCK = {"exif": 65533, "xmp": 65504, "iptc": 65533, "comment": 65533}
 """Bytes: each must fit one JPEG segment."""
@@ -45,8 +37,8 @@ X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, INCH = 282, 283, 296, 2
 
 
 def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[str, Any], list[str]]:
-    """What the file of that format takes, by the names of `HOLDS`; and notes on all that is lost in it."""
-    held, extra = HOLDS[kind], picture.carried
+    """What the file of that format takes, by the names of `NAMES`; and notes on all that is lost in it."""
+    held, extra = FORMATS[kind].carries, picture.carried
     across, down = layout.width / picture.width, layout.height / picture.height
     icc, notes = _icc(picture, layout, "icc" in held)
     if picture.levels.dtype != layout.dtype:
@@ -56,7 +48,7 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
         "icc": icc,
         "srgb": extra.colour is not None and extra.colour.is_srgb and icc is None,
         "exif": picture.exif,
-        "xmp": picture.xmp and scaled(picture.xmp, across, down),
+        "xmp": picture.xmp and scaled_xmp(picture.xmp, across, down),
         "texts": texts,
         "comment": comment,
         "dpi": extra.dpi,
@@ -64,7 +56,7 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
         "geo": scaled_geo(extra.geo, across, down),
     }
     if extra.geo and not blocks["geo"]:
-        notes.append("the place on the earth (GeoTIFF) cannot be meant and is dropped")
+        notes.append("the place on the earth (GeoTIFF) makes no sense and is dropped")
     if extra.dpi and "dpi" not in held and "exif" in held:
         blocks["exif"] = with_resolution(picture.exif, extra.dpi) or picture.exif
         del blocks["dpi"]

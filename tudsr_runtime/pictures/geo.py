@@ -19,7 +19,7 @@ GEO_TAGS = (*GEO, 34735, 34736, 34737)
 
 
 def geo_of(image: Image.Image) -> Geo:
-    """Those of a TIFF that Pillow has opened; empty if it has none."""
+    """The tags of `GEO_TAGS` that a TIFF has, which Pillow has opened."""
     tags = getattr(image, "tag_v2", {})
     found: dict[int, tuple[float, ...] | str] = {}
     for tag in GEO_TAGS:
@@ -62,7 +62,7 @@ def scaled_geo(geo: Geo, across: float, down: float) -> Geo:
 
 
 def _rescaled_row(row: tuple[float, ...], across: float, down: float, shift: float) -> tuple[float, ...]:
-    """Of old pixels (i, j) to one of new ones: i = (i' + shift) / across - shift."""
+    """A row of a matrix for old pixels (i, j) to one for new pixels: i = (i' + shift) / across - shift."""
     i, j, k, offset = row
     moved = offset + i * (shift / across - shift) + j * (shift / down - shift)
     return i / across, j / down, k, moved

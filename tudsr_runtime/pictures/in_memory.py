@@ -14,7 +14,7 @@ from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows, from_
 from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.planes import FloatArray, Levels
 
-DTYPES = ("uint8", "uint16", "float32")
+LEVEL_TYPES = ("uint8", "uint16", "float32")
 
 
 def to_picture(image: Levels | Image.Image) -> Picture:
@@ -78,7 +78,7 @@ def _mended(image: NDArray[np.generic]) -> str | None:
         return "image[0], one picture at a time"
     if image.ndim == 3 and shape[0] in range(1, 5) and shape[2] not in range(1, 5):
         return "image.transpose(1, 2, 0), channels last"
-    if image.dtype.kind == "f" and image.dtype.name not in DTYPES:
+    if image.dtype.kind == "f" and image.dtype.name not in LEVEL_TYPES:
         return "image.astype(numpy.float32), in [0, 1]"
     return "image.astype(numpy.uint8), in 0 to 255" if image.dtype.kind in "iub" and image.size else None
 
@@ -86,9 +86,11 @@ def _mended(image: NDArray[np.generic]) -> str | None:
 def _check(image: Levels) -> None:
     shape, kind = image.shape, image.dtype
     channels = shape[2] if len(shape) == 3 else 1
-    if kind.name not in DTYPES or len(shape) not in (2, 3) or channels not in range(1, 5) or image.size == 0:
+    is_picture = len(shape) in (2, 3) and channels in range(1, 5) and image.size > 0
+    if kind.name not in LEVEL_TYPES or not is_picture:
+        known = ", ".join(LEVEL_TYPES)
         raise InputError(
-            f"a picture must be a (h, w) or (h, w, 1 to 4) array of {', '.join(DTYPES)}, not {kind} {shape}",
+            f"a picture must be a (h, w) or (h, w, 1 to 4) array of {known}, not {kind} {shape}",
             hint=_mended(image),
         )
     if kind == np.float32:

@@ -7,7 +7,7 @@ P, RGB, YCbCr, RGB;16   RGB                  RGB
 P + tRNS, RGBA, RGBA;16 RGB, filled          RGBA
 CMYK                    RGB (its profile)    RGB
 
-8 bits stay 8 bits and 16 stay 16, as far as the format that is written holds them (`encode`).
+8 bits stay 8 bits and 16 stay 16, as far as the format that is written holds them (`formats`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array of levels: (h, w) or (h, w, channels)."""
+        """Shape of the array of levels: (h, w) or (h, w, channels)."""
         return (self.height, self.width, self.channels)[: 2 if self.channels == 1 else 3]
 
     @property

@@ -54,7 +54,7 @@ class StillTiff(TiffImagePlugin.TiffImageFile):
             self.info |= {} if xmp is None else {"xmp": xmp}
 
     def load_end(self) -> None:
-        """Nothing: Pillow's own would turn the pixels here."""
+        """Do nothing: Pillow's own would turn the pixels here."""
 
     def _setup(self) -> None:
         T, tags = TiffImagePlugin, self.tag_v2
@@ -80,7 +80,7 @@ class StillTiff(TiffImagePlugin.TiffImageFile):
 
 
 def open_image(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile:
-    """As `Image.open`, a TIFF as a `StillTiff`. Raises what it raises."""
+    """Open a file as `Image.open` does, but a TIFF as a `StillTiff`. Raises what that raises."""
     beginning = file.read(16)
     file.seek(0)
     if "TIFF" not in formats or not beginning.startswith(tuple(TiffImagePlugin.PREFIXES)):

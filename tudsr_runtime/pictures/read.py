@@ -1,6 +1,6 @@
-"""Picture files: what a header says, and reading within limits. `encode` writes.
+"""Picture files: what a header says, and reading within limits. `write` writes.
 
-A file is known by its content, never by its name, and only the formats in `READABLE` are ever decoded.
+A file is known by its content, never by its name, and only those in `FORMATS` are ever decoded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tudsr_runtime.errors import InputError, MemoryExhausted
 from tudsr_runtime.pictures.carried import carried, check_colour
+from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
 from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
 from tudsr_runtime.pictures.sixteen_bit import decode_deep, is_deep, with_transparent
-
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
 
 Metadata = Literal["keep", "strip"]
 
@@ -177,12 +176,14 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     beginning = file.read(64)
     file.seek(0)
     try:
-        return open_image(file, READABLE)
+        return open_image(file, tuple(FORMATS))
     except Image.DecompressionBombError as error:
         raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         what = "the file is an animated GIF" if _is_animated_gif(file) else _what_it_is(beginning)
-        raise InputError(what, hint="PNG, JPEG, WebP, TIFF, BMP and AVIF can be read; convert it") from error
+        *names, last = (kind.name for kind in FORMATS.values())
+        hint = f"{', '.join(names)} and {last} can be read; convert it"
+        raise InputError(what, hint=hint) from error
 
 
 def _is_animated_gif(file: BinaryIO) -> bool:

@@ -1,4 +1,4 @@
-"""Writing pictures: what each format holds and how large it may be, whole files or none.
+"""Writing pictures: whole files or none, within what each format holds.
 
 PNG and TIFF are written as the rows come. The others are encoded by Pillow, which needs all of the picture:
 up to 4 bytes per pixel, and what the encoder itself takes.
@@ -6,7 +6,7 @@ up to 4 bytes per pixel, and what the encoder itself takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -18,44 +18,14 @@ from PIL import Image
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
 from tudsr_runtime.pictures.fitting import fitting_blocks
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows
 from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.pictures.png import PngWriter
 from tudsr_runtime.pictures.tiff import TiffWriter
 
-
-@dataclass(frozen=True)
-class Format:
-    """A format that is written. `side` is the greatest length in px and `area` the greatest number of px."""
-
-    suffixes: tuple[str, ...]
-    grey: bool = True
-    alpha: bool = True
-    deep: bool = False
-    side: int = 2**31 - 1
-    area: int = 2**62
-
-
-# 16384 x 16384 px and 32768 px a side are what libavif reads by default; a BMP ends at 4 GiB.
-FORMATS = {
-    "PNG": Format((".png",), deep=True),
-    "JPEG": Format((".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, side=65500),
-    "WEBP": Format((".webp",), grey=False, side=16383),
-    "TIFF": Format((".tif", ".tiff"), deep=True),
-    "BMP": Format((".bmp", ".dib"), alpha=False, area=2**32 // 3 - 2**20),
-    "AVIF": Format((".avif",), grey=False, side=32768, area=16384 * 16384),
-}
-
-FORMAT_OF_SUFFIX = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
-"""What can be written, by the suffix of the output."""
-
-PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"subsampling": 0},
-    "WEBP": {},
-    "BMP": {},
-    "AVIF": {"subsampling": "4:4:4", "speed": 8},
-}
-
+ROW_WRITERS: dict[str, Callable[..., Writer]] = {"PNG": PngWriter, "TIFF": TiffWriter}
+"""Formats that are written as the rows come; Pillow encodes the others when it has all of them."""
 
 PILLOW_NAMES = {"icc": "icc_profile", "iptc": "extra"}
 """Where Pillow calls a block otherwise; JPEG segments of no kind that it knows are `extra`."""
@@ -93,11 +63,11 @@ def output_format(path: Path) -> str:
 
 def held_bytes(target: Path, width: int, height: int) -> int:
     """Bytes of the result in memory until it is encoded, without the encoder's own; 0 if rows are written."""
-    return 0 if output_format(target) in ("PNG", "TIFF") else 4 * width * height
+    return 0 if output_format(target) in ROW_WRITERS else 4 * width * height
 
 
 def check_format_limits(target: Path, width: int, height: int) -> None:
-    """Raise OutputError if the format of `target` cannot hold so many pixels; the hint names one that can."""
+    """Raise OutputError if the format of `target` is too small for the picture; the hint names another."""
     kind = output_format(target)
     limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}"
     if max(width, height) > limits.side:
@@ -124,7 +94,7 @@ def check_transparency(picture: Picture, target: Path) -> None:
 
 
 def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> Layout:
-    """As much of grey, alpha and depth of the picture as the format of `target` holds."""
+    """The layout of the result: grey, alpha and depth as far as the format of `target` holds them."""
     holds = FORMATS[output_format(target)]
     return Layout(
         width,
@@ -205,9 +175,7 @@ class PillowWriter:
 def _open_writer(
     file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, Any], encoding: Encoding
 ) -> Writer:
-    if kind == "PNG":
-        return PngWriter(file, layout, **blocks, level=encoding.compression)
-    if kind == "TIFF":
-        return TiffWriter(file, layout, **blocks, level=encoding.compression)
+    if kind in ROW_WRITERS:
+        return ROW_WRITERS[kind](file, layout, **blocks, level=encoding.compression)
     options = {PILLOW_NAMES.get(name, name): block for name, block in blocks.items()}
-    return PillowWriter(file, layout, kind, {**PILLOW_OPTIONS[kind], "quality": encoding.quality, **options})
+    return PillowWriter(file, layout, kind, {**FORMATS[kind].save, "quality": encoding.quality, **options})

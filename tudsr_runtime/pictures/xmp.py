@@ -78,7 +78,7 @@ def true_of_result(xmp: bytes) -> bytes | None:
     return _edited(xmp, 1.0, 1.0, drop=True)
 
 
-def scaled(xmp: bytes, across: float, down: float) -> bytes:
+def scaled_xmp(xmp: bytes, across: float, down: float) -> bytes:
     """The packet with what it states in pixels multiplied."""
     return _edited(xmp, across, down, drop=False) or xmp
 

@@ -106,7 +106,7 @@ def plan_upscale(
             more than the factors that are taken without figures, these are.
 
     Raises:
-        UsageError: scale, factors or overlap cannot be meant.
+        UsageError: scale, factors or overlap is invalid.
         BundleError: the factors ask for a stage that the bundle does not have.
         InputError: the picture has no pixels.
     """
@@ -154,7 +154,7 @@ def _checked(scale: object) -> float:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, of numpy too; no boolean and no text."""
+    """Whether `value` is a real number, of numpy too; no boolean and no text."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -51,7 +51,7 @@ def run_stages(
     clamped.
 
     Args:
-        parallel: so many tiles run at a time.
+        parallel: number of tiles that run at a time.
         again: per stage, what a tile is run through that came back wrong.
         sanity: as in `find_fault`.
 

@@ -47,7 +47,7 @@ def size(path: Path) -> tuple[int, int]:
 
 def files(folder: Path) -> list[str]:
     """All but the records of what is done."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != record.NAME)
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != record.RECORD_FILE)
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.runtime.conftest import Tudsr
 from tudsr_runtime.batch import done as record
 from tudsr_runtime.batch import job
-from tudsr_runtime.batch.done import NAME, Records
+from tudsr_runtime.batch.done import RECORD_FILE, Records
 from tudsr_runtime.pictures import read as image_io
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX links and FIFOs")
@@ -67,7 +67,7 @@ def hard_link(path: Path) -> None:
 def test_what_is_no_record_is_neither_read_nor_written_and_said_once(
     tudsr: Tudsr, folder: Path, make: Callable[[Path], None]
 ) -> None:
-    make(folder / "out" / NAME)
+    make(folder / "out" / RECORD_FILE)
     for seed in range(2):
         draw(folder / "in" / "b.png", seed)
         done = tudsr("upscale", folder / "in", "-o", folder / "out", "--overwrite")
@@ -104,7 +104,7 @@ def test_damaged_lines_cost_nothing_but_themselves(
     tudsr: Tudsr, folder: Path, line: bytes, end: bytes
 ) -> None:
     run = ("upscale", folder / "in", "-o", folder / "out")
-    (folder / "out" / NAME).write_bytes(line + end)
+    (folder / "out" / RECORD_FILE).write_bytes(line + end)
     assert tudsr(*run).code == 0
     again = tudsr(*run)
     assert (again.code, again.out) == (0, "")
@@ -130,7 +130,7 @@ def test_no_bytes_whatever_hide_a_good_line(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:
     folder = tmp_path_factory.mktemp("record")
-    (folder / NAME).write_bytes(b"\n".join(lines))
+    (folder / RECORD_FILE).write_bytes(b"\n".join(lines))
     kept = Records()[folder]
     kept.add("a.png", SHA, {"factors": (4, 2)}, result(folder))
     assert Records()[folder].find("a.png", SHA, {"factors": [4, 2]}) == folder / "a_x8.png"
@@ -143,7 +143,7 @@ def test_a_record_names_results_of_its_own_folder_only(tmp_path: Path) -> None:
     folder.mkdir()
     for output in ("../x", str(outside), "..\\x", "C:x", "..", ""):
         line = {"input": "a.png", "input_sha256": SHA, "options": {}, "output": output, "bytes": 6}
-        (folder / NAME).write_text(json.dumps(line) + "\n")
+        (folder / RECORD_FILE).write_text(json.dumps(line) + "\n")
         assert Records()[folder].find("a.png", SHA, {}) is None
 
 
@@ -167,7 +167,7 @@ def test_the_record_is_parsed_once_however_many_pictures_are_asked_for(
 
 
 def test_an_endless_line_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / NAME).write_bytes(bytes(200_000))
+    (tmp_path / RECORD_FILE).write_bytes(bytes(200_000))
     monkeypatch.setattr(record, "MAX_BYTES", 100_000)
     told: list[str] = []
     reader = Records(told.append)[tmp_path]

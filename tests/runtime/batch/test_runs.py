@@ -39,7 +39,7 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != record.NAME)
+    return sorted(path.name for path in folder.iterdir() if path.name != record.RECORD_FILE)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_one_output_gets_another_name_or_is_skipped(tudsr: Tudsr, tmp_path: Path
 def test_a_record_that_is_damaged_is_no_record(folder: Path, tudsr: Tudsr) -> None:
     run = ("upscale", folder / "in", "-o", folder / "out")
     assert tudsr(*run).code == 0
-    with open(folder / "out" / record.NAME, "ab") as file:
+    with open(folder / "out" / record.RECORD_FILE, "ab") as file:
         file.write(b'\xff{"half a line\n[]\n{"input": 1}\n')
     assert "2 skipped" in tudsr(*run).err
     (folder / "out" / "a_x8.png").write_bytes(b"another size")

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from tudsr_runtime.pictures.formats import FORMATS
+
 SIZE = 16, 12
-FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "AVIF", "BMP")
-SUFFIXES = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp"}
+SUFFIXES = {name: kind.suffixes[0].removeprefix(".") for name, kind in FORMATS.items()}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 MAKER = "Marker Maker"
 WORDS = "words of the picture"
@@ -159,7 +160,7 @@ FILES: dict[str, dict[str, Callable[[], bytes]]] = {
     },
     "16 bits": {kind: (lambda kind=kind: saved(kind, "I;16")) for kind in ("PNG", "TIFF")},
     "ICC profile": {
-        **{kind: (lambda kind=kind: saved(kind, icc_profile=SRGB)) for kind in FORMATS[:5]},
+        **{kind: (lambda kind=kind: saved(kind, icc_profile=SRGB)) for kind in FORMATS if kind != "BMP"},
         "BMP": bmp_with_profile,
     },
     "EXIF": {

@@ -16,14 +16,15 @@ from PIL import Image, ImageCms
 
 from tests.runtime.conftest import Tudsr
 from tests.runtime.pictures import carriers
-from tests.runtime.pictures.carriers import FILES, FORMATS, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
+from tests.runtime.pictures.carriers import FILES, NOTED, SUFFIXES, saved, with_chunk, with_tags, xmp
 from tudsr_runtime.errors import InputError, UsageError
 from tudsr_runtime.pictures import signalled
 from tudsr_runtime.pictures.containers import avif_items, jpeg_parts, png_parts, riff_parts
+from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.read import Metadata, read_header, read_picture
 from tudsr_runtime.pictures.write import check_transparency, write_picture
-from tudsr_runtime.pictures.xmp import scaled, true_of_result
+from tudsr_runtime.pictures.xmp import scaled_xmp, true_of_result
 from tudsr_runtime.planes import white
 
 MANUAL = Path(__file__).parents[3] / "docs" / "pictures.md"
@@ -159,7 +160,7 @@ def test_what_xmp_counts_in_pixels_is_scaled() -> None:
         '<mwg-rs:AppliedToDimensions stDim:w="16" stDim:h="12" stDim:unit="pixel"/>'
         "<stArea:x>0.5</stArea:x>"
     )
-    made = scaled(packet, 2, 3)
+    made = scaled_xmp(packet, 2, 3)
     for word in (b'"8000"', b">30<", b'stDim:w="32"', b'stDim:h="36"', b">0.5<", b"equirectangular"):
         assert word in made
 

@@ -15,10 +15,11 @@ from PIL import Image
 from tests.runtime.pictures.hostile import Seed, damage, seeds
 from tudsr_runtime.batch.job import check_output_size
 from tudsr_runtime.errors import InputError, MemoryExhausted, TudsrError, UsageError
+from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.metadata import TURNS
 from tudsr_runtime.pictures.picture import Picture, from_image
 from tudsr_runtime.pictures.read import read_header, read_picture
-from tudsr_runtime.pictures.write import FORMATS, check_transparency, write_picture
+from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.planes import white
 
 CASES = int(os.environ.get("TUDSR_FUZZ_CASES", "900"))

@@ -26,7 +26,7 @@ from tudsr_runtime.engines.tensorrt.layers import Layer, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
-TENSOR_TYPES = {"HALF": "float16", "FLOAT": "float32"}
+TENSORRT_TYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}
 POLL_SECONDS = 0.1
 T = TypeVar("T")
@@ -216,11 +216,11 @@ def tensor_spec(name: str, kind: str, shape: Iterable[int]) -> TensorSpec:
         BundleError: its type or shape is none that a bundle's graph has.
     """
     sides = tuple(shape)
-    if kind not in TENSOR_TYPES or min(sides, default=1) < 1:
+    if kind not in TENSORRT_TYPES or min(sides, default=1) < 1:
         raise BundleError(
             f"tensor {name!r} is {kind.lower()} {sides}; graphs take and give fixed half or float"
         )
-    return TensorSpec(name, TENSOR_TYPES[kind], sides)
+    return TensorSpec(name, TENSORRT_TYPES[kind], sides)
 
 
 def _wait(work: Callable[[], T], watcher: Watcher) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, split_device
-from tudsr_runtime.engines.tensorrt.inspection import inspect, outline
+from tudsr_runtime.engines.tensorrt.inspection import inspect, summary_lines
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines
@@ -70,7 +70,7 @@ def build(options: BuildOptions) -> None:
     for line in inspect(found.path, found.record) if options.inspect else ():
         terminal.result(line)
     if not options.inspect:
-        for line in outline(found.record):
+        for line in summary_lines(found.record):
             terminal.note(line)
         terminal.result(found.path)
 

@@ -35,11 +35,11 @@ def find_gpu(what: str, hint: str, number: int = 0) -> Gpu:
     cuda = open_cuda()
     status, count = cuda.cudaGetDeviceCount()
     if int(status) or number >= count:
-        reason = describe(cuda, status) if int(status) else f"there are {count} CUDA devices"
+        reason = status_text(cuda, status) if int(status) else f"there are {count} CUDA devices"
         raise DeviceError(f"{what}: {reason}", hint=hint)
     status, properties = cuda.cudaGetDeviceProperties(number)
     if int(status):
-        raise DeviceError(f"{what}: {describe(cuda, status)}", hint=hint)
+        raise DeviceError(f"{what}: {status_text(cuda, status)}", hint=hint)
     name = properties.name
     text = name.decode(errors="replace").strip("\0") if isinstance(name, bytes) else str(name)
     return Gpu(text, f"sm{properties.major}{properties.minor}", int(properties.totalGlobalMem))
@@ -60,10 +60,10 @@ def call(cuda: Any, function: str, *arguments: Any) -> Any:
             f"the GPU is out of memory ({function} failed)",
             hint="close other programs that use the GPU, or --device cpu",
         )
-    raise DeviceError(f"{function} failed: {describe(cuda, status)}")
+    raise DeviceError(f"{function} failed: {status_text(cuda, status)}")
 
 
-def describe(cuda: Any, status: Any) -> str:
+def status_text(cuda: Any, status: Any) -> str:
     """A status of the CUDA runtime in words, such as "CUDA driver version is insufficient ..."."""
     _, text = cuda.cudaGetErrorString(status)
     return f"{_name(status)} ({text.decode(errors='replace') if isinstance(text, bytes) else text})"

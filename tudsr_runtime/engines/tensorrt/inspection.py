@@ -13,7 +13,7 @@ from tudsr_runtime.engines.tensorrt.record import BuiltPlan, EngineRecord
 SHOWN_FUSIONS = 5
 
 
-def outline(record: EngineRecord) -> Iterator[str]:
+def summary_lines(record: EngineRecord) -> Iterator[str]:
     """A line for each engine: seconds, sizes, memory, kernels."""
     for plan in record.plans.values():
         facts = plan.facts
@@ -28,7 +28,7 @@ def outline(record: EngineRecord) -> Iterator[str]:
 def inspect(folder: Path, record: EngineRecord) -> Iterator[str]:
     """The tables of every engine of a folder."""
     yield f"{record.library} {record.version} for {record.target} ({record.platform}), bundle {record.bundle}"
-    yield from outline(record)
+    yield from summary_lines(record)
     for plan in record.plans.values():
         layers = read_listing(folder, plan)
         yield ""

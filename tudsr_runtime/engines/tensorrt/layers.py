@@ -31,7 +31,7 @@ class Layer:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether it computes attention without writing the matrix of weights to memory."""
+        """Whether the layer computes attention without writing the matrix of weights to memory."""
         return ATTENTION.search(self.tactic or self.name) is not None
 
 

@@ -41,7 +41,7 @@ class Library:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether it builds for a GPU that is not there."""
+        """Whether the library builds for a GPU that is not there."""
         return hasattr(self.module, "ComputeCapability")
 
     @property

@@ -11,7 +11,7 @@ import typer
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `tudsr build` is told."""
+    """The options of `tudsr build`."""
 
     bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")]
     engine: Annotated[str, typer.Option(metavar="NAME", help="Library: tensorrt-rtx or tensorrt.")] = (

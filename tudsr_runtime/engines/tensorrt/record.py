@@ -22,7 +22,7 @@ from tudsr_runtime.manifest import NAME
 from tudsr_runtime.typed import parse_json, read_typed
 
 RECORD_NAME = "engine.json"
-SCHEMA_VERSION = 1
+RECORD_SCHEMA = 1
 MAX_RECORD_BYTES = 1 << 20
 
 
@@ -65,8 +65,8 @@ class EngineRecord:
     plans: dict[str, BuiltPlan]
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {self.schema_version}, this tudsr reads {SCHEMA_VERSION}")
+        if self.schema_version != RECORD_SCHEMA:
+            raise ValueError(f"schema_version is {self.schema_version}, this tudsr reads {RECORD_SCHEMA}")
 
     def to_json(self) -> str:
         """The text of engine.json."""

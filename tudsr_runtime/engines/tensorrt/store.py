@@ -21,7 +21,7 @@ from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.engines.tensorrt.record import (
     RECORD_NAME,
-    SCHEMA_VERSION,
+    RECORD_SCHEMA,
     BuiltPlan,
     EngineRecord,
     engine_cache,
@@ -200,7 +200,7 @@ def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
             check_interface(variant.model, map(as_end, built.inputs), map(as_end, built.outputs), variant)
             plans[variant.model] = _write(partial, name, variant, built)
         record = EngineRecord(
-            SCHEMA_VERSION,
+            RECORD_SCHEMA,
             library.name,
             library.version,
             wanted.target,

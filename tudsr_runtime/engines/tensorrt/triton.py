@@ -20,7 +20,7 @@ from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
 from tudsr_runtime.engines.tensorrt.record import EngineRecord, read_plan, read_record
 from tudsr_runtime.errors import DeviceError, UsageError
 
-DTYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+DATA_TYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 VERSION = "1"
 NATIVE = "tensorrt"
 """The library whose engines Triton's TensorRT back end loads."""
@@ -147,7 +147,7 @@ def _tensors(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> lis
         _message(
             side,
             f"name: {_text(spec.name)}",
-            f"data_type: {DTYPES[spec.dtype]}",
+            f"data_type: {DATA_TYPES[spec.dtype]}",
             f"dims: [{', '.join(map(str, spec.shape))}]",
         )
         for side, specs in (("input", inputs), ("output", outputs))
