@@ -39,8 +39,11 @@ def to_latent(base: Path, image: Tensor) -> Tensor:
     b, c, h, w = image.shape
     patches = image.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 3, 5, 2, 4)
     cells = patches.reshape(b, c * p * p, h // p, w // p) * config["scaling_factor"]
-    empty = cells.new_zeros(b, config.get("feature_channels", 0), h // p, w // p)
-    return torch.cat([cells, empty], 1)
+    if "feature_channels" not in config:
+        return cells
+    weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+    cells = torch.einsum("oi,bihw->bohw", weights["analysis"][..., 0, 0], cells)
+    return torch.cat([cells, cells.new_zeros(b, config["feature_channels"], h // p, w // p)], 1)
 
 
 def to_image(base: Path, latent: Tensor) -> Tensor:
@@ -51,10 +54,12 @@ def to_image(base: Path, latent: Tensor) -> Tensor:
     p, m = config["patch_size"], config["margin"]
     b, _, h, w = latent.shape
     pixels, features = latent[:, : 3 * p * p], latent[:, 3 * p * p :]
+    if features.shape[1]:
+        weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+        pixels = torch.einsum("oi,bihw->bohw", weights["synthesis"][..., 0, 0], pixels)
     cells = (pixels / config["scaling_factor"]).reshape(b, 3, p, p, h, w)
     image = cells.permute(0, 1, 4, 2, 5, 3).reshape(b, 3, h * p, w * p)
     if features.shape[1]:
-        weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
         image = image + residual(weights, features * config["feature_gain"], image)
     return image[..., m : h * p - m, m : w * p - m]
 
