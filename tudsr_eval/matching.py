@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tudsr_runtime.batch.inputs import NAMED_LIKE_A_RESULT, PICTURE_SUFFIXES
+from tudsr_runtime.batch.inputs import NAMED_LIKE_A_RESULT
 from tudsr_runtime.errors import InputError, UsageError
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 
 SHOWN = 3
 """Names that a note lists before it only counts."""
@@ -68,7 +69,7 @@ def pictures_at(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
     found = sorted(
-        p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
+        p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and not p.name.startswith(".")
     )
     if not found:
         raise InputError(f"{path}: no picture in this folder")
