@@ -28,15 +28,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.full_size import scheduler, unet_and_vae
 from tudsr_train.adapters import adapter_parameters, add_adapter
-from tudsr_train.adversarial import TUDSR
-from tudsr_train.adversaries import Adversaries
 from tudsr_train.config import Lora, Optimization
-from tudsr_train.discriminator import DiscriminatorConfig, build_discriminator
-from tudsr_train.dists import DistsConfig
+from tudsr_train.discriminators.base import DiscriminatorConfig, build_discriminator
+from tudsr_train.gan import Adversaries
 from tudsr_train.generator import Generator
-from tudsr_train.journal import GIB, peak_memory
-from tudsr_train.losses import Losses, LossWeights
-from tudsr_train.precision import prepare
+from tudsr_train.losses.adversarial import TUDSR
+from tudsr_train.losses.dists import DistsConfig
+from tudsr_train.losses.reconstruction import Losses, LossWeights
+from tudsr_train.run.log import GIB, peak_memory
+from tudsr_train.run.precision import prepare
 from tudsr_train.stage1 import algorithm_1
 from tudsr_train.stage2 import algorithm_2
 

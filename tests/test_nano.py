@@ -15,7 +15,7 @@ from tudsr_runtime import Upscaler, open_bundle
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.manifest import read_plans
 from tudsr_runtime.tiling.plan import plan_upscale
-from tudsr_train.synthetic import SyntheticImages
+from tudsr_train.data.dead_leaves import SyntheticImages
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models" / "nano"

@@ -23,7 +23,7 @@ from tudsr_runtime.metrics.pixels import Array, Floats, require_at_least, rgb
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tudsr_train.dists import DISTS
+    from tudsr_train.losses.dists import DISTS
 
 Pairs = Callable[["Tensor", "Tensor"], list[float]]
 """Pictures (n, 3, h, w) and a reference (1, 3, h, w), both in [0, 1], to n scores."""
@@ -130,7 +130,7 @@ def averaged(weights: Tensor) -> Tensor:
     """DISTS' 1475 weights with those of each stage, and of the picture itself, replaced by their mean."""
     import torch
 
-    from tudsr_train.dists import CHANNELS
+    from tudsr_train.losses.dists import CHANNELS
 
     parts = weights.flatten().split(CHANNELS)
     return torch.cat([part.mean().expand(len(part)) for part in parts])
@@ -166,8 +166,8 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
             "DISTS needs the weights of VGG16",
             hint="--vgg16 vgg16-397923af.pth (https://download.pytorch.org/models/) or timm/vgg16.tv_in1k",
         )
-    from tudsr_train.dists import DISTS, load_alpha_beta
-    from tudsr_train.dists_name import dists_name
+    from tudsr_train.losses.dists import DISTS, load_alpha_beta
+    from tudsr_train.losses.dists_name import dists_name
     from tudsr_train.vgg16 import load_vgg16
 
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tudsr_train.synthetic import SyntheticImages
+from tudsr_train.data.dead_leaves import SyntheticImages
 
 PHOTO = "photo.png"
 STAGE_FACTOR = 4

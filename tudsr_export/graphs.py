@@ -20,9 +20,9 @@ from tudsr_export.fold import (
     scaled_post_quant_conv,
     scaled_quant_conv,
 )
-from tudsr_train.feature_autoencoder import FeatureAutoencoder
+from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder
+from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 from tudsr_train.generator import Generator
-from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 
 class VaeEncoder(nn.Module):

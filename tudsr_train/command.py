@@ -70,8 +70,8 @@ def _run(stage: str, path: Path, options: TrainOptions) -> None:
 
 
 def plot(run: Path, output: Path | None) -> None:
-    """`tudsr train plot`. Raises as `tudsr_train.plot.plot`."""
-    from tudsr_train.plot import plot as draw
+    """`tudsr train plot`. Raises as `tudsr_train.run.plot.plot`."""
+    from tudsr_train.run.plot import plot as draw
 
     sys.stdout.write(f"{draw(run, output)}\n")
 

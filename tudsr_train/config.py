@@ -11,17 +11,17 @@ from typing import Any
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGET_LISTS
-from tudsr_train.best import RISES
-from tudsr_train.data import Softness
-from tudsr_train.degradation import Degradation
-from tudsr_train.discriminator import DiscriminatorConfig
-from tudsr_train.dists import DistsConfig
-from tudsr_train.losses import LossWeights
-from tudsr_train.nano import NanoBase
-from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.recipes import Recipe
-from tudsr_train.schedule import SCHEDULES
-from tudsr_train.sources import Data, MixedData, Pictures
+from tudsr_train.bases.nano import NanoBase
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN
+from tudsr_train.data.pairs import Softness
+from tudsr_train.data.recipes import Recipe
+from tudsr_train.data.sources import Data, MixedData, Pictures
+from tudsr_train.discriminators.base import DiscriminatorConfig
+from tudsr_train.losses.dists import DistsConfig
+from tudsr_train.losses.reconstruction import LossWeights
+from tudsr_train.run.best import RISES
+from tudsr_train.run.optimization import SCHEDULES
 
 
 def _require(config: Any, where: str, least: float, *names: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import yaml
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.recipes import PRESETS, MixedRecipe, PlainRecipe, Recipe
-from tudsr_train.sources import Data, MixedData, Pictures
+from tudsr_train.data.recipes import PRESETS, MixedRecipe, PlainRecipe, Recipe
+from tudsr_train.data.sources import Data, MixedData, Pictures
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
-from tudsr_train.base_folder import base_name, base_sha256, find_base
+from tudsr_train.bases.folder import base_name, base_sha256, find_base
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -236,8 +236,8 @@ class Generator(nn.Module):
 def _load_vae(folder: Path) -> ModelMixin:
     from diffusers import AutoencoderKL
 
-    from tudsr_train.feature_autoencoder import FeatureAutoencoder
-    from tudsr_train.patch_autoencoder import PatchAutoencoder
+    from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder
+    from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 
     kind = json.loads((folder / "config.json").read_text())["_class_name"]
     if kind == "PatchAutoencoder":

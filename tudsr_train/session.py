@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
-from tudsr_train import checkpoint
 from tudsr_train.adapters import (
     RECORD_FILE,
     WEIGHTS_FILE,
@@ -26,22 +25,23 @@ from tudsr_train.adapters import (
     record_of,
     save_adapter,
 )
-from tudsr_train.adversarial import AdversarialLoss
-from tudsr_train.adversaries import Adversaries
 from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config
 from tudsr_train.config_file import to_tree, to_yaml
-from tudsr_train.data import Task
-from tudsr_train.discriminator import Discriminator, adversarial_loss, build_discriminator
+from tudsr_train.data.pairs import Task
+from tudsr_train.data.recipes import Recipe
+from tudsr_train.data.sources import training_pairs
+from tudsr_train.discriminators.base import Discriminator, adversarial_loss, build_discriminator
+from tudsr_train.gan import Adversaries
 from tudsr_train.generator import PROMPT_FILE as BASE_FILE
 from tudsr_train.generator import Generator
-from tudsr_train.journal import GIB, peak_memory, say, usable_trackers
-from tudsr_train.loop import Algorithm, Loop, Network, seed_draws
-from tudsr_train.losses import Losses
-from tudsr_train.precision import prepare
-from tudsr_train.processes import join
-from tudsr_train.recipes import Recipe
-from tudsr_train.sources import training_pairs
-from tudsr_train.validation import Grid
+from tudsr_train.losses.adversarial import AdversarialLoss
+from tudsr_train.losses.reconstruction import Losses
+from tudsr_train.run import checkpoint
+from tudsr_train.run.log import GIB, peak_memory, say, usable_trackers
+from tudsr_train.run.loop import Algorithm, Loop, Network, seed_draws
+from tudsr_train.run.precision import prepare
+from tudsr_train.run.processes import join
+from tudsr_train.run.validation import Grid
 
 VALIDATION_SEED = 1_000_003
 """Added to a run's seed for its validation pictures."""

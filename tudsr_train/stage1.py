@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tudsr_train.adversaries import Adversaries
 from tudsr_train.config import Stage1Config
-from tudsr_train.data import Task
-from tudsr_train.dists_name import dists_name
-from tudsr_train.loop import Loss
+from tudsr_train.data.pairs import Task
+from tudsr_train.gan import Adversaries
+from tudsr_train.losses.dists_name import dists_name
+from tudsr_train.run.loop import Loss
 from tudsr_train.session import Session
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import load_adapter
-from tudsr_train.adversaries import Adversaries
 from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import Stage2Config
-from tudsr_train.data import Task
-from tudsr_train.dists_name import dists_name
-from tudsr_train.loop import Loss
+from tudsr_train.data.pairs import Task
+from tudsr_train.gan import Adversaries
+from tudsr_train.losses.dists_name import dists_name
+from tudsr_train.run.loop import Loss
 from tudsr_train.session import Session, sha256_of_adapter
 
 

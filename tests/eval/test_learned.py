@@ -16,9 +16,9 @@ from tudsr_runtime.errors import BundleError, InputError, UsageError
 torch = pytest.importorskip("torch", reason="the [eval] extra is absent")
 
 from tudsr_eval.learned import Weights, averaged, fid, kid, load_learned  # noqa: E402
-from tudsr_train import dists_name as dists_name_module  # noqa: E402
-from tudsr_train.dists import CHANNELS  # noqa: E402
-from tudsr_train.dists_name import dists_name  # noqa: E402
+from tudsr_train.losses import dists_name as dists_name_module  # noqa: E402
+from tudsr_train.losses.dists import CHANNELS  # noqa: E402
+from tudsr_train.losses.dists_name import dists_name  # noqa: E402
 from tudsr_train.vgg16 import load_vgg16  # noqa: E402
 
 REALSR = Path(__file__).parents[3] / "shared" / "data"

@@ -21,8 +21,8 @@ from tudsr_export.gates import Report
 from tudsr_export.plan import ExportPlan
 from tudsr_runtime.errors import DeviceError
 from tudsr_train.adapters import AdapterRecord, add_adapter, prompt_sha256, save_adapter
+from tudsr_train.bases.nano import NanoBase, create_base
 from tudsr_train.generator import Generator
-from tudsr_train.nano import NanoBase, create_base
 
 TILE = 64
 TARGETS = (

@@ -14,8 +14,8 @@ from tudsr_export.float32_islands import run_scanned
 from tudsr_export.fold import bake_one_step, bake_timestep, scaled_post_quant_conv, scaled_quant_conv
 from tudsr_export.graphs import PatchDecoder, PatchEncoder, UnetStage, vae_graphs
 from tudsr_runtime.errors import BundleError
+from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 from tudsr_train.generator import Generator, one_step
-from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 
 class LastConvolution(nn.Module):

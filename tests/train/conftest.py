@@ -13,9 +13,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
+from tudsr_train.bases.nano import NanoBase, create_base
+from tudsr_train.data.sources import Data
 from tudsr_train.generator import Generator, save_prompt
-from tudsr_train.nano import NanoBase, create_base
-from tudsr_train.sources import Data
 
 TINY = NanoBase(
     patch_size=4,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tudsr_train.config import Lora, Optimization, Stage1Config, Stage2Config, Validation
-from tudsr_train.degradation import Degradation
-from tudsr_train.discriminator import DiscriminatorConfig
-from tudsr_train.losses import LossWeights
-from tudsr_train.sources import Data
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.sources import Data
+from tudsr_train.discriminators.base import DiscriminatorConfig
+from tudsr_train.losses.reconstruction import LossWeights
 
 DISCRIMINATOR = DiscriminatorConfig(
     kind="dinov3", weights="random", layers=(1, 2), width=32, diff_augment="color,translation,cutout"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tudsr_train.adversarial import D3SR, TUDSR, AdversarialLoss
+from tudsr_train.losses.adversarial import D3SR, TUDSR, AdversarialLoss
 
 
 def _levels(logit: float, sides: tuple[int, ...] = (8, 8, 8)) -> list[torch.Tensor]:

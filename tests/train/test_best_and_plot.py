@@ -15,15 +15,15 @@ from PIL import Image
 from tests.train.recipes import optimization, stage1_config
 from tudsr_runtime.errors import TrainingError, UsageError
 from tudsr_runtime.metrics.niqe import niqe
-from tudsr_train import checkpoint
 from tudsr_train.base import train_base
-from tudsr_train.best import Best
+from tudsr_train.bases.nano import NanoBase
 from tudsr_train.config import BaseConfig, Validation
-from tudsr_train.nano import NanoBase
-from tudsr_train.plot import panels, plot, read_curves
-from tudsr_train.sources import Data
+from tudsr_train.data.sources import Data
+from tudsr_train.run import checkpoint
+from tudsr_train.run.best import Best
+from tudsr_train.run.plot import panels, plot, read_curves
+from tudsr_train.run.validation import Grid
 from tudsr_train.stage1 import train_stage1
-from tudsr_train.validation import Grid
 
 
 def checkpoint_at(run: Path, step: int) -> Path:

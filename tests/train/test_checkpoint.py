@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train import checkpoint
-from tudsr_train.checkpoint import POINTS, Checkpoint
+from tudsr_train.run import checkpoint
+from tudsr_train.run.checkpoint import POINTS, Checkpoint
 
 
 def _checkpoint(step: int) -> Checkpoint:

@@ -16,7 +16,7 @@ from tudsr_train import stage1
 from tudsr_train.command import TrainOptions, run
 from tudsr_train.config import Stage1Config
 from tudsr_train.config_file import load_config, to_yaml
-from tudsr_train.sources import Data
+from tudsr_train.data.sources import Data
 
 
 def test_the_printed_configuration_is_whole_explained_and_readable(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
-from tudsr_train.degradation import Degradation
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.pairs import Pairs, Softness, Synthetic, Task, synthetic_pool
 
 
 @pytest.fixture(scope="module")

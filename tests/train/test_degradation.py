@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.data import Softness
-from tudsr_train.degradation import Degradation, blur, degrade
-from tudsr_train.real_esrgan import RealESRGAN
+from tudsr_train.data.degradation_nano import Degradation, blur, degrade
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN
+from tudsr_train.data.pairs import Softness
 
 CLEAN = Degradation(blur_sigma=(0.0, 0.0), shift_prob=0.0, sharpen_prob=0.0, noise_prob=0.0, jpeg_prob=0.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.diff_augment import diff_augment, policies
+from tudsr_train.discriminators.diff_augment import diff_augment, policies
 
 ALL = ("color", "translation", "cutout")
 

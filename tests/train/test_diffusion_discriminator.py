@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import add_adapter
-from tudsr_train.diffusion_discriminator import DiffusionDiscriminator, PatchMLP
-from tudsr_train.discriminator import DiscriminatorConfig, build_discriminator
+from tudsr_train.discriminators.base import DiscriminatorConfig, build_discriminator
+from tudsr_train.discriminators.diffusion import DiffusionDiscriminator, PatchMLP
 from tudsr_train.generator import Generator
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

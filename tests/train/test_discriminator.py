@@ -18,18 +18,18 @@ from transformers import (
 )
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.adversarial import D3SR, TUDSR
-from tudsr_train.dino_discriminator import DinoDiscriminator
-from tudsr_train.discriminator import (
+from tudsr_train.discriminators.base import (
     Discriminator,
     DiscriminatorConfig,
     adversarial_loss,
     build_discriminator,
 )
-from tudsr_train.discriminator_heads import HEADS, BlurPool, make_head
+from tudsr_train.discriminators.dino import DinoDiscriminator
+from tudsr_train.discriminators.heads import HEADS, BlurPool, make_head
+from tudsr_train.discriminators.vgg16 import VggDiscriminator
 from tudsr_train.generator import Generator
+from tudsr_train.losses.adversarial import D3SR, TUDSR
 from tudsr_train.vgg16 import VGG16, load_vgg16
-from tudsr_train.vgg_discriminator import VggDiscriminator
 
 TOY = DiscriminatorConfig("dinov3", "random", width=32, diff_augment="")
 

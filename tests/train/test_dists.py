@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.dists import CHANNELS, DISTS, DistsConfig, average_per_stage, load_alpha_beta
-from tudsr_train.losses import Losses, LossWeights, ea_dists, sobel
+from tudsr_train.losses.dists import CHANNELS, DISTS, DistsConfig, average_per_stage, load_alpha_beta
+from tudsr_train.losses.reconstruction import Losses, LossWeights, ea_dists, sobel
 from tudsr_train.vgg16 import VGG16, load_vgg16
 
 needs_reference = pytest.mark.skipif(

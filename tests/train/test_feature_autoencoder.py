@@ -13,12 +13,12 @@ from tests.train.recipes import optimization, stage1_config
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import TARGETS, add_adapter, add_vae_encoder_adapter
 from tudsr_train.base import train_base
+from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder, patch_basis
+from tudsr_train.bases.nano import NanoBase, create_base
 from tudsr_train.config import BaseConfig, Optimization
-from tudsr_train.feature_autoencoder import FeatureAutoencoder, patch_basis
+from tudsr_train.data.sources import Data
 from tudsr_train.generator import Generator
-from tudsr_train.loop import AVERAGE
-from tudsr_train.nano import NanoBase, create_base
-from tudsr_train.sources import Data
+from tudsr_train.run.loop import AVERAGE
 from tudsr_train.stage1 import train_stage1
 
 
@@ -176,7 +176,7 @@ def test_a_decoder_of_another_width_is_no_base_to_go_on_from(
 
 
 def test_an_average_is_in_no_optimizer_and_begins_where_a_run_without_one_ended() -> None:
-    from tudsr_train.loop import Network
+    from tudsr_train.run.loop import Network
 
     o = Optimization(ema=0.5, optimizer="adamw")
     network = Network("generator", {"w": torch.nn.Parameter(torch.zeros(2))}, 0.1, o)

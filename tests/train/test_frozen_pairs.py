@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor
 
-from tudsr_train import data, degradation
-from tudsr_train.data import Pairs, Softness, Task
-from tudsr_train.degradation import Degradation, degrade
+from tudsr_train.data import degradation_nano as degradation
+from tudsr_train.data import pairs as data
+from tudsr_train.data.degradation_nano import Degradation, degrade
+from tudsr_train.data.pairs import Pairs, Softness, Task
 
 Figures = NDArray[np.float64]
 TASKS = {1: Task(64, (2, 4), 64), 2: Task(64, (4, 8), 32)}

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tudsr_runtime.errors import BundleError, TrainingError
-from tudsr_train.base_folder import base_sha256
+from tudsr_train.bases.folder import base_sha256
+from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 from tudsr_train.generator import PROMPT_FILE, Generator, one_step, prompt_of, save_prompt
-from tudsr_train.patch_autoencoder import PatchAutoencoder
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 

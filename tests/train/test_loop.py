@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tests.train.recipes import optimization
 from tudsr_runtime.errors import DeviceError, TrainingError
-from tudsr_train.journal import usable_trackers
-from tudsr_train.loop import BAD_STEPS, Loop, Loss, Network
-from tudsr_train.processes import join
-from tudsr_train.schedule import LOWEST, SCHEDULES, lr_factor
+from tudsr_train.run.log import usable_trackers
+from tudsr_train.run.loop import BAD_STEPS, Loop, Loss, Network
+from tudsr_train.run.optimization import LOWEST, SCHEDULES, lr_factor
+from tudsr_train.run.processes import join
 
 PAIRS: Any = [(torch.tensor([float(n)]), torch.zeros(1)) for n in range(1000)]
 """Pair n is the number n."""

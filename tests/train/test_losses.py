@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 
-from tudsr_train.losses import LossWeights, generator_loss, sobel
+from tudsr_train.losses.reconstruction import LossWeights, generator_loss, sobel
 
 
 def test_sobel_equals_the_reference_filters() -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tudsr_train.data import Softness, Task
-from tudsr_train.paired import pair_files
-from tudsr_train.pictures import DataError
-from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.sources import Data, PicturePairs, training_pairs
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN
+from tudsr_train.data.paired import pair_files
+from tudsr_train.data.pairs import Softness, Task
+from tudsr_train.data.picture_files import DataError
+from tudsr_train.data.sources import Data, PicturePairs, training_pairs
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:

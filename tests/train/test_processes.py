@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tudsr_train.checkpoint import POINTS
-from tudsr_train.sources import Data
+from tudsr_train.data.sources import Data
+from tudsr_train.run.checkpoint import POINTS
 
 if not hasattr(os, "fork"):
     pytest.skip("needs a system that forks", allow_module_level=True)
@@ -23,7 +23,7 @@ if not hasattr(os, "fork"):
 @pytest.fixture(scope="module")
 def rehearsal(tiny_base: Path, pool: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """(folder of the runs, what became of them)."""
-    from tudsr_train.data import synthetic_pool
+    from tudsr_train.data.pairs import synthetic_pool
 
     synthetic_pool(pool.synthetic)
     folder = tmp_path_factory.mktemp("rehearsal")

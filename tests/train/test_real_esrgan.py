@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.ndimage import correlate
 from scipy.special import j1
 
-from tudsr_train import kernels
-from tudsr_train.real_esrgan import (
+from tudsr_train.data import blur_kernels as kernels
+from tudsr_train.data.degradation_real_esrgan import (
     SEESR_MILD,
     Draws,
     Noise,

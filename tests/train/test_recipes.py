@@ -13,12 +13,12 @@ from torch.utils.data import Subset
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import BaseConfig, Stage1Config
 from tudsr_train.config_file import load_config, to_yaml
-from tudsr_train.data import Softness, Task
-from tudsr_train.degradation import Degradation
-from tudsr_train.pictures import DataError
-from tudsr_train.real_esrgan import RealESRGAN, degrade, draw
-from tudsr_train.recipes import CAMERA, Clean, MixedRecipe, enlarged, low_quality
-from tudsr_train.sources import Data, MixedData, training_pairs
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN, degrade, draw
+from tudsr_train.data.pairs import Softness, Task
+from tudsr_train.data.picture_files import DataError
+from tudsr_train.data.recipes import CAMERA, Clean, MixedRecipe, enlarged, low_quality
+from tudsr_train.data.sources import Data, MixedData, training_pairs
 
 TASK = Task(32, (4,), 32)
 

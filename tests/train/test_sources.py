@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.config import Stage1Config
 from tudsr_train.config_file import load_config
-from tudsr_train.data import Softness, Task
-from tudsr_train.degradation import Degradation
-from tudsr_train.pictures import DataError, EpochOrder
-from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.sources import QUARANTINE_FILE, Data, MixedData, Recipe, training_pairs
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN
+from tudsr_train.data.pairs import Softness, Task
+from tudsr_train.data.picture_files import DataError, EpochOrder
+from tudsr_train.data.sources import QUARANTINE_FILE, Data, MixedData, Recipe, training_pairs
 
 TASK = Task(32, (4,), 32)
 
@@ -166,7 +166,7 @@ def test_synthetic_pictures_take_the_published_degradation_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr("tudsr_train.sources.synthetic_pool", lambda _: pool)
+    monkeypatch.setattr("tudsr_train.data.sources.synthetic_pool", lambda _: pool)
     x_L, x_H = _pairs(Data(), tmp_path)[1]
     assert x_L.shape == x_H.shape == (3, 32, 32)
 

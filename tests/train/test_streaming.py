@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from tudsr_train.data import Softness, Task
-from tudsr_train.pictures import DataError
-from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.sources import QUARANTINE_FILE, Data, PicturePairs, open_source, training_pairs
-from tudsr_train.streaming import expand_shards, read_shard
+from tudsr_train.data.degradation_real_esrgan import RealESRGAN
+from tudsr_train.data.pairs import Softness, Task
+from tudsr_train.data.picture_files import DataError
+from tudsr_train.data.sources import QUARANTINE_FILE, Data, PicturePairs, open_source, training_pairs
+from tudsr_train.data.streaming import expand_shards, read_shard
 
 TASK = Task(16, (4,), 16)
 PER_SHARD = 4
@@ -158,7 +158,7 @@ def server(shards: Path) -> Iterator[str]:
 def test_a_broken_connection_is_taken_up_again(
     shards: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tudsr_train.streaming.SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr("tudsr_train.data.streaming.SECONDS_BETWEEN_TRIES", 0.0)
     local = [read() for _, read in read_shard(str(shards / "train-002.tar"))]
     assert [read() for _, read in read_shard(f"{server}/train-002.tar")] == local
     with pytest.raises(DataError, match="404"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import lab2rgb
 
-from tudsr_train.synthetic import SyntheticImages, lab_to_srgb, texture
+from tudsr_train.data.dead_leaves import SyntheticImages, lab_to_srgb, texture
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_runtime.streams import printable_lines
-from tudsr_train.data import Pairs, Softness, Synthetic, Task, synthetic_pool
-from tudsr_train.degradation import Degradation
-from tudsr_train.paired import PairedFiles, pair_files
-from tudsr_train.pictures import (
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.paired import PairedFiles, pair_files
+from tudsr_train.data.pairs import Pairs, Softness, Synthetic, Task, synthetic_pool
+from tudsr_train.data.picture_files import (
     DataError,
     EpochOrder,
     PictureFiles,
@@ -30,8 +30,8 @@ from tudsr_train.pictures import (
     list_files,
     survey,
 )
-from tudsr_train.recipes import Recipe, draw_share, enlarged, low_quality, require_shares
-from tudsr_train.streaming import HuggingFaceLanes, Lanes, ShardLanes, expand_shards
+from tudsr_train.data.recipes import Recipe, draw_share, enlarged, low_quality, require_shares
+from tudsr_train.data.streaming import HuggingFaceLanes, Lanes, ShardLanes, expand_shards
 
 SOURCES = ("synthetic", "folder", "list", "paired", "webdataset", "huggingface")
 MIB = 2**20
@@ -63,7 +63,7 @@ class Data:
     corrupt_allowed: float = 0.01
     """Share of pictures that may be damaged; they are left out, and listed."""
     lanes: int = 16
-    """webdataset, huggingface: streams that are read side by side (see `tudsr_train.streaming`)."""
+    """webdataset, huggingface: streams that are read side by side (see `tudsr_train.data.streaming`)."""
     split: str = "train"
     """huggingface: part of the data set."""
     column: str = "image"

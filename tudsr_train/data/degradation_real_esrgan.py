@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train import kernels
-from tudsr_train.degradation import jpeg, require_possible
-from tudsr_train.kernels import Kernel
+from tudsr_train.data import blur_kernels as kernels
+from tudsr_train.data.blur_kernels import Kernel
+from tudsr_train.data.degradation_nano import jpeg, require_possible
 
 Range = tuple[float, float]
 MODES = ("area", "bilinear", "bicubic")

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train import checkpoint
-from tudsr_train.best import Best
-from tudsr_train.checkpoint import Checkpoint
 from tudsr_train.config import Optimization
-from tudsr_train.journal import Journal, say
-from tudsr_train.processes import average_gradients, largest_over_processes, same_everywhere
-from tudsr_train.schedule import lr_factor, make_optimizer
+from tudsr_train.run import checkpoint
+from tudsr_train.run.best import Best
+from tudsr_train.run.checkpoint import Checkpoint
+from tudsr_train.run.log import Journal, say
+from tudsr_train.run.optimization import lr_factor, make_optimizer
+from tudsr_train.run.processes import average_gradients, largest_over_processes, same_everywhere
 
 AVERAGE = "average."
 """Before the names of a moving average's tensors in a checkpoint."""
@@ -163,7 +163,7 @@ class Loop:
     """From the step to a picture (H, W, 3) and figures for the log; called in the first process only."""
     validate_every: int = 0
     best: str = ""
-    """Validation figure by which the best step's checkpoint is kept (`tudsr_train.best`); empty for none."""
+    """Validation figure by which the best step is kept (`tudsr_train.run.best`); empty for none."""
     step: int = 0
     next_batch: int = 0
     skipped: int = 0
@@ -294,7 +294,7 @@ class Loop:
                 signal.signal(number, handler)
 
     def save(self) -> None:
-        """Write checkpoint `step-NNNNNN`, in the first process; see `tudsr_train.checkpoint`."""
+        """Write checkpoint `step-NNNNNN`, in the first process; see `tudsr_train.run.checkpoint`."""
         if self.accelerator.is_main_process:
             state = Checkpoint(
                 self.step,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminator import DiscriminatorConfig
-from tudsr_train.picture_discriminator import Backbone, PictureDiscriminator
+from tudsr_train.discriminators.base import DiscriminatorConfig
+from tudsr_train.discriminators.pictures import Backbone, PictureDiscriminator
 from tudsr_train.vgg16 import VGG16_WIDTHS, load_vgg16, vgg16_stages
 
 DEFAULT_WEIGHTS = "timm/vgg16.tv_in1k"

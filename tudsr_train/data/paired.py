@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tudsr_train.pictures import (
+from tudsr_train.data.picture_files import (
     DataError,
     PictureFiles,
     Quarantine,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.installation import install_hint
-from tudsr_train.pictures import (
+from tudsr_train.data.picture_files import (
     SUFFIXES,
     DataError,
     Quarantine,

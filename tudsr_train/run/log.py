@@ -20,7 +20,7 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
 from tudsr_runtime.streams import printable_lines
 from tudsr_train.config import Optimization
-from tudsr_train.processes import mean_over_processes
+from tudsr_train.run.processes import mean_over_processes
 
 GIB = 2**30
 

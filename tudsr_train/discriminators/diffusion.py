@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
-from tudsr_train.discriminator import RANDOM, Discriminator, DiscriminatorConfig
+from tudsr_train.discriminators.base import RANDOM, Discriminator, DiscriminatorConfig
 from tudsr_train.generator import Generator, prompt_of
 
 if TYPE_CHECKING:

@@ -80,8 +80,8 @@ def create_base(folder: Path, nano: NanoBase, seed: int) -> None:
 
 
 def _save_autoencoder(folder: Path, nano: NanoBase, alpha_t: float) -> None:
-    from tudsr_train.feature_autoencoder import FeatureAutoencoder
-    from tudsr_train.patch_autoencoder import PatchAutoencoder
+    from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder
+    from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 
     cell = {"patch_size": nano.patch_size, "margin": nano.margin}
     if not nano.feature_channels:

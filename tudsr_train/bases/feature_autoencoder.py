@@ -15,7 +15,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from tudsr_train.patch_autoencoder import PatchDecoding, PatchDistribution, PatchEncoding
+from tudsr_train.bases.patch_autoencoder import PatchDecoding, PatchDistribution, PatchEncoding
 
 SLOPE = 0.2
 """Of the leaky rectifiers, as Real-ESRGAN's upsampling has it."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminator import RANDOM, DiscriminatorConfig
-from tudsr_train.picture_discriminator import PictureDiscriminator
+from tudsr_train.discriminators.base import RANDOM, DiscriminatorConfig
+from tudsr_train.discriminators.pictures import PictureDiscriminator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.adversarial import D3SR, TUDSR, AdversarialLoss
 from tudsr_train.generator import Generator
+from tudsr_train.losses.adversarial import D3SR, TUDSR, AdversarialLoss
 
 RANDOM = "random"
 """In place of weights: an untrained network, for tests and toys. Never chosen unless asked for."""
@@ -138,17 +138,17 @@ def build_discriminator(config: DiscriminatorConfig, base: Generator, seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.kind == "diffusion":
-            from tudsr_train.diffusion_discriminator import DiffusionDiscriminator
+            from tudsr_train.discriminators.diffusion import DiffusionDiscriminator
 
             discriminator: Discriminator = DiffusionDiscriminator.build(config, base)
         elif config.kind == "vgg16":
-            from tudsr_train.vgg_discriminator import VggDiscriminator
+            from tudsr_train.discriminators.vgg16 import VggDiscriminator
 
             discriminator = VggDiscriminator.build(config)
         elif config.kind == "none":
             raise TrainingError(f"discriminator: there is none to build; {', '.join(KINDS[1:])} can be")
         else:
-            from tudsr_train.dino_discriminator import DinoDiscriminator
+            from tudsr_train.discriminators.dino import DinoDiscriminator
 
             discriminator = DinoDiscriminator.build(config)
     return discriminator.requires_grad_(True).train()

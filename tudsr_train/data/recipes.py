@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train import degradation, real_esrgan
-from tudsr_train.degradation import Degradation
-from tudsr_train.real_esrgan import SEESR_MILD, RealESRGAN
+from tudsr_train.data import degradation_nano as degradation
+from tudsr_train.data import degradation_real_esrgan as real_esrgan
+from tudsr_train.data.degradation_nano import Degradation
+from tudsr_train.data.degradation_real_esrgan import SEESR_MILD, RealESRGAN
 
 KERNELS = {
     "area": Image.Resampling.BOX,

@@ -37,7 +37,7 @@ def join(device: str, folder: Path, trackers: Sequence[str] = ()) -> Accelerator
     cpu = _means_the_cpu(device)
     accelerator = Accelerator(
         cpu=cpu,
-        # Mixed precision is `tudsr_train.precision`'s: what `accelerate config` says must not change a run.
+        # Mixed precision is `run.precision`'s: what `accelerate config` says must not change a run.
         mixed_precision="no",
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tudsr_train.adversarial import AdversarialLoss
 from tudsr_train.config import Optimization
-from tudsr_train.discriminator import Discriminator
+from tudsr_train.discriminators.base import Discriminator
 from tudsr_train.generator import Generator
-from tudsr_train.loop import Loss
-from tudsr_train.losses import Losses
-from tudsr_train.precision import autocast
+from tudsr_train.losses.adversarial import AdversarialLoss
+from tudsr_train.losses.reconstruction import Losses
+from tudsr_train.run.loop import Loss
+from tudsr_train.run.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.diff_augment import diff_augment, policies
-from tudsr_train.discriminator import Discriminator
-from tudsr_train.discriminator_heads import make_head
+from tudsr_train.discriminators.base import Discriminator
+from tudsr_train.discriminators.diff_augment import diff_augment, policies
+from tudsr_train.discriminators.heads import make_head
 from tudsr_train.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.degradation import blur, require_possible
-from tudsr_train.recipes import Recipe, low_quality
-from tudsr_train.synthetic import SyntheticImages
+from tudsr_train.data.dead_leaves import SyntheticImages
+from tudsr_train.data.degradation_nano import blur, require_possible
+from tudsr_train.data.recipes import Recipe, low_quality
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Synthetic:
 def synthetic_pool(config: Synthetic, workers: int | None = None) -> NDArray[np.uint8]:
     """Draw the pool, or map it from the cache; uint8 (count, size, size, 3), read-only."""
     parameters = {k: v for k, v in asdict(config).items() if k != "cache"}
-    source = hashlib.sha256(Path(__file__).with_name("synthetic.py").read_bytes()).hexdigest()
+    source = hashlib.sha256(Path(__file__).with_name("dead_leaves.py").read_bytes()).hexdigest()
     key = hashlib.sha256(json.dumps([parameters, source]).encode()).hexdigest()[:16]
     path = Path(config.cache).expanduser() / f"pool-{key}.npy"
     if not path.is_file():
