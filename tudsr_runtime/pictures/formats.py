@@ -16,7 +16,7 @@ class Format:
         suffixes: of its files in lower case; the first is the usual one.
         carries: what a file holds besides pixels, by the names of `fitting.NAMES`, which are those of the
             writer's arguments. `dpi` may be in EXIF; pixels are sRGB if nothing is said.
-        grey, alpha, deep: whether it holds grey by itself, transparency, 16 bits per channel.
+        grey, alpha, sixteen_bit: whether it holds grey by itself, transparency, 16 bits per channel.
         side, area: the greatest length in px, and the greatest number of px.
         save: options of Pillow's `save`, where Pillow writes it (see `write.ROW_WRITERS`).
     """
@@ -26,14 +26,14 @@ class Format:
     carries: tuple[str, ...] = ()
     grey: bool = True
     alpha: bool = True
-    deep: bool = False
+    sixteen_bit: bool = False
     side: int = 2**31 - 1
     area: int = 2**62
     save: Mapping[str, Any] = field(default_factory=dict)
 
 
 FORMATS = {
-    "PNG": Format("PNG", (".png",), ("icc", "srgb", "exif", "xmp", "texts", "dpi"), deep=True),
+    "PNG": Format("PNG", (".png",), ("icc", "srgb", "exif", "xmp", "texts", "dpi"), sixteen_bit=True),
     "JPEG": Format(
         "JPEG",
         (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -43,7 +43,7 @@ FORMATS = {
         save={"subsampling": 0},
     ),
     "WEBP": Format("WebP", (".webp",), ("icc", "exif", "xmp"), grey=False, side=16383),
-    "TIFF": Format("TIFF", (".tif", ".tiff"), ("icc", "exif", "xmp", "dpi", "iptc", "geo"), deep=True),
+    "TIFF": Format("TIFF", (".tif", ".tiff"), ("icc", "exif", "xmp", "dpi", "iptc", "geo"), sixteen_bit=True),
     # A BMP ends at 4 GiB.
     "BMP": Format("BMP", (".bmp", ".dib"), ("dpi",), alpha=False, area=2**32 // 3 - 2**20),
     # 16384 x 16384 px and 32768 px a side are what libavif reads by default.

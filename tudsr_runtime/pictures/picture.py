@@ -25,7 +25,7 @@ from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.carried import Carried
 from tudsr_runtime.pictures.metadata import upright
 from tudsr_runtime.pictures.pillow import is_pillows
-from tudsr_runtime.pictures.sixteen_bit import Deep, raw_mode
+from tudsr_runtime.pictures.sixteen_bit import Levels16, raw_mode
 from tudsr_runtime.pictures.transparency import AlphaRows, fill_hidden
 from tudsr_runtime.planes import Levels, to_levels, white
 
@@ -73,7 +73,7 @@ class Picture:
         return self.levels.ndim == 2
 
     @property
-    def deep(self) -> bool:
+    def sixteen_bit(self) -> bool:
         """Whether a channel has 16 bits."""
         return self.levels.dtype == np.uint16
 
@@ -125,7 +125,7 @@ def from_image(file: Image.Image, orientation: int | None = None) -> Picture:
     raw = raw_mode(file) if isinstance(file, ImageFile.ImageFile) else ""
     image = upright(file, orientation)
     if image.mode.startswith("I;16"):
-        return _from_deep_grey(image, raw)
+        return _from_grey_of_16_bits(image, raw)
     if raw in LEVELS_OF_RAW and "transparency" in image.info:
         image = image.copy()  # The host's own is left as it is.
         image.info["transparency"] *= 255 // (LEVELS_OF_RAW[raw] - 1)
@@ -174,8 +174,8 @@ def enlarged_rows(
         row += len(band)
 
 
-def _from_deep_grey(image: Image.Image, raw: str) -> Picture:
-    grey: Deep = np.asarray(image).astype(np.uint16)
+def _from_grey_of_16_bits(image: Image.Image, raw: str) -> Picture:
+    grey: Levels16 = np.asarray(image).astype(np.uint16)
     if "I;12" in raw:
         grey = np.rint(grey * (65535 / 4095)).astype(np.uint16)
     # Pillow turns a negative of 8 bits round, but not one of 16.

@@ -21,7 +21,7 @@ from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
 from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
-from tudsr_runtime.pictures.sixteen_bit import decode_deep, is_deep, with_transparent
+from tudsr_runtime.pictures.sixteen_bit import decode_sixteen_bit, is_sixteen_bit, with_transparent
 
 Metadata = Literal["keep", "strip"]
 
@@ -100,7 +100,7 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
         if (upright_size(image, turn), turn, _format(image)) != (planned, header.orientation, header.format):
             raise InputError("the file changed while tudsr was running")
         notes = ["only the first picture of the file is used"] if image.format == "MPO" else []
-        if header.format == "AVIF" and _avif_is_deep(header.path):
+        if header.format == "AVIF" and _avif_exceeds_8_bits(header.path):
             notes.append("more than 8 bits per channel are processed as 8")
         # What is no profile would fail wherever one is used.
         image.info["icc_profile"], *lost = kept_icc(image)
@@ -125,15 +125,15 @@ def _by(width: int, height: int) -> str:
 
 
 def _decoded(path: Path, image: ImageFile.ImageFile, turn: int) -> Picture:
-    if not is_deep(image):
+    if not is_sixteen_bit(image):
         return from_image(image, turn)
     with _opened(path) as again:
-        levels = decode_deep(image, again, turn)
+        levels = decode_sixteen_bit(image, again, turn)
     levels = with_transparent(levels, image.info.get("transparency"))
     return from_channels(levels, image.info.get("icc_profile"))
 
 
-def _avif_is_deep(path: Path) -> bool:
+def _avif_exceeds_8_bits(path: Path) -> bool:
     """Whether the configuration of the AV1 codec says 10 or 12 bits (AV1-ISOBMFF 2.3.3, high_bitdepth)."""
     with open(path, "rb") as file:
         found = re.search(rb"av1C\x81.(.)", file.read(65536), re.DOTALL)

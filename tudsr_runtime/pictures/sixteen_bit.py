@@ -15,7 +15,7 @@ from PIL import ImageFile
 from tudsr_runtime.pictures.metadata import upright
 from tudsr_runtime.pictures.pillow import StillTiff
 
-Deep = NDArray[np.uint16]
+Levels16 = NDArray[np.uint16]
 
 OPAQUE = 65535
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284
@@ -32,8 +32,8 @@ def raw_mode(image: ImageFile.ImageFile) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether `decode_deep` applies to the picture, which is not decoded yet.
+def is_sixteen_bit(image: ImageFile.ImageFile) -> bool:
+    """Whether `decode_sixteen_bit` applies to the picture, which is not decoded yet.
 
     Not to a TIFF whose channels are compressed apart: there Pillow gives only the high bytes.
     """
@@ -44,7 +44,9 @@ def is_deep(image: ImageFile.ImageFile) -> bool:
     return depth.startswith("16") and kind in ("RGB", "RGBA", "RGBa", "RGBX", "LA", "La")
 
 
-def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile, orientation: int = 1) -> Deep:
+def decode_sixteen_bit(
+    image: ImageFile.ImageFile, again: ImageFile.ImageFile, orientation: int = 1
+) -> Levels16:
     """Decode the picture, opened twice, to upright (h, w, 3) RGB, (h, w, 4) RGBA or (h, w, 2) grey and alpha.
 
     Colour that the file stores multiplied by alpha is divided by it.
@@ -67,7 +69,7 @@ def decode_deep(image: ImageFile.ImageFile, again: ImageFile.ImageFile, orientat
     return _divided_by_alpha(levels) if kind == "RGBa" else levels
 
 
-def with_transparent(levels: Deep, transparent: object) -> Deep:
+def with_transparent(levels: Levels16, transparent: object) -> Levels16:
     """Add the alpha that a PNG states as one transparent colour, (h, w, 3) to (h, w, 4); or as it is."""
     if not isinstance(transparent, tuple) or levels.shape[2] != 3:
         return levels
@@ -96,11 +98,11 @@ def _decoded(image: ImageFile.ImageFile, depth: str | None, orientation: int) ->
     return np.asarray(upright(image, orientation))
 
 
-def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> Deep:
+def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> Levels16:
     return np.stack([low, high], axis=-1).view("<u2")[..., 0].astype(np.uint16)
 
 
-def _divided_by_alpha(levels: Deep) -> Deep:
+def _divided_by_alpha(levels: Levels16) -> Levels16:
     alpha = levels[..., -1:].astype(np.float32)
     colour = levels[..., :-1] * np.divide(OPAQUE, alpha, out=np.zeros_like(alpha), where=alpha > 0)
     plain = np.clip(np.rint(colour), 0, OPAQUE).astype(np.uint16)

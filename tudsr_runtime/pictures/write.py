@@ -101,7 +101,7 @@ def fitting_layout(picture: Picture, width: int, height: int, target: Path) -> L
         height,
         grey=picture.grey and holds.grey,
         alpha=picture.alpha is not None and holds.alpha,
-        dtype=np.dtype(np.uint16 if picture.deep and holds.deep else np.uint8),
+        dtype=np.dtype(np.uint16 if picture.sixteen_bit and holds.sixteen_bit else np.uint8),
     )
 
 

@@ -76,7 +76,7 @@ def test_a_whole_file_is_read_as_it_was_made(tmp_path: Path, name: str, suffix: 
     path.write_bytes(seed.data)
     picture = read_picture(read_header(path))
     assert not [note for note in picture.notes if "damaged" in note]
-    if not picture.deep or seed.pixels is not None:
+    if not picture.sixteen_bit or seed.pixels is not None:
         assert np.array_equal(picture.levels, from_image(turned(seed, path), 1).levels)
     try:
         through(path, suffix)

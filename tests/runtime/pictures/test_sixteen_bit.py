@@ -87,7 +87,7 @@ def write(picture: Picture, path: Path, **options: int) -> tuple[str, ...]:
 def test_png_is_read_to_the_last_bit(tmp_path: Path, count: int) -> None:
     pixels = noise(HEIGHT, WIDTH, count)
     picture = read(png(tmp_path / "in.png", pixels))
-    assert picture.deep
+    assert picture.sixteen_bit
     assert picture.notes == ()
     assert np.array_equal(channels(picture), pixels[..., 0] if count == 1 else pixels)
 
