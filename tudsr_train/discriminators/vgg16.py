@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,14 +30,24 @@ class Features:
 
 
 class Vgg16(Backbone):
-    """relu of the last convolution of each stage in `layers` (1 to 5), before pooling, as it was trained."""
+    """relu of the last convolution of each stage in `layers` (1 to 5), before pooling, as it was trained.
+
+    Each level is divided by a constant, its size in a fixed drawing: VGG16 has no norms, and its raw features
+    would start heads off at logits of several units.
+    """
 
     def __init__(self, weights: dict[str, Tensor], layers: tuple[int, ...]) -> None:
         super().__init__()
         self.stages, self.layers = vgg16_stages(weights, max(layers)), layers
         self.channels = [VGG16_WIDTHS[layer - 1] for layer in layers]
+        with torch.no_grad():
+            self.sizes = [float(level.square().mean().sqrt()) for level in self._maps(_drawing())]
 
     def forward(self, x: Tensor) -> Features:
+        pairs = zip(self._maps(x), self.sizes, strict=True)
+        return Features(tuple(level / size for level, size in pairs))
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         maps = []
         for number, stage in enumerate(self.stages, 1):
             x = F.max_pool2d(x, 2) if number > 1 else x
@@ -44,7 +55,17 @@ class Vgg16(Backbone):
                 x = F.relu(convolution(x))
             if number in self.layers:
                 maps.append(x)
-        return Features(tuple(maps))
+        return maps
+
+
+def _drawing() -> Tensor:
+    """Noise whose amplitude falls with its frequency, as in photographs: (1, 3, 64, 64), of variance 1."""
+    rows, columns = torch.fft.fftfreq(64)[:, None], torch.fft.rfftfreq(64)[None]
+    amplitude = 1 / (rows.square() + columns.square()).sqrt().clamp(min=1 / 64)
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.fft.rfft2(torch.randn(1, 3, 64, 64, generator=generator)) * amplitude
+    drawn = torch.fft.irfft2(spectrum, s=(64, 64))
+    return (drawn - drawn.mean()) / drawn.std()
 
 
 class VggDiscriminator(PictureDiscriminator):
