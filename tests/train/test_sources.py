@@ -19,7 +19,8 @@ from tudsr_train.data import Softness, Task
 from tudsr_train.degradation import Degradation
 from tudsr_train.pictures import DataError, EpochOrder
 from tudsr_train.real_esrgan import RealESRGAN
-from tudsr_train.sources import QUARANTINE_FILE, Data, Recipe, training_pairs
+from tudsr_train.recipes import Recipe
+from tudsr_train.sources import QUARANTINE_FILE, Data, MixedData, training_pairs
 
 TASK = Task(32, (4,), 32)
 
@@ -198,4 +199,4 @@ DOCUMENTED = re.findall(
 @pytest.mark.parametrize("text", DOCUMENTED)
 def test_the_documented_configurations_are_valid(tmp_path: Path, text: str) -> None:
     config = _config(tmp_path, text)
-    assert config.data.path or config.degradation != RealESRGAN()
+    assert isinstance(config.data, MixedData) or config.data.path or config.degradation != RealESRGAN()
