@@ -68,6 +68,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS: dict[str, type] = {
     "base": BaseConfig,
     "base-soft": BaseConfig,
+    "base-clean": BaseConfig,
     "base-texture": BaseConfig,
     "stage1": Stage1Config,
     "stage2": Stage2Config,
