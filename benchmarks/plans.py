@@ -30,8 +30,9 @@ import numpy as np
 from PIL import Image
 from skimage import data as skimage_data
 
-from benchmarks.quality import PHOTOGRAPHS, Floats, degrade, from_8bit, luma, psnr, resize, ssim, to_8bit
+from benchmarks.quality import PHOTOGRAPHS, Floats, degrade, from_8bit, measure, resize, to_8bit
 from tudsr_runtime import Upscaler
+from tudsr_runtime.metrics.texture import texture_kept
 from tudsr_runtime.tiling.plan import plan_upscale
 
 CANDIDATES = {
@@ -79,18 +80,14 @@ def reduced(high: Floats, scale: int, kind: str, seed: int) -> Floats:
     return from_8bit(to_8bit(resize(high, size, Image.Resampling.BOX)))
 
 
-def energy(y: Floats) -> float:
-    """Mean square of the differences between neighbouring pixels."""
-    return float(np.mean(np.diff(y, axis=0) ** 2) + np.mean(np.diff(y, axis=1) ** 2))
-
-
 def figures(result: Floats, high: Floats) -> Figures:
     """Of a result after rounding to 8 bits, as it would be saved."""
-    x, y = luma(from_8bit(to_8bit(result))), luma(high)
-    return {"psnr_db": psnr(x, y), "ssim": ssim(x, y), "texture": energy(x) / energy(y)}
+    found = measure(result, high)
+    texture = texture_kept(from_8bit(to_8bit(result)), high)
+    return {"psnr_db": found["psnr"], "ssim": found["ssim"], "texture": texture}
 
 
-def measure(upscaler: Upscaler, photos: list[Floats], scale: int, low: int) -> list[Measured]:
+def measure_plans(upscaler: Upscaler, photos: list[Floats], scale: int, low: int) -> list[Measured]:
     """All candidates at one scale that the bundle's stages allow."""
     stages = len(upscaler.bundle.manifest.stages)
     default = plan_upscale(LARGEST, LARGEST, scale, stages=stages)
@@ -196,7 +193,7 @@ def main() -> None:
     plans, tables = [], []
     with Upscaler(args.bundle, args.backend) as upscaler:
         for scale in args.scales:
-            found = measure(upscaler, photos, scale, args.low)
+            found = measure_plans(upscaler, photos, scale, args.low)
             good = choose(found)
             plans += entries(scale, good)
             tables.append(table(scale, found, good))

@@ -69,6 +69,7 @@ CONFIGS = tracked.ROOT / "configs"
 KINDS: dict[str, type] = {
     "base": BaseConfig,
     "base-soft": BaseConfig,
+    "base-clean": BaseConfig,
     "base-texture": BaseConfig,
     "stage1": Stage1Config,
     "stage2": Stage2Config,

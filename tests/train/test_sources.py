@@ -19,7 +19,8 @@ from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.degradation_real_esrgan import RealESRGAN
 from tudsr_train.data.pairs import Softness, Task
 from tudsr_train.data.picture_files import DataError, EpochOrder
-from tudsr_train.data.sources import QUARANTINE_FILE, Data, MixedData, Recipe, training_pairs
+from tudsr_train.data.recipes import Recipe
+from tudsr_train.data.sources import QUARANTINE_FILE, Data, MixedData, training_pairs
 
 TASK = Task(32, (4,), 32)
 

@@ -130,7 +130,7 @@ UNKEPT = {
     "a scale of the earth that is no number": (
         lambda: with_tags(scale=(33550, 12, (float("nan"), 1.0, 0.0))),
         "TIFF",
-        "GeoTIFF.* cannot be meant",
+        "GeoTIFF.* makes no sense",
     ),
     "a fourth byte": (lambda: bmp(b"\0\x80\xff\x40"), "BMP", "fourth byte"),
     "bytes behind a BMP": (lambda: bmp(bytes(4), b"behind"), "BMP", "6 bytes behind the picture"),
