@@ -39,6 +39,7 @@ DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 ELEMENT_TYPES = {"f32": "float32", "f16": "float16"}
+UNLIMITED = ("", "ALL", "DEFAULT")
 MAX_STREAMS = 4
 """Tiles at a time of a small model on a CPU; each stream holds its own activations."""
 
@@ -47,7 +48,9 @@ class OpenVino:
     """The `openvino` back end (see `tudsr_runtime.engines.backend.Backend`)."""
 
     def probe(self, device: str) -> Unavailable | None:
-        """None if OpenVINO is installed and knows `device`."""
+        """None if OpenVINO is installed, knows `device`, and may use all of the processor."""
+        if (limit := processor_limit()) is not None:
+            return Unavailable(f"OpenVINO crashes where {limit} limits the processor", f"unset {limit}")
         try:
             core = open_core()
         except DeviceError as error:
@@ -98,6 +101,16 @@ class OpenVino:
         except RuntimeError as error:
             raise as_engine_error(error, f"asking OpenVINO about {device}") from error
         return found
+
+
+def processor_limit() -> str | None:
+    """The environment variable that keeps oneDNN from instructions that the processor has; None if none does.
+
+    OpenVINO's oneDNN obeys it, its own kernels do not: what one packs the other misreads, and the process
+    ends in a segmentation fault.
+    """
+    limits = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return next((name for name in limits if os.environ.get(name, "").upper() not in UNLIMITED), None)
 
 
 @cache

@@ -24,6 +24,8 @@ MakeBundle = Callable[..., Path]
 @pytest.fixture
 def backend() -> OpenVino:
     pytest.importorskip("openvino", reason="needs openvino")
+    if (limit := openvino.processor_limit()) is not None:
+        pytest.skip(f"needs OpenVINO with all of the processor: unset {limit}")
     return OpenVino()
 
 
@@ -36,6 +38,7 @@ def fake_core(monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVino, SimpleNamespac
         get_property=lambda _device, _name: core.capabilities,
     )
     monkeypatch.setattr(openvino, "open_core", lambda: core)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     return OpenVino(), core
 
 
@@ -155,9 +158,22 @@ def test_devices_are_those_that_openvino_finds(fake_core: tuple[OpenVino, Simple
     assert backend.probe("gpu:1") is not None
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_a_limit_that_makes_openvino_crash_is_said_and_another_back_end_runs(
+    monkeypatch: pytest.MonkeyPatch, fake_core: tuple[OpenVino, SimpleNamespace], name: str
+) -> None:
+    monkeypatch.setenv(name, "AVX2")
+    with pytest.raises(DeviceError, match=f"OpenVINO crashes where {name} limits the processor") as caught:
+        select("openvino", "cpu")
+    assert caught.value.hint == f"unset {name}"
+    monkeypatch.setenv(name, "ALL")
+    assert fake_core[0].probe("cpu") is None
+
+
 def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(openvino, "open_core", openvino.open_core.__wrapped__)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     with pytest.raises(DeviceError, match="OpenVINO cannot be imported") as caught:
         select("openvino", "cpu")
     assert caught.value.hint == 'pip install "openvino>=2025.0"'

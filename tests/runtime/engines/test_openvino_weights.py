@@ -18,6 +18,9 @@ from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import OutputError
 
 ov = pytest.importorskip("openvino", reason="needs openvino")
+pytestmark = pytest.mark.skipif(
+    openvino_backend.processor_limit() is not None, reason="needs OpenVINO with all of the processor"
+)
 
 
 @pytest.fixture(autouse=True)
