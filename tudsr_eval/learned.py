@@ -126,16 +126,6 @@ def as_batch(picture: Array) -> Tensor:
     return torch.from_numpy(planes)[None]
 
 
-def averaged(weights: Tensor) -> Tensor:
-    """DISTS' 1475 weights with those of each stage, and of the picture itself, replaced by their mean."""
-    import torch
-
-    from tudsr_train.losses.dists import CHANNELS
-
-    parts = weights.flatten().split(CHANNELS)
-    return torch.cat([part.mean().expand(len(part)) for part in parts])
-
-
 def fid(x: Floats, y: Floats) -> float:
     """Frechet distance of two sets of features (pictures, dimensions). Heusel et al. 2017."""
     difference = x.mean(0) - y.mean(0)
@@ -166,7 +156,7 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
             "DISTS needs the weights of VGG16",
             hint="--vgg16 vgg16-397923af.pth (https://download.pytorch.org/models/) or timm/vgg16.tv_in1k",
         )
-    from tudsr_train.losses.dists import DISTS, load_alpha_beta
+    from tudsr_train.losses.dists import DISTS, average_per_stage, load_alpha_beta
     from tudsr_train.losses.dists_name import dists_name
     from tudsr_train.vgg16 import load_vgg16
 
@@ -174,7 +164,7 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
         name = dists_name(weights.vgg16)
         alpha, beta = load_alpha_beta(weights.dists)
         if name != "DISTS":
-            alpha, beta = averaged(alpha), averaged(beta)
+            alpha, beta = average_per_stage(alpha), average_per_stage(beta)
         network = DISTS(load_vgg16(weights.vgg16), alpha, beta)
     except TudsrError as error:
         hint = (error.hint or "").replace("`dists.vgg16`", "--vgg16").replace("`dists.weights`", "--dists")

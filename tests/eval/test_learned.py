@@ -15,9 +15,9 @@ from tudsr_runtime.errors import BundleError, InputError, UsageError
 
 torch = pytest.importorskip("torch", reason="the [eval] extra is absent")
 
-from tudsr_eval.learned import Weights, averaged, fid, kid, load_learned  # noqa: E402
+from tudsr_eval.learned import Weights, fid, kid, load_learned  # noqa: E402
 from tudsr_train.losses import dists_name as dists_name_module  # noqa: E402
-from tudsr_train.losses.dists import CHANNELS  # noqa: E402
+from tudsr_train.losses.dists import CHANNELS, average_per_stage  # noqa: E402
 from tudsr_train.losses.dists_name import dists_name  # noqa: E402
 from tudsr_train.vgg16 import load_vgg16  # noqa: E402
 
@@ -97,9 +97,9 @@ def test_lpips_is_the_papers_formula(weights: Weights) -> None:
 
 def test_averaged_weights_keep_each_stages_sum() -> None:
     drawn = torch.rand(sum(CHANNELS))
-    sums = [part.sum() for part in averaged(drawn).split(CHANNELS)]
+    sums = [part.sum() for part in average_per_stage(drawn).split(CHANNELS)]
     assert torch.allclose(torch.stack(sums), torch.stack([p.sum() for p in drawn.split(CHANNELS)]))
-    assert all(part.unique().numel() == 1 for part in averaged(drawn).split(CHANNELS))
+    assert all(part.unique().numel() == 1 for part in average_per_stage(drawn).split(CHANNELS))
 
 
 def test_only_the_vgg16_of_dists_is_called_dists(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
