@@ -34,11 +34,13 @@ BROKEN_PIPE_EXIT = 141
 class Terminal:
     """The two streams of one command. `quiet` keeps notes and the bar away, never errors or results.
 
-    `verbose` lets `detail` through.
+    `verbose` lets `detail` through; `shown` is what the user knows a path as.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        self._quiet, self._verbose = quiet, verbose
+    def __init__(
+        self, quiet: bool = False, verbose: bool = False, shown: Mapping[str, str] | None = None
+    ) -> None:
+        self._quiet, self._verbose, self._shown = quiet, verbose, shown or {}
         self._bar: Progress | None = None
         # A file name may hold bytes that are no text, or text that the encoding of stdout lacks.
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -47,7 +49,7 @@ class Terminal:
 
     def result(self, line: str | Path) -> None:
         """A path or lines for stdout: to the letter, but for a terminal, which would obey some of them."""
-        text = str(line)
+        text = self._as_shown(str(line))
         if sys.stdout.isatty():
             text = printable(text) if isinstance(line, Path) else printable_lines(text)
         with self._bar_hidden():
@@ -127,7 +129,7 @@ class Terminal:
 
     def _stderr(self, text: str) -> None:
         with self._bar_hidden():
-            print(printable_lines(text), file=sys.stderr, flush=True)  # noqa: T201
+            print(printable_lines(self._as_shown(text)), file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def _bar_hidden(self) -> Iterator[None]:
@@ -139,6 +141,11 @@ class Terminal:
             yield
         finally:
             self._bar.start()
+
+    def _as_shown(self, text: str) -> str:
+        for path, name in self._shown.items():
+            text = text.replace(path, name)
+        return text
 
 
 class ProgressBar:

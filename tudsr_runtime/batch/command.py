@@ -13,7 +13,7 @@ from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
 from tudsr_runtime.batch.job import Again, Request
 from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_strength
 from tudsr_runtime.batch.outputs import output_is_folder
-from tudsr_runtime.batch.pipes import without_pipes
+from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size
 from tudsr_runtime.engines.select import BY_NAME
@@ -36,13 +36,15 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         raise UsageError(f"--overwrite and --on-exists {options.on_exists} contradict", hint="leave one out")
     suffix = _suffix(options)
     named = expand(inputs)
+    if options.output == "":
+        raise UsageError("-o is empty, and names neither a file nor a folder", hint="-o FILE, or -o FOLDER")
     asked = None if options.output is None else Path(options.output)
-    with without_pipes(named, asked, suffix) as (paths, output, to_stdout):
-        if to_stdout and options.as_json:
+    with without_pipes(named, asked, suffix) as plain:
+        if plain.to_stdout and options.as_json:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
         # What is shown to be pasted has what the user gave, not the files that stand for stdin and stdout.
         again = partial(_at_another_scale, options)
-        _upscale(paths, output, options, suffix, to_stdout, again)
+        _upscale(plain, options, suffix, again)
 
 
 def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
@@ -52,19 +54,12 @@ def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
     return as_command([path], changed)
 
 
-def _upscale(
-    inputs: list[Path],
-    output: Path | None,
-    options: UpscaleOptions,
-    suffix: str | None,
-    to_stdout: bool,
-    again: Again,
-) -> None:
+def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> None:
     started = time.monotonic()
-    terminal = Terminal(options.quiet, options.verbose or options.dry_run)
-    request = _request(inputs, output, options, suffix, to_stdout, again)
+    terminal = Terminal(options.quiet, options.verbose or options.dry_run, plain.shown)
+    request = _request(plain, options, suffix, again)
     records = Records(lambda text: terminal.note(f"note: {text}"))
-    found = find_inputs(inputs, options.recursive, output if request.to_folder else None, records)
+    found = find_inputs(plain.inputs, options.recursive, plain.output if request.to_folder else None, records)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with Upscaler(
@@ -122,14 +117,8 @@ def _suffix(options: UpscaleOptions) -> str | None:
     return suffix
 
 
-def _request(
-    inputs: list[Path],
-    output: Path | None,
-    options: UpscaleOptions,
-    suffix: str | None,
-    to_stdout: bool,
-    again: Again,
-) -> Request:
+def _request(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
+    inputs, output, to_stdout = plain.inputs, plain.output, plain.to_stdout
     size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
     scale = options.scale
     if scale is None and size is None and options.factors is None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,11 +29,22 @@ DESCRIPTORS = re.compile(r"(/dev/fd|/proc/(self|\d+)/fd)/(\d+)")
 """What a shell hands over for `<(command)`."""
 
 
+@dataclass(frozen=True)
+class Plain:
+    """Inputs and output that are files; `to_stdout`: what is written to `output` goes to stdout in the end.
+
+    `shown` is what the user knows a file as that stands for a pipe, by its path.
+    """
+
+    inputs: list[Path]
+    output: Path | None
+    to_stdout: bool = False
+    shown: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextmanager
-def without_pipes(
-    inputs: Sequence[Path], output: Path | None, suffix: str | None
-) -> Iterator[tuple[list[Path], Path | None, bool]]:
-    """The inputs and the output with a temporary file in the place of each pipe; and whether stdout is meant.
+def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | None) -> Iterator[Plain]:
+    """The inputs and the output with a temporary file in the place of each pipe.
 
     Pipes are read to their end. If one is the only input, stdout is the output unless another is named. What
     is to go to stdout is written to a file whose name ends in `suffix`; None: what the format of the input
@@ -50,7 +62,7 @@ def without_pipes(
     if output is not None and not to_stdout:
         _check_plain(output)
     if not pipes and not to_stdout:
-        yield list(inputs), output, False
+        yield Plain(list(inputs), output)
         return
     if output is None:
         raise UsageError(f"where the result of {next(iter(pipes))} is to go was not said", hint="-o FOLDER")
@@ -61,12 +73,13 @@ def without_pipes(
         for path, place in kept.items():
             _save(path, place)
         named = [kept.get(path, path) for path in inputs]
+        shown = {str(place): "stdin" if path in STDIN else str(path) for path, place in kept.items()}
         try:
             if to_stdout:
                 output = Path(folder, f"stdout{suffix or fitting_suffix(read_header(named[0]))[0]}")
-            yield named, output, to_stdout
+            yield Plain(named, output, to_stdout, shown)
         except TudsrError as error:
-            raise _as_given(error, kept) from error
+            raise _as_given(error, kept, shown) from error
 
 
 def _is_pipe(path: Path) -> bool:
@@ -78,11 +91,11 @@ def _name(path: Path) -> str:
     return "stdin" if path in STDIN else f"pipe{path.name}"
 
 
-def _as_given(error: TudsrError, kept: Mapping[Path, Path]) -> TudsrError:
+def _as_given(error: TudsrError, kept: Mapping[Path, Path], shown: Mapping[str, str]) -> TudsrError:
     """The error by what the user gave; where that lay meanwhile tells nobody anything."""
     said, hint = str(error), error.hint
     for path, place in kept.items():
-        said = said.replace(str(place), "stdin" if path in STDIN else str(path))
+        said = said.replace(str(place), shown[str(place)])
         hint = hint and hint.replace(str(place), str(path))
     renamed = type(error)(said, hint=hint)
     if was_told(error):

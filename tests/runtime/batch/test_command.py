@@ -708,3 +708,25 @@ def test_a_device_or_a_fifo_is_no_output(tudsr: Tudsr, photo: Path, tmp_path: Pa
         assert result.code == 2
         assert f"-o {target} is a device or a pipe" in result.err
         assert f"Try: tudsr upscale ... -o - > {target}" in result.err
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_stdin_is_called_stdin(photo: Path, small_bundle: Path, content: bytes | None) -> None:
+    command = [sys.executable, "-m", "tudsr", "upscale", "-", "-o", "out.png", "--json"]
+    done = subprocess.run(
+        [*command, "--bundle", str(small_bundle)],
+        cwd=photo.parent,
+        input=content or photo.read_bytes(),
+        capture_output=True,
+    )
+    assert done.returncode == (3 if content else 0)
+    assert json.loads(done.stdout.splitlines()[0])["input"] == "stdin"
+    assert b"stdin: " in done.stderr
+    assert b"tudsr-" not in done.stdout + done.stderr
+
+
+def test_an_empty_output_is_no_folder(tudsr: Tudsr, photo: Path) -> None:
+    result = tudsr("upscale", photo, "-o", "")
+    assert result.code == 2
+    assert "-o is empty" in result.err
+    assert files(photo.parent) == ["photo.png"]
