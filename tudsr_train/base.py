@@ -21,9 +21,10 @@ from torch.utils.data import Dataset
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.bases.nano import create_base
+from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
 from tudsr_train.data.pairs import Task
-from tudsr_train.generator import PROMPT_FILE, Generator
+from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
 from tudsr_train.session import Session
 

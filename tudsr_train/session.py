@@ -25,6 +25,7 @@ from tudsr_train.adapters import (
     record_of,
     save_adapter,
 )
+from tudsr_train.bases.prompt import PROMPT_FILE as BASE_FILE
 from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config
 from tudsr_train.config_file import to_tree, to_yaml
 from tudsr_train.data.pairs import Task
@@ -32,7 +33,6 @@ from tudsr_train.data.recipes import Recipe
 from tudsr_train.data.sources import training_pairs
 from tudsr_train.discriminators.base import Discriminator, adversarial_loss, build_discriminator
 from tudsr_train.gan import Adversaries
-from tudsr_train.generator import PROMPT_FILE as BASE_FILE
 from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import AdversarialLoss
 from tudsr_train.losses.reconstruction import Losses
