@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.adapters import load_adapter
-from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import Stage2Config
 from tudsr_train.data.pairs import Task
 from tudsr_train.gan import Adversaries
@@ -51,6 +51,27 @@ def first_stage(gan: Adversaries, x_L: Tensor, t_1: int) -> Tensor:
         m = gan.G(x_L, t_1).x
     gan.generator.use("stage2")
     return m
+
+
+def upsampling(m: Tensor, N: int) -> Tensor:
+    """y_L = Upsampling(m, N), bilinear: (B, C, H, W) to (B, C, N H, N W). Implements Eq. (10)."""
+    return F.interpolate(m, scale_factor=N, mode="bilinear", align_corners=False)
+
+
+def chunking(y: Tensor, R: int) -> Iterator[Tensor]:
+    """Cut (B, C, N R, N R) into N^2 chunks (B, C, R, R), row by row. Implements Eq. (11)."""
+    height, width = y.shape[-2:]
+    if height % R or width % R:
+        raise ValueError(f"a picture of {height} x {width} px does not divide into chunks of {R} px")
+    for top in range(0, height, R):
+        for left in range(0, width, R):
+            yield y[..., top : top + R, left : left + R]
+
+
+def joining(chunks: list[Tensor], N: int) -> Tensor:
+    """Undo `chunking`: N^2 chunks (B, C, R, R), row by row, to (B, C, N R, N R)."""
+    rows = [torch.cat(chunks[row * N : (row + 1) * N], dim=-1) for row in range(N)]
+    return torch.cat(rows, dim=-2)
 
 
 def backwards_per_step(config: Stage2Config) -> int:
