@@ -53,6 +53,7 @@ def _folder(path: Path, **changes: object) -> Data:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors
 @pytest.mark.parametrize("recipe", [RealESRGAN(), Degradation()])
 def test_workers_do_not_change_the_data(photos: Path, tmp_path: Path, recipe: Recipe) -> None:
     pairs = _pairs(_folder(photos), tmp_path, recipe=recipe)

@@ -78,6 +78,7 @@ def test_a_restart_goes_on_where_the_stream_was(shards: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors
 def test_workers_do_not_change_a_stream(shards: Path, tmp_path: Path) -> None:
     pairs = training_pairs(
         _data(shards, lanes=4), TASK, Softness(), RealESRGAN(), 3, 40, tmp_path, lambda _: None
