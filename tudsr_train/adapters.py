@@ -18,7 +18,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_runtime.typed import parse_json, read_typed
 from tudsr_train.bases.prompt import read_prompt
 from tudsr_train.generator import Generator
 
@@ -247,15 +248,15 @@ def read_record(folder: Path) -> AdapterRecord | None:
     path = folder / RECORD_FILE
     if not path.is_file():
         return None
+
+    def error(message: str) -> BundleError:
+        return BundleError(f"{path}: not a record of an adapter: {message}")
+
     try:
-        record = AdapterRecord(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{path}: not a record of an adapter: {error}") from error
-    for one in fields(record):
-        value = getattr(record, one.name)
-        if type(value).__name__ != one.type:
-            raise BundleError(f"{path}: not a record of an adapter: {one.name} is {value!r}, no {one.type}")
-    return record
+        tree = parse_json(path.read_bytes())
+    except ValueError as wrong:
+        raise error(str(wrong)) from wrong
+    return read_typed(AdapterRecord, tree, error, whole="it", defaults=True)
 
 
 def attach(
