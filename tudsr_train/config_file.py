@@ -9,7 +9,7 @@ import inspect
 import itertools
 import textwrap
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from tudsr_train.data.sources import Data, MixedData, Pictures
 T = TypeVar("T")
 
 
-def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
+def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     """Read a YAML file into `kind`, then apply `key.sub=value` overrides.
 
     Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a
