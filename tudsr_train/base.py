@@ -24,7 +24,7 @@ from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import Pairs, Stage
+from tudsr_train.training import Pairs, Stage
 
 
 class BasePairs(Dataset[tuple[Tensor, Tensor]]):

@@ -31,7 +31,7 @@ def _run(stage: str, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
     from tudsr_train.config_file import load_config, to_yaml
-    from tudsr_train.session import Stage
+    from tudsr_train.training import Stage
 
     table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Stage[Any]]]] = {
         "base": (BaseConfig, base.Base),

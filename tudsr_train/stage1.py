@@ -11,7 +11,7 @@ from tudsr_train.config import Stage1Config
 from tudsr_train.gan import Adversaries
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import AdapterStage
+from tudsr_train.training import AdapterStage
 
 
 def algorithm_1(gan: Adversaries, x_L: Tensor, x_H: Tensor, t_1: int) -> Iterator[Loss]:

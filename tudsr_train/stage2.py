@@ -17,7 +17,7 @@ from tudsr_train.data.pairs import Task
 from tudsr_train.gan import Adversaries
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import AdapterStage
+from tudsr_train.training import AdapterStage
 
 
 def algorithm_2(
