@@ -24,7 +24,7 @@ from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.training import Pairs, Stage
+from tudsr_train.training import Pairs, Training
 
 
 class BasePairs(Dataset[tuple[Tensor, Tensor]]):
@@ -73,7 +73,7 @@ def _require_same(G: Generator, fresh: Generator, start: str) -> None:
         raise TrainingError(f"start: {start} is no base of this `model`")
 
 
-class Base(Stage[BaseConfig]):
+class Base(Training[BaseConfig]):
     """A run that makes a base."""
 
     result_file = PROMPT_FILE

@@ -31,9 +31,9 @@ def _run(stage: str, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
     from tudsr_train.config_file import load_config, to_yaml
-    from tudsr_train.training import Stage
+    from tudsr_train.training import Training
 
-    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Stage[Any]]]] = {
+    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Training[Any]]]] = {
         "base": (BaseConfig, base.Base),
         "stage1": (Stage1Config, stage1.Stage1),
         "stage2": (Stage2Config, stage2.Stage2),

@@ -64,7 +64,7 @@ class Heads(Network):
         self.discriminator.load_checkpoint_state(state)
 
 
-class Stage(Generic[C]):
+class Training(Generic[C]):
     """One run of `tudsr train`: what its configuration names, put together, then trained or checked.
 
     A subclass says what is trained (`prepare`), against which D (`opponent`), on which pairs (`task`), from
@@ -235,7 +235,7 @@ class Stage(Generic[C]):
         )
 
 
-class AdapterStage(Stage[A]):
+class AdapterTraining(Training[A]):
     """What stages 1 and 2 share: a LoRA on a frozen base is trained, against a discriminator."""
 
     def load_base(self) -> Generator:
@@ -259,7 +259,7 @@ class AdapterStage(Stage[A]):
         return theta
 
     def opponent(self, G: Generator) -> tuple[Discriminator | None, AdversarialLoss, str]:
-        """As in `Stage`. TrainingError for a D without a weight in the loss, or a weight without a D."""
+        """As in `Training`. TrainingError for a D without a weight in the loss, or a weight without a D."""
         config, wanted = self.config, self.config.discriminator
         if (wanted.kind != "none") != bool(config.loss.gan):
             raise TrainingError(

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.train.recipes import DISCRIMINATOR, stage1_config
 from tudsr_train.data.sources import Data
 from tudsr_train.run import checkpoint
-from tudsr_train.training import Heads
 from tudsr_train.stage1 import train_stage1
+from tudsr_train.training import Heads
 
 
 def fork(work: Callable[[], None]) -> int:
