@@ -12,6 +12,7 @@ from tudsr_eval.page import as_image
 from tudsr_eval.scores import load
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.upscaler import Upscaler
 
 RECORD = "ablation.json"
@@ -46,8 +47,8 @@ def enlarge_by_plans(
 def _claim(output: Path, record: dict[str, object]) -> None:
     """Write down what the results in `output` are of, or see that it is the same."""
     path = output / RECORD
+    make_folder(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         there = json.loads(path.read_text("utf-8")) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot use the folder {output}: {error}") from error
@@ -62,7 +63,7 @@ def _enlarge(upscaler: Upscaler, pictures: Sequence[Path], into: Path, scale: in
     """How many were made."""
     missing = [(p, into / f"{p.stem}_x{scale}.png") for p in pictures]
     missing = [(source, target) for source, target in missing if not target.exists()]
-    into.mkdir(exist_ok=True)
+    make_folder(into)
     for source, target in missing:
         large = as_image(upscaler.upscale(load(source), scale, factors))
         with atomic_write(target) as file:

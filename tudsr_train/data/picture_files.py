@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 
 Pixels = NDArray[np.uint8]
 
@@ -77,7 +78,7 @@ class Quarantine:
         """Note a picture once. Raises DataError where more than the allowed share is damaged."""
         known = self._names()
         if name not in known:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             # one short write to a file opened for appending is not torn by another process
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(f"{name}\t{' '.join(reason.split())}\n")

@@ -15,7 +15,6 @@ numbers need no file: every draw of a run is seeded by (seed, number of the batc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import file_sha256
 
 STATE_FILE = "state.json"
 OPTIMIZERS_FILE = "optimizers.pt"
@@ -127,13 +127,9 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        # a killed save may have left the temporary file that was to become COMMIT
-        if path.name != COMMIT_FILE and not path.name.startswith("."):
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    # a killed save may have left the temporary file that was to become COMMIT
+    own = [path for path in folder.iterdir() if path.name != COMMIT_FILE and not path.name.startswith(".")]
+    return {path.name: file_sha256(path) for path in sorted(own)}
 
 
 def _retire(folder: Path, keep: int, keep_every: int) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.streams import printable_lines
 from tudsr_train.config import Optimization
 from tudsr_train.run.processes import mean_over_processes
@@ -115,7 +116,7 @@ class Journal:
     def validation(self, step: int, picture: NDArray[np.uint8], figures: dict[str, float]) -> None:
         """Keep a validation grid (H, W, 3) as `validation/step-NNNNNN.png`, show it to the trackers."""
         path = self.folder / "validation" / f"step-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as file:
             Image.fromarray(picture).save(file, "PNG")
         figures = {f"validation/{name}": value for name, value in figures.items()}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 from tudsr_train.config import Optimization
 from tudsr_train.run import checkpoint
 from tudsr_train.run.best import Best
@@ -194,7 +195,7 @@ class Loop:
 
     def run(self, pairs: Dataset[tuple[Tensor, Tensor]], algorithm: Algorithm) -> None:
         """Train from the current step to the last one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self._graceful_stop(), Journal(self.folder, self.accelerator, self.optimization) as journal:
             journal.start(self.step, self.settings)
             for number, (x_L, x_H) in self._batches(pairs):
