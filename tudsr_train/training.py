@@ -10,13 +10,12 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
 from tudsr_runtime.files import make_folder
 from tudsr_train.adapters import (
-    RECORD_FILE,
+    ADAPTER_RECORD_FILE,
     adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
@@ -26,7 +25,7 @@ from tudsr_train.adapters import (
 )
 from tudsr_train.config import Optimization, Stage1Config, Stage2Config, StageConfig
 from tudsr_train.config_file import to_tree, to_yaml
-from tudsr_train.data.pairs import Task
+from tudsr_train.data.pairs import PairDataset, Task
 from tudsr_train.data.recipes import Recipe
 from tudsr_train.data.sources import Pictures, training_pairs
 from tudsr_train.discriminators.base import Discriminator, adversarial_loss, build_discriminator
@@ -45,7 +44,6 @@ from tudsr_train.run.validation import Grid
 VALIDATION_SEED = 1_000_003
 """Added to a run's seed for its validation pictures."""
 
-Pairs = Dataset[tuple[Tensor, Tensor]]
 C = TypeVar("C", bound=StageConfig)
 A = TypeVar("A", bound=Stage1Config | Stage2Config)
 
@@ -79,7 +77,7 @@ class Training(Generic[C]):
         bad data, or settings that do not fit. BundleError: base or adapter.
     """
 
-    result_file: ClassVar[str] = RECORD_FILE
+    result_file: ClassVar[str] = ADAPTER_RECORD_FILE
     """A file that every result has, by which an earlier one is known."""
 
     def __init__(self, config: C, out: Path) -> None:
@@ -120,7 +118,7 @@ class Training(Generic[C]):
         """Losses of each network per optimizer step."""
         return self.config.optimization.accumulation
 
-    def training_pairs(self, length: int) -> Pairs:
+    def training_pairs(self, length: int) -> PairDataset:
         """All pairs of the run, by number."""
         return self.draw(self.config.data, self.task, self.config.degradation, self.config.seed, length)
 
@@ -176,11 +174,11 @@ class Training(Generic[C]):
 
     def draw(
         self, data: Pictures, task: Task, recipe: Recipe, seed: int, length: int, held_out: bool = False
-    ) -> Pairs:
+    ) -> PairDataset:
         """Pairs of `data` by a recipe, as `training_pairs` of `tudsr_train.data.sources` makes them."""
-        tell = functools.partial(say, self.accelerator)
+        notify = functools.partial(say, self.accelerator)
         softness = self.config.softness
-        return training_pairs(data, task, softness, recipe, seed, length, self.folder, tell, held_out)
+        return training_pairs(data, task, softness, recipe, seed, length, self.folder, notify, held_out)
 
     def _where(self) -> str:
         wanted, count = self.config.optimization.device, self.accelerator.num_processes

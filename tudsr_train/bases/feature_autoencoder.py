@@ -58,7 +58,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
     (W + 2 m) / p): patches of p = `patch_size` by `patch_basis`, then k = `feature_channels` zeros. `decode`
     gives the pixels back from the first 3 p^2 channels, plus the residual that the decoder makes of the
     others; untrained it is the inverse of `encode`. H and W must be multiples of p and larger than `margin`
-    m: so many pixels are reflected around the image and cut off again.
+    m: m pixels are reflected around the image and cut off again.
 
     Args:
         widths: channels of the decoder at cells and after each doubling, log2(p) + 1 in all.

@@ -50,7 +50,7 @@ def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
 
 
 class Losses(nn.Module):
-    """The terms of L_G (Eq. 8) that compare x_hat with x_H; L_gen is the discriminator's affair."""
+    """The terms of L_G (Eq. 8) that compare x_hat with x_H; L_gen comes from the discriminator."""
 
     def __init__(self, weights: LossWeights, dists: DISTS | None = None) -> None:
         super().__init__()

@@ -52,9 +52,9 @@ class Checkpoint:
     next_batch: int
     """Number of the first batch that has not been seen; counted over all processes."""
     networks: dict[str, dict[str, Tensor]]
-    """Per network, what is trained of it, by name."""
+    """What is trained of each network, by its name and the tensor's."""
     optimizers: dict[str, Any]
-    """Per network, its optimizer's `state_dict`."""
+    """`state_dict` of each network's optimizer."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration."""
     parents: dict[str, str] = field(default_factory=dict)
@@ -162,7 +162,7 @@ def _pointed(folder: Path) -> Path | None:
     return folder / pointer.read_text().strip() if pointer.is_file() else None
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(folder: Path, notify: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint that `latest` names, else the newest that is whole, or None.
 
     Those that are not whole are named and passed over.
@@ -173,7 +173,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return load(path)
         except TrainingError as error:
-            say(f"passed over: {error}")
+            notify(f"passed over: {error}")
     return None
 
 

@@ -57,8 +57,8 @@ def usable_trackers(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in wanted if name in there], notes
 
 
-class Journal:
-    """Means of all figures since the last line, written every so many steps."""
+class RunLog:
+    """Means of all figures since the last line, written every `log_every` steps."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, optimization: Optimization) -> None:
         self.folder, self.accelerator, self.optimization = folder, accelerator, optimization
@@ -93,7 +93,7 @@ class Journal:
         self.add({f"gradient_norm/{network}": gradient_norm, f"lr/{network}": lr})
 
     def count_images(self, count: int) -> None:
-        """So many more pairs have been seen by this process."""
+        """Add to the pairs that this process has seen."""
         self._images += count
 
     def write(self, step: int, skipped: int) -> None:
