@@ -121,7 +121,7 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _failures_as_json(wanted: bool) -> Iterator[None]:
-    """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
+    """Where JSON is wanted, write what ends the command to stdout as an object, too."""
     from tudsr_runtime.terminal import Terminal, failure, was_told
 
     try:

@@ -17,7 +17,7 @@ from tudsr_runtime.upscaler import Upscaler
 
 RECORD = "ablation.json"
 PLANS = {4: {"M4": "4x-", "N4": "-x4", "M2N2": "2x2"}, 8: {"M8": "8x-", "N8": "-x8", "M4N2": "4x2"}}
-"""Of Table 4 and Table 5: the paper's names, and --factors."""
+"""Plans of Tables 4 and 5, by the paper's names, as `--factors` writes them."""
 
 
 def enlarge_by_plans(

@@ -29,7 +29,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 RESULTS = "paper.jsonl"
 INSTALL = f"python3 -m venv iqa && iqa/bin/pip install pyiqa=={VERSION}, then --paper-python iqa/bin/python"
 REPEATS = {"maniqa-pipal": 3}
-"""Those that draw crops are the mean over so many seeds."""
+"""How many seeds the metrics that draw crops are averaged over."""
 PAPER = {
     metric.name: metric
     for metric in (
@@ -44,7 +44,7 @@ PAPER = {
         Metric("maniqa", "MANIQA", "higher", 4),
     )
 }
-"""In the order of the paper's Table 1."""
+"""The metrics of the paper's Table 1, in its order."""
 IDS = {"maniqa": "maniqa-pipal"}
 """pyiqa's names where they are others: its plain `maniqa` is another training, on another scale."""
 

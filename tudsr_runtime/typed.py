@@ -65,7 +65,7 @@ class Reader:
         return (self.special.get(kind) or Reader.plain)(self, kind, value, where)
 
     def plain(self, kind: Any, value: Any, where: str) -> Any:
-        """As `read`, by none of the special ways on this level."""
+        """Read a value as `read` does, but by none of the special ways on this level."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is types.UnionType:
             return None if value is None else self.read(arguments[0], value, where)

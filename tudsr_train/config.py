@@ -176,7 +176,7 @@ class BaseConfig:
     start: str = ""
     """Folder of a base of the same `model` to go on from, instead of random weights. Ours."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours."""
+    """Seed of the first weights and of every draw. Ours."""
     R: int = 192
     """Side of a training picture, pixels. Ours."""
     model: NanoBase = field(default_factory=NanoBase)
@@ -251,7 +251,7 @@ class Stage1Config(AdapterConfig):
     out: str = ""
     """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
     """Side of a training picture, pixels. Paper 3.7."""
     M: tuple[int, ...] = (4,)
@@ -276,7 +276,7 @@ class Stage2Config(AdapterConfig):
     out: str = ""
     """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
     """Side of a chunk, and of x_L, pixels. Paper 3.8."""
     M: tuple[int, ...] = (4,)

@@ -25,7 +25,7 @@ class PictureAndLatent:
     x: Tensor
     """(B, 3, R, R) in [-1, 1]."""
     z: Tensor | None
-    """Its scaled latent (B, C, h, w); None where D looks at pixels and nobody has computed it."""
+    """The picture's scaled latent (B, C, h, w); None where D looks at pixels and nobody has computed it."""
 
     def detach(self) -> PictureAndLatent:
         """The same picture, out of the graph."""

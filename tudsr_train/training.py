@@ -257,7 +257,7 @@ class AdapterTraining(Training[A]):
         return theta
 
     def opponent(self, G: Generator) -> tuple[Discriminator | None, AdversarialLoss, str]:
-        """As in `Training`. TrainingError for a D without a weight in the loss, or a weight without a D."""
+        """D and what goes with it. TrainingError for a D without a weight in the loss, or the reverse."""
         config, wanted = self.config, self.config.discriminator
         if (wanted.kind != "none") != bool(config.loss.gan):
             raise TrainingError(

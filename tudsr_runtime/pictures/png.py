@@ -36,8 +36,8 @@ class PngWriter:
         icc: bytes | None = None,
         exif: bytes | None = None,
         xmp: bytes | None = None,
-        texts: Sequence[Text] = (),
         dpi: tuple[float, float] | None = None,
+        texts: Sequence[Text] = (),
         srgb: bool = False,
         level: int = FASTEST,
     ) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tudsr_train.bases.patch_autoencoder import PatchDecoding, PatchDistribution, PatchEncoding
 
 SLOPE = 0.2
-"""Of the leaky rectifiers, as Real-ESRGAN's upsampling has it."""
+"""Negative slope of the leaky rectifiers, as in Real-ESRGAN's upsampling."""
 
 
 LARGEST_GAIN = 20.0

@@ -30,7 +30,7 @@ class Clean:
     preset: str = "clean"
     """The recipe's name."""
     kernels: tuple[str, ...] = ("area", "bicubic", "lanczos")
-    """Of the antialiased reduction, drawn evenly."""
+    """Kernels of the antialiased reduction, drawn evenly."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.kernels if name not in KERNELS]
@@ -58,8 +58,8 @@ CAMERA = Degradation(
     jpeg_quality=(75, 98),
     jpeg_prob=0.4,
 )
-"""As far as a lens resolves and no further, then sharpened in the camera: what a photograph at 100 % looks
-like, such as those of RealSR. Hardly any noise."""
+"""Detail as far as a lens resolves, then sharpened in the camera: what a photograph looks like at 100 %,
+such as those of RealSR. Hardly any noise."""
 
 PlainRecipe = Degradation | RealESRGAN | Clean
 

@@ -81,7 +81,7 @@ class DiffusionDiscriminator(Discriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig, base: Generator) -> Self:
-        """From a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
+        """Build it from a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
         channels = base.unet.config.in_channels
         if config.weights == BASE:
             unet, prompt, alphas = _without_adapters(base.unet), base.prompt_embeds, base.alphas_cumprod

@@ -31,7 +31,7 @@ class DinoDiscriminator(PictureDiscriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig) -> Self:
-        """From pretrained weights, or untrained ones where `random` is asked for by name."""
+        """Build it from pretrained weights, or untrained ones where `random` is asked for by name."""
         layers = config.layers or DEFAULT_LAYERS[config.kind]
         backbone = _vit(config, layers) if config.kind == "dinov3" else _convnext(config, layers)
         if config.kind == "dinov3":

@@ -60,7 +60,10 @@ class Losses(nn.Module):
 
     @classmethod
     def build(cls, weights: LossWeights, config: DistsConfig) -> Losses:
-        """On the CPU; DISTS is loaded only where its term has a weight (TrainingError where it is absent)."""
+        """Make them, on the CPU; DISTS is loaded only where its term has a weight.
+
+        Raises TrainingError where its weights are absent.
+        """
         return cls(weights, DISTS.load(config) if weights.ea_dists else None)
 
     def reconstruction(self, x_hat: Tensor, x_H: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -151,7 +151,7 @@ class Loop:
 
     folder: Path
     networks: list[Network]
-    """In the order in which an algorithm yields their losses."""
+    """Networks in the order in which an algorithm yields their losses."""
     optimization: Optimization
     accelerator: Accelerator
     seed: int = 0
@@ -162,7 +162,7 @@ class Loop:
     settings: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     validate: Callable[[int], tuple[NDArray[np.uint8], dict[str, float]]] | None = None
-    """From the step to a picture (H, W, 3) and figures for the log; called in the first process only."""
+    """Makes a picture (H, W, 3) and figures for the log of a step; called in the first process only."""
     validate_every: int = 0
     best: str = ""
     """Validation figure by which the best step is kept (`tudsr_train.run.best`); empty for none."""
