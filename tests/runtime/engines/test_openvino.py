@@ -35,7 +35,10 @@ def fake_core(monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVino, SimpleNamespac
     core = SimpleNamespace(
         available_devices=["CPU", "GPU.0", "GPU.1"],
         capabilities=["FP32", "FP16", "BF16"],
-        get_property=lambda _device, _name: core.capabilities,
+        processor="AMD EPYC",
+        get_property=lambda _device, name: (
+            core.processor if name == "FULL_DEVICE_NAME" else core.capabilities
+        ),
     )
     monkeypatch.setattr(openvino, "open_core", lambda: core)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
@@ -146,6 +149,32 @@ def test_half_bundles_run_in_what_the_processor_has(fake_core: tuple[OpenVino, S
     assert backend.precision("cpu", "auto", ("fp16",)) == Precision("fp32", "the processor has no bf16")
     with pytest.raises(DeviceError, match="cpu does not compute in bf16"):
         backend.precision("cpu", "bf16", ("fp16",))
+
+
+@pytest.mark.parametrize(
+    ("processor", "flags", "chosen"),
+    [
+        ("AMD EPYC", "avx512_bf16", "bf16"),
+        ("Intel(R) Xeon(R)", "avx512_bf16", "fp32"),
+        ("Intel(R) Xeon(R)", "avx512_bf16 amx_bf16", "bf16"),
+        ("Intel(R) Xeon(R)", None, "fp32"),
+    ],
+)
+def test_bf16_is_chosen_only_where_it_is_faster(
+    fake_core: tuple[OpenVino, SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: str,
+    flags: str | None,
+    chosen: str,
+) -> None:
+    backend, core = fake_core
+    core.processor = processor
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu sse {flags} avx2\n")
+    monkeypatch.setattr(openvino, "CPUINFO", tmp_path / "cpuinfo")
+    assert backend.precision("cpu", "auto", ("fp16", "fp32")).name == chosen
+    assert backend.precision("cpu", "bf16", ("fp16", "fp32")) == Precision("bf16", "as asked")
 
 
 def test_devices_are_those_that_openvino_finds(fake_core: tuple[OpenVino, SimpleNamespace]) -> None:
