@@ -155,7 +155,7 @@ def _signalled(data: bytes, kind: str) -> tuple[Colour | None, bool]:
 
 
 def _of_calibrated_bmp(data: bytes) -> Colour | None:
-    """The colour of a header (version 4 or 5) that gives primaries as X, Y, Z in 2.30, and gammas in 16.16."""
+    """The colour of a header (version 4, 5) that gives primaries as X, Y, Z in 2.30 and gammas in 16.16."""
     if len(data) < 122 or int.from_bytes(data[14:18], "little") < 108 or data[70:74] != bytes(4):
         return None
     corners = np.array(struct.unpack("<9i", data[74:110])).reshape(3, 3) / 2**30
