@@ -21,6 +21,7 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
 GRAPHS = {"bf16": "fp32"}
@@ -64,6 +65,7 @@ class LoadedEngines:
     the greatest first; `give_way` takes one out.
 
     Args:
+        threads: CPU threads, at most one a processor; None leaves it to the back end.
         strength: that of `LoadedStage`, by stage.
         notify: told what was done otherwise than planned.
     """
@@ -79,7 +81,7 @@ class LoadedEngines:
         self._bundle = bundle
         self._choice = choice
         self._precise = _precise(bundle, choice)
-        self._threads = threads
+        self._threads = bounded_threads(threads, notify)
         self._strength = strength
         self._notify = notify
         self._lock = threading.Lock()
