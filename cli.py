@@ -474,9 +474,11 @@ def _report_usage(error: Any) -> int:
 
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
+    from tudsr_runtime.machine import as_exhausted
     from tudsr_runtime.streams import printable_lines
     from tudsr_runtime.terminal import describe
 
+    error = as_exhausted(error) or error
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
         typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True, nl=False)

@@ -3,7 +3,7 @@
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, metrics, installation, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -99,11 +99,11 @@ def test_runtime_imports_none_of_the_others_and_little_at_the_top() -> None:
 
 
 ROOMS = {
-    "pictures": {"atomic", "errors", "planes", "pictures"},
+    "pictures": {"atomic", "errors", "planes", "pictures", "streams"},
     "tiling": {"errors", "factors", "manifest", "planes", "tiling"},
     # the commands of the TensorRT engines speak to the user
-    "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "manifest", "planes"}
-    | {"terminal", "typed"},
+    "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "machine", "manifest"}
+    | {"planes", "streams", "terminal", "typed"},
 }
 """What the rooms of the runtime may import of it: none of them knows another."""
 
@@ -126,8 +126,8 @@ def test_only_those_who_conduct_import_the_upscaler() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "tiling.axis", "installation", "metrics", "streams", "version")
-    modules = {f"tudsr_runtime.{name}" for name in names}
+    names = ("errors", "atomic", "files", "machine", "tiling.axis", "installation", "metrics", "streams")
+    modules = {f"tudsr_runtime.{name}" for name in (*names, "version")}
 
     def allowed(one: Import) -> bool:
         return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
@@ -165,7 +165,7 @@ def test_export_does_not_import_the_command_line() -> None:
 
 def test_command_line_imports_packages_only_inside_commands() -> None:
     light = {*sys.stdlib_module_names, "typer"}
-    names = ("errors", "installation", "streams", "terminal", "version")
+    names = ("errors", "installation", "machine", "streams", "terminal", "version")
     runtime = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:

@@ -97,7 +97,7 @@ def bundle_verify(
         return
     choice = select(backend, device, precision, opened.precisions)
     terminal.note(f"back end: {choice}")
-    figures = run_golden(opened, golden, choice, threads)
+    figures = run_golden(opened, golden, choice, threads, lambda text: terminal.note(f"note: {text}"))
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

@@ -18,6 +18,7 @@ from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
@@ -43,7 +44,7 @@ class Upscaler:
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
-        threads: CPU threads; None leaves it to the back end.
+        threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
@@ -256,6 +257,8 @@ class Upscaler:
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
+        except RuntimeError as error:
+            raise as_exhausted(error) or error from error
         except MemoryExhausted as error:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"

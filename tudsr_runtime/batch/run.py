@@ -29,6 +29,7 @@ from tudsr_runtime.batch.outputs import (
     make_folders,
 )
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
 from tudsr_runtime.planes import FloatArray
@@ -156,8 +157,9 @@ class Batch:
         What tudsr did not raise on purpose is a bug of it, and is reported with its traceback.
         """
         self.tally.failed += 1
-        if isinstance(error, MemoryError):
-            error = MemoryExhausted(f"{path}: out of memory")
+        exhausted = as_exhausted(error)
+        if exhausted is not None:
+            error = MemoryExhausted(f"{path}: {exhausted}", hint=exhausted.hint)
         if self.request.as_json:
             self.terminal.json(failure(error, path))
             mark_told(error)
