@@ -3,7 +3,7 @@
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, metrics, installation, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, metrics, installation, streams, typed, version)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -126,7 +126,17 @@ def test_only_those_who_conduct_import_the_upscaler() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "tiling.axis", "installation", "metrics", "streams", "version")
+    names = (
+        "errors",
+        "atomic",
+        "files",
+        "tiling.axis",
+        "installation",
+        "metrics",
+        "streams",
+        "typed",
+        "version",
+    )
     modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
