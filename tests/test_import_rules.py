@@ -3,7 +3,7 @@
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, typed, ...)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -126,8 +126,19 @@ def test_only_those_who_conduct_import_the_upscaler() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "machine", "tiling.axis", "installation", "metrics", "streams")
-    modules = {f"tudsr_runtime.{name}" for name in (*names, "version")}
+    names = (
+        "errors",
+        "atomic",
+        "files",
+        "machine",
+        "tiling.axis",
+        "installation",
+        "metrics",
+        "streams",
+        "typed",
+        "version",
+    )
+    modules = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:
         return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
