@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.tensorrt.conftest import Machine
+from tests.tensorrt.fakes import NO_MEMORY_TO_BUILD
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
@@ -26,7 +27,7 @@ from tudsr_runtime.engines.tensorrt.layers import read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
 from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, OutputError
 from tudsr_runtime.files import exclusive
 
 MakeBundle = Callable[..., Path]
@@ -165,6 +166,19 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError):
         ensure_engines(wanted)
     assert (folder / RECORD_NAME).is_file()
+
+
+def test_a_build_that_runs_out_of_memory_says_so(wanted: Wanted, machine: Machine) -> None:
+    """TensorRT only warns of the kernels that it leaves out; the error is that none is left."""
+    machine.trt.refuses = {"build"}
+    for lines in (NO_MEMORY_TO_BUILD, NO_MEMORY_TO_BUILD[2:]):
+        machine.trt.says = {"build": lines}
+        with pytest.raises(MemoryExhausted, match=r"building .*model\.onnx: Skipping tactic 8 due to insuff"):
+            ensure_engines(wanted)
+    unrelated = ("[E]", "Error Code 2: Internal Error (Assertion shape.nbDims == 4 failed.)")
+    machine.trt.says = {"build": (*NO_MEMORY_TO_BUILD[1:3], unrelated)}
+    with pytest.raises(DeviceError, match="Assertion shape"):
+        ensure_engines(wanted)
 
 
 def test_a_folder_of_someone_else_is_not_replaced(wanted: Wanted, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 import cli
 from tests.tensorrt.conftest import Machine
+from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, Engine, Target
 from tudsr_runtime.engines.select import select
@@ -229,6 +230,61 @@ def test_a_gpu_that_is_full_is_out_of_memory(machine: Machine, bundle: Bundle) -
 
 
 @pytest.mark.usefixtures("engines")
+def test_memory_is_short_whichever_line_of_the_log_says_so(machine: Machine, bundle: Bundle) -> None:
+    z = np.zeros((1, 48, 16, 16), np.float32)
+    for step, lines in (
+        ("context", NO_MEMORY_FOR_CONTEXT),
+        ("context", NO_MEMORY_FOR_CONTEXT[:2]),
+        (
+            "execute",
+            (*NO_MEMORY_FOR_CONTEXT[1:2], ("[E]", "Error Code 1: Cask (Cask convolution execution)")),
+        ),
+    ):
+        machine.trt.refuses, machine.trt.says = {step}, {step: lines}
+        engine = load(machine, bundle)
+        with pytest.raises(MemoryExhausted, match=r"out of memory while .* unet_stage1 with TensorRT: "):
+            engine.run(z)
+        machine.trt.says = {}
+        with pytest.raises(DeviceError, match="unet_stage1"):
+            engine.run(z)
+        engine.close()
+    machine.trt.refuses, machine.trt.says = {"deserialize"}, {"deserialize": NO_MEMORY_FOR_CONTEXT}
+    with pytest.raises(MemoryExhausted, match=r"OutOfMemory|could not be allocated"):
+        load(machine, bundle)
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_collected_engine_waits_for_the_end_of_a_capture(machine: Machine, bundle: Bundle) -> None:
+    """Python may collect in the middle of any work: here, while a graph of another engine is captured."""
+    with LoadedEngines(bundle, choice(machine)) as loaded:
+        loaded.stage(0).run(tile())
+        kept, held = machine.cuda.live(), [load(machine, bundle, component="vae_decoder")]
+        held[0].run(np.zeros((1, 48, 16, 16), np.float32))
+        machine.trt.meanwhile = held.clear
+        launches = machine.cuda.launches
+        loaded.stage(1).run(tile())
+        assert machine.cuda.launches == launches + 1, "the capture was spoiled"
+        machine.trt.meanwhile = lambda: None
+        assert not held
+        twice = machine.cuda.live()
+        loaded.stage(0).run(tile())
+        assert machine.cuda.live() == twice
+        assert twice - kept <= kept, "what the collected engine held is freed"
+
+
+@pytest.mark.usefixtures("engines")
+def test_the_last_engine_may_be_collected_while_the_next_one_is_loaded(
+    machine: Machine, bundle: Bundle
+) -> None:
+    held = [load(machine, bundle)]
+    with machine.backend.gate:
+        held.clear()
+        runtime = machine.backend._acquire(0)
+    assert runtime.users == 1
+    machine.backend.give_back(runtime)
+
+
+@pytest.mark.usefixtures("engines")
 def test_another_shape_is_refused(machine: Machine, bundle: Bundle) -> None:
     engine = load(machine, bundle)
     with pytest.raises(DeviceError, match=r"unet_stage1 takes \(1, 48, 16, 16\), not \(1, 48, 8, 8\)"):
@@ -254,6 +310,9 @@ def test_an_engine_with_other_tensors_than_the_manifest_is_refused(
 def test_rtx_says_why_an_engine_is_not_valid_here(machine: Machine, bundle: Bundle) -> None:
     machine.trt.refuses = {"validity"}
     with pytest.raises(DeviceError, match=r"Fake GPU cannot run .* version mismatch, unsupported cc"):
+        load(machine, bundle)
+    machine.trt.invalid = int(machine.trt.EngineInvalidityDiagnostics.INSUFFICIENT_GPU_MEMORY)
+    with pytest.raises(MemoryExhausted, match=r"loading unet_stage1 on Fake GPU .* insufficient gpu memory"):
         load(machine, bundle)
 
 

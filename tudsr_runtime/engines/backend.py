@@ -19,8 +19,9 @@ End = tuple[str, str, tuple[object, ...]]
 
 AUTO = "auto"
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate|bad.?alloc|memory allocation|AllocateRaw|not enough memory|"
-    r"available memory of \d+ is smaller|OUT_OF_(HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|ALLOC_FAILED",
+    r"out.?of.?(host.|device.)?memory|failed to allocate|could not be allocated|bad.?alloc|memory allocation|"
+    r"AllocateRaw|not enough memory|insufficient.(gpu.)?memory|available memory of \d+ is smaller|"
+    r"OUT_OF_RESOURCES|ALLOC_FAILED",
     re.IGNORECASE,
 )
 
@@ -176,11 +177,16 @@ def graph_precision(asked: str, offered: Sequence[str], preferred: str | None = 
     return Precision(asked, "as asked")
 
 
+def lacks_memory(text: str) -> bool:
+    """Whether an engine library's words say that memory is short; it is all that there is to go by."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
 def as_engine_error(error: Exception, doing: str) -> TudsrError:
     """The error to raise for an engine library's exception; these name their cause only in their text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = f"{doing}: {lines[0][:300]}"
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or lacks_memory(str(error)):
         return MemoryExhausted(
             f"out of memory while {text}", hint="close other programs, or on a GPU: --device cpu"
         )

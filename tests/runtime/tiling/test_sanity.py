@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,29 @@ def test_out_of_memory_starts_again_with_smaller_tiles(upscaler_with: Callable[.
     upscaler.upscale(photo())
     assert len(notes) == 1
     assert backend.loaded.count(("fp32", 128)) == 4
+
+
+def test_the_large_engines_are_gone_when_the_small_ones_are_loaded(
+    upscaler_with: Callable[..., Any],
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    counts: list[int] = []
+
+    class Counting(FakeBackend):
+        def load(self, graph: Path, variant: Any, target: Any) -> Any:
+            counts.append(sum(tile != variant.tile for tile in (one.tile for one in alive)))
+            engine = super().load(graph, variant, target)
+            engine.tile = variant.tile
+            alive.add(engine)
+            return engine
+
+    gc.disable()
+    try:
+        upscaler_with(Counting(fp32=exhausted_at(128)))[0].upscale(photo())
+    finally:
+        gc.enable()
+    assert len(counts) == 8
+    assert sum(counts) == 0
 
 
 def test_out_of_memory_with_the_smallest_tile_is_the_end(upscaler_with: Callable[..., Any]) -> None:
