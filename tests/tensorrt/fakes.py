@@ -482,6 +482,7 @@ class FakeCuda:
     def __init__(self, target: tuple[int, int] = (8, 9), count: int = 1, memory: int = 1 << 40) -> None:
         self._usage = Usage()
         self._target, self._count, self._left = target, count, memory
+        self._card = b"Fake GPU\0\0", 24 << 30
         self._device: dict[int, Any] = {}
         self._pinned: dict[int, Any] = {}
         self._streams: dict[int, _Stream] = {}
@@ -526,7 +527,8 @@ class FakeCuda:
 
     def cudaGetDeviceProperties(self, device: int) -> Any:
         major, minor = self._target
-        return OK, SimpleNamespace(name=b"Fake GPU\0\0", major=major, minor=minor, totalGlobalMem=24 << 30)
+        name, memory = self._card
+        return OK, SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=memory)
 
     def cudaSetDevice(self, device: int) -> Any:
         return (OK,) if device < self._count else (Member(101, "cudaErrorInvalidDevice"),)

@@ -41,7 +41,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def wanted(machine: Machine, bundle: Bundle) -> Wanted:
-    return Wanted(bundle, machine.library, "sm89")
+    return Wanted(bundle, machine.library, machine.target)
 
 
 class Notes(Reporter):
@@ -62,7 +62,9 @@ def test_the_folder_and_its_record(wanted: Wanted, machine: Machine, cache: Path
     notes = Notes()
     found = ensure_engines(wanted, reporter=notes)
     version = machine.trt.__version__
-    assert found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-sm89"
+    assert (
+        found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-{machine.target}"
+    )
     names = {f"{name}.{end}" for name in COMPONENTS for end in ("plan", "layers.json")}
     assert {one.name for one in found.path.iterdir()} == {RECORD_NAME, *names}
     assert read_record(found.path) == found.record
@@ -144,7 +146,7 @@ def test_a_new_library_and_a_new_graph_are_told(
     ensure_engines(wanted)
     other = open_bundle(make_bundle(tmp_path / "other", unet="identity", dtype="float16", tile=64))
     notes = Notes()
-    assert ensure_engines(Wanted(other, machine.library, "sm89"), reporter=notes).built
+    assert ensure_engines(Wanted(other, machine.library, machine.target), reporter=notes).built
     assert notes.notes == ["building the engines again: the graph unet_stage1/model.onnx has changed"]
     machine.trt.__version__ = "11.9.0" if machine.name == "tensorrt" else "2.0.0"
     notes = Notes()
@@ -157,7 +159,7 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError, match="Could not find any implementation for node the_node") as caught:
         ensure_engines(wanted)
     assert caught.value.exit_code == 6
-    folder = engine_folder(wanted.bundle, wanted.library, "sm89")
+    folder = engine_folder(wanted.bundle, wanted.library, wanted.target)
     assert [one.name for one in folder.parent.iterdir()] == [f".{folder.name}.lock"]
     machine.trt.refuses = set()
     ensure_engines(wanted)
@@ -198,11 +200,11 @@ def test_a_graph_that_differs_from_the_manifest_is_refused(wanted: Wanted, bundl
 
 
 def test_another_precision_lies_apart(machine: Machine, bundle: Bundle) -> None:
-    path = engine_folder(bundle, machine.library, "sm89", "fp32")
-    assert path.name.endswith("-sm89-fp32")
-    assert not engine_folder(bundle, machine.library, "sm89", "fp16").name.endswith("fp16")
+    path = engine_folder(bundle, machine.library, machine.target, "fp32")
+    assert path.name.endswith(f"-{machine.target}-fp32")
+    assert not engine_folder(bundle, machine.library, machine.target, "fp16").name.endswith("fp16")
     with pytest.raises(BundleError, match="has no variant with precision fp32"):
-        ensure_engines(Wanted(bundle, machine.library, "sm89", "fp32"))
+        ensure_engines(Wanted(bundle, machine.library, machine.target, "fp32"))
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
@@ -310,7 +312,7 @@ def test_engines_of_an_earlier_tudsr_are_found_and_run(machine: Machine, tmp_pat
     """tests/tensorrt/recorded was written by tudsr before `engines/tensorrt` was a folder."""
     shutil.copytree(Path(__file__).with_name("recorded"), tmp_path / "recorded")
     bundle, engines = open_bundle(tmp_path / "recorded" / "bundle"), tmp_path / "recorded" / "engines"
-    found = ensure_engines(Wanted(bundle, machine.library, "sm89"), engines)
+    found = ensure_engines(Wanted(bundle, machine.library, machine.target), engines)
     assert not found.built
     assert found.record.to_json() == (engines / RECORD_NAME).read_text()
     choice = Choice(machine.name, "cuda", "for the test", engines=engines)

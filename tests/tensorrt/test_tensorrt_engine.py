@@ -43,7 +43,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def engines(machine: Machine, bundle: Bundle) -> Path:
     """The engines of the bundle, in the cache, for the machine's GPU."""
-    return ensure_engines(Wanted(bundle, machine.library, "sm89")).path
+    return ensure_engines(Wanted(bundle, machine.library, machine.target)).path
 
 
 def choice(machine: Machine) -> Choice:
@@ -132,7 +132,7 @@ def test_a_graph_that_cannot_be_captured_runs_without_and_says_so(
 
 
 def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tmp_path: Path) -> None:
-    named = ensure_engines(Wanted(bundle, machine.library, "sm89"), tmp_path / "mine").path
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
     with Upscaler(bundle, engines=named, color="none", overlap=24) as upscaler:
         assert upscaler.choice.backend == machine.name
         large = upscaler.upscale(np.full((8, 8, 3), 0.25, np.float32), scale=4)
@@ -144,7 +144,7 @@ def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tm
 
 
 def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Machine, bundle: Bundle) -> None:
-    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89$") as caught:
+    with pytest.raises(DeviceError, match=rf"there are no engines in .*-{machine.target}$") as caught:
         load(machine, bundle)
     assert caught.value.exit_code == 6
     assert caught.value.hint == f"tudsr build {bundle.folder} --engine {machine.name} --precision fp16"
@@ -154,7 +154,7 @@ def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Mach
     ("key", "value", "reason"),
     [
         ("version", "1.0.0", "they were built for the library's version 1.0.0, this is "),
-        ("target", "sm86", "they were built for the target sm86, this is sm89"),
+        ("target", "sm86", "they were built for the target sm86, this is "),
         ("platform", "plan9_vax", "they were built for the platform plan9_vax, this is "),
         ("library", "tvm", "they were built for the library tvm, this is "),
     ],
@@ -328,7 +328,7 @@ def test_kernels_that_rtx_compiled_are_kept_and_checked(
 
     once()
     (kept,) = (cache / "kernels").glob("*")
-    assert kept.name == "tensorrt-rtx-1.7.1.116-sm89.cache"
+    assert kept.name == "tensorrt-rtx-1.7.1.116-sm89-fake-gpu-24gib.cache"
     assert kept.read_bytes()[32:] == b"compiled"
     machine.trt._usage.names.clear()
     once()
@@ -368,6 +368,25 @@ def test_the_second_gpu_is_used_where_it_is_named(machine: Machine, bundle: Bund
     engine.run(np.zeros((1, 48, 16, 16), np.float32))
     assert {call[1] for call in machine.cuda._usage.calls if call[0] == "cudaSetDevice"} == {(1,)}
     engine.close()
+
+
+@pytest.mark.parametrize("card", [(b"Fake GPU Laptop\0", 24 << 30), (b"Fake GPU\0", 16 << 30)])
+def test_engines_that_were_timed_on_one_card_are_not_those_of_another(
+    machine: Machine, bundle: Bundle, engines: Path, card: tuple[bytes, int]
+) -> None:
+    """Of one compute capability both; TensorRT for RTX builds for that, TensorRT itself for the card."""
+    named = dataclasses.replace(CUDA, engines=engines)
+    load(machine, bundle, named).close()
+    machine.cuda._card = card
+    if machine.name == "tensorrt-rtx":
+        load(machine, bundle).close()
+        return
+    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89-fake-gpu-(laptop-24|16)gib$"):
+        load(machine, bundle)
+    with pytest.raises(
+        DeviceError, match=r"built for the target sm89-fake-gpu-24gib, this is sm89-fake-gpu-"
+    ):
+        load(machine, bundle, named)
 
 
 @pytest.mark.usefixtures("engines")

@@ -129,8 +129,13 @@ class _Runtime:
     backend: TensorRT
     users: int = 0
 
+    @property
+    def target(self) -> str:
+        """What engines for this GPU are for."""
+        return self.library.target(self.gpu)
+
     def __post_init__(self) -> None:
-        self._kernels = KernelCache(self.library, self.gpu.target)
+        self._kernels = KernelCache(self.library, self.gpu.card)
         self._runtime = self.library.module.Runtime(self.device.logger)
         self._runtime.engine_host_code_allowed = False
 
@@ -172,14 +177,14 @@ class _Runtime:
         folder = target.engines
         if folder is None:
             bundle = open_bundle(graph.parents[variant.model.count("/")], verify=False)
-            folder = engine_folder(bundle, self.library, self.gpu.target, target.precision)
+            folder = engine_folder(bundle, self.library, self.target, target.precision)
         build = f"tudsr build {graph.parents[variant.model.count('/')]} --engine {self.library.name}"
         if not folder.is_dir():
             raise DeviceError(
                 f"there are no engines in {folder}", hint=f"{build} --precision {variant.precision}"
             )
         record = read_record(folder)
-        reason = record.misfit(self.library, self.gpu.target, (variant,))
+        reason = record.misfit(self.library, self.target, (variant,))
         if reason:
             raise DeviceError(
                 f"the engines in {folder} cannot run here: {reason}",
