@@ -53,6 +53,7 @@ def run_golden(bundle: Bundle, golden: Golden, choice: Choice, threads: int | No
         BundleError: the tile or what is stored of it has another size than the manifest says.
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
+    bundle.check((golden.input, *golden.outputs))
     with LoadedEngines(bundle, choice, threads) as engines:
         return list(_figures(bundle, golden, engines))
 

@@ -84,6 +84,14 @@ def test_the_second_time_nothing_is_built(wanted: Wanted) -> None:
     assert not ensure_engines(wanted).built
 
 
+def test_before_a_run_sizes_are_looked_at_and_bytes_where_they_are_loaded(wanted: Wanted) -> None:
+    plan = ensure_engines(wanted).path / "unet_stage1.plan"
+    flip(plan)
+    assert not ensure_engines(wanted, thorough=False).built
+    plan.write_bytes(plan.read_bytes()[:-1])
+    assert ensure_engines(wanted, thorough=False).built
+
+
 def test_two_at_a_time_build_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     built: list[str] = []
     build = store.build_engine

@@ -7,12 +7,15 @@ cannot show: that a GPU computes the same, and how fast.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ from tudsr_runtime.engines.backend import Choice, Engine, Target
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
-from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
+from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
 from tudsr_runtime.upscaler import Upscaler
@@ -436,6 +439,60 @@ def test_the_command_builds_what_is_missing_and_says_so(
         assert large.size == (32, 32)
         # Two stages, each of which adds 0.25 in [-1, 1].
         assert np.abs(np.asarray(large) - (64 + 255 / 4)).max() <= 1
+
+
+@pytest.mark.usefixtures("engines")
+def test_what_is_loaded_is_hashed_once_and_nothing_else_is(
+    machine: Machine, bundle: Bundle, tmp_path: Path, hashed: Counter[str]
+) -> None:
+    """At full size each pass over bundle or engines takes seconds before the first picture."""
+    Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
+    line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
+    cli.app([*line, "--overlap", "24", "--color", "none"], standalone_mode=False)
+    models = {name: count for name, count in hashed.items() if name.endswith((".plan", ".onnx"))}
+    assert models == {f"{name}.plan": 1 for name in bundle.manifest.components}
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was hashed, by its name."""
+    counts: Counter[str] = Counter()
+    whole, digest, read = hashlib.sha256, hashlib.file_digest, Path.read_bytes
+    names: dict[int, str] = {}
+
+    def reading(path: Path) -> bytes:
+        data = read(path)
+        names[id(data)] = path.name
+        return data
+
+    def counting(data: bytes = b"", **more: Any) -> Any:
+        counts[names.get(id(data), "")] += 1
+        return whole(data, **more)
+
+    def digesting(file: Any, name: str) -> Any:
+        counts[Path(file.name).name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    monkeypatch.setattr(hashlib, "file_digest", digesting)
+    return counts
+
+
+def test_bench_takes_engines_from_a_folder_and_builds_them_else(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "large", unet="offset", dtype="float16", tile=256))
+    line = ["bench", "latency", "--bundle", str(bundle.folder), "--size", "16", "--scale", "2"]
+    line += ["--warmup", "0", "--repeats", "1", "--json"]
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
+    cli.app([*line, "--engines", str(named)], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert f"{machine.name} on cuda" in json.loads(shown.out)["facts"]["back end"]
+    assert not engine_folder(bundle, machine.library, machine.target).exists()
+    cli.app([*line, "--backend", machine.name], standalone_mode=False)
+    assert "4 engines built in" in capsys.readouterr().err
+    assert engine_folder(bundle, machine.library, machine.target).is_dir()
 
 
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:

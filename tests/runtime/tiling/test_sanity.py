@@ -16,7 +16,7 @@ from tudsr_runtime import Upscaler
 from tudsr_runtime.batch.options import parse_strength
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Precision
-from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.tiling.sanity import find_fault
 
 MakeBundle = Callable[..., Path]
@@ -138,6 +138,25 @@ def test_a_tile_that_stays_bad_ends_the_picture(upscaler_with: Callable[..., Any
     with pytest.raises(NotFiniteError, match="kept 0% of the picture's contrast in stage 1") as caught:
         upscaler.upscale(photo())
     assert caught.value.exit_code == 9
+
+
+def test_what_keeps_a_bad_tile_from_a_second_try_does_not_hide_that_it_was_bad(
+    upscaler_with: Callable[..., Any],
+) -> None:
+    def missing(_: np.ndarray) -> np.ndarray:
+        raise DeviceError("there are no engines in fp32", hint="tudsr build --precision fp32")
+
+    upscaler, _ = upscaler_with(FakeBackend(fp16=nan, fp32=missing))
+    with pytest.raises(
+        NotFiniteError,
+        match=r"NaN or infinity in stage 1, .*, and fp32 cannot be tried: there are no engines",
+    ) as caught:
+        upscaler.upscale(photo())
+    assert caught.value.exit_code == 9
+    assert caught.value.hint == "tudsr build --precision fp32"
+    upscaler, _ = upscaler_with(FakeBackend(fp16=nan, fp32=exhausted_at(64)))
+    with pytest.raises(MemoryExhausted, match=r"12 bytes wanted \(the model made NaN or infinity in stage 1"):
+        upscaler.upscale(photo())
 
 
 def test_models_of_random_weights_may_be_let_through(upscaler_with: Callable[..., Any]) -> None:
