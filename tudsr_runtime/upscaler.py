@@ -46,8 +46,8 @@ class Upscaler:
         threads: CPU threads; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
-        strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
-            faithful to the input: a stage decodes z_L + s (z_H - z_L).
+        strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
+            of its input (0) to the model's result (1). Less is more faithful.
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
@@ -81,7 +81,7 @@ class Upscaler:
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
         if not isinstance(device, str):
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
-        per_stage = _per_stage(strength)
+        self._strength = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
         self._overlap = overlap
@@ -96,12 +96,12 @@ class Upscaler:
             self.bundle.check()
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, notify)
         self._exhausted: int | None = None
         self.settings = {
             "overlap": overlap,
             "color": color,
-            "strength": per_stage,
+            "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
         }
         """What the result depends on besides bundle, picture, factors and size."""
@@ -278,7 +278,8 @@ class Upscaler:
 
             parallel = max(stage.parallel for stage in stages)
             runs = [stage.run for stage in stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity)
+            strength = [self._strength[stage.stage] for stage in plan.stages]
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength)
 
         return in_background(run)
 

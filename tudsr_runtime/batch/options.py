@@ -109,7 +109,7 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=LOOK,
             metavar="S[,S2]",
-            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
+            help="From the plain Lanczos enlargement (0) to the model's result (1), one number a stage.",
         ),
     ] = "1"
     color: Annotated[
