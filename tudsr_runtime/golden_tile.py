@@ -59,6 +59,7 @@ def run_golden(
         BundleError: the tile or what is stored of it has another size than the manifest says.
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
+    bundle.check((golden.input, *golden.outputs))
     with LoadedEngines(bundle, choice, threads, notify=notify) as engines:
         return list(_figures(bundle, golden, engines))
 

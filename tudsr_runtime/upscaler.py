@@ -15,7 +15,7 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
-from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.select import BUILT, select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.machine import as_exhausted
@@ -86,13 +86,15 @@ class Upscaler:
         self._color = color_method(color)
         self._sanity = sanity
         self._overlap = overlap
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
         plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
         choice = select(backend, device, precision, self.bundle.precisions)
+        if not isinstance(bundle, Bundle) and choice.backend not in BUILT:
+            self.bundle.check()
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify)

@@ -29,7 +29,8 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_memory_of_the_machine_counts_what_can_be_had(system: Path) -> None:
+@pytest.mark.usefixtures("system")
+def test_memory_of_the_machine_counts_what_can_be_had() -> None:
     free = free_memory()
     assert free is not None
     assert (free.bytes, free.limit) == (8000 * 1024, "of the machine")

@@ -16,7 +16,7 @@ from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size
-from tudsr_runtime.engines.select import BY_NAME
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
@@ -84,18 +84,12 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         if options.dry_run:
             batch.show(jobs)
         else:
-            _build_missing(upscaler, terminal)
+            if upscaler.choice.backend in BUILT:
+                from tudsr_runtime.engines.tensorrt.command import build_missing
+
+                build_missing(upscaler.bundle, upscaler.choice, terminal)
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
-
-
-def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
-    """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
-    choice = upscaler.choice
-    if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.engines.tensorrt.command import build_for_device
-
-        build_for_device(upscaler.bundle, choice, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -98,8 +99,7 @@ class OpenVino:
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
         """One tile through these engines, each reading the tensor that the one before it wrote."""
-        compiled = [engine for engine in engines if isinstance(engine, CompiledEngine)]
-        return RequestChain(compiled).run
+        return RequestChain([engine.model for engine in engines if isinstance(engine, CompiledEngine)]).run
 
     def _capabilities(self, device: str) -> list[str]:
         return list(self._property(device, "OPTIMIZATION_CAPABILITIES"))
@@ -154,56 +154,59 @@ def open_core() -> Any:
     return openvino.Core()
 
 
+@dataclass
+class _Model:
+    """A compiled model (None: closed) and its component; held by its engine and the chains that it is in."""
+
+    compiled: Any
+    component: str
+    on_cpu: bool
+
+
 class CompiledEngine:
     """A compiled model as an `Engine`, float32 in and out."""
 
     def __init__(self, compiled: Any, component: str, parallel: int, on_cpu: bool) -> None:
-        self._compiled = compiled
-        self._alone = RequestChain([self])
-        self.component = component
+        self.model = _Model(compiled, component, on_cpu)
+        self._alone = RequestChain([self.model])
         self.parallel = parallel
-        self.on_cpu = on_cpu
 
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
         return self._alone.run(x)
 
-    def new_request(self) -> Any:
-        """An infer request of its own, to be used by one thread at a time."""
-        return self._compiled.create_infer_request()
-
     def close(self) -> None:
         """Release the compiled model."""
-        self._compiled, self._alone = None, RequestChain([])
+        self.model.compiled, self._alone = None, RequestChain([])
 
 
 class RequestChain:
-    """Engines in a row. Their requests are wired once, output to input, and lent to one call at a time."""
+    """Models in a row. Their requests are wired once, output to input, and lent to one call at a time."""
 
-    def __init__(self, engines: Sequence[CompiledEngine]) -> None:
-        self._engines = engines
+    def __init__(self, models: Sequence[_Model]) -> None:
+        self._models = models
         self._idle: list[list[Any]] = []
 
     def run(self, x: FloatArray) -> FloatArray:
-        """The output of the last engine for the input of the first, an array of its own."""
+        """The output of the last model for the input of the first, an array of its own."""
         import openvino
 
         try:
             requests = self._idle.pop()
         except IndexError:
             requests = self._wired()
-        # The array is lent to the request and must live until its engine has run.
+        # The array is lent to the request and must live until its model has run.
         tile = np.ascontiguousarray(x)
         requests[0].set_input_tensor(openvino.Tensor(tile, shared_memory=True))
-        for engine, request in zip(self._engines, requests, strict=True):
-            with _named(f"running {engine.component} with OpenVINO", by_graph=engine.on_cpu):
+        for model, request in zip(self._models, requests, strict=True):
+            with _named(f"running {model.component} with OpenVINO", by_graph=model.on_cpu):
                 request.infer()
         y: FloatArray = requests[-1].get_output_tensor().data.copy()
         self._idle.append(requests)
         return y
 
     def _wired(self) -> list[Any]:
-        requests = [engine.new_request() for engine in self._engines]
+        requests = [model.compiled.create_infer_request() for model in self._models]
         for before, after in pairwise(requests):
             after.set_input_tensor(before.get_output_tensor())
         return requests

@@ -19,7 +19,7 @@ from itertools import tee
 
 import numpy as np
 
-from tudsr_runtime.errors import NotFiniteError
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError
 from tudsr_runtime.planes import FloatArray, Planes, TileFunction
 from tudsr_runtime.tiling.axis import Axis, padding_index
 from tudsr_runtime.tiling.plan import StagePlan
@@ -60,7 +60,7 @@ def run_stages(
         sanity: as in `find_fault`.
 
     Raises:
-        NotFiniteError: a tile came back wrong, the second time too.
+        NotFiniteError: a tile came back wrong, the second time too, or there is no second time.
     """
     total = sum(plan.tiles for plan in plans)
     done = 0
@@ -156,15 +156,26 @@ def _run_tile(
     """One tile through the stage, checked and clamped: (3, T, T)."""
     result = run(tile.pixels)[0]
     fault = find_fault(tile.pixels[0], result, sanity)
+    place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
     if fault is not None and again is not None:
-        result = again(tile.pixels)[0]
+        result = _second_try(tile, again, f"the model {fault} in {place}")
         fault = find_fault(tile.pixels[0], result, sanity)
     if fault is not None:
-        place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
         hint = "another bundle" if again else "--precision fp32, with a bundle that has it"
         raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
     clamped: FloatArray = np.clip(result, -1, 1)
     return clamped
+
+
+def _second_try(tile: Tile, again: TileFunction, fault: str) -> FloatArray:
+    """The tile in float32; that it cannot be had must not hide why it was wanted."""
+    try:
+        result: FloatArray = again(tile.pixels)[0]
+        return result
+    except DeviceError as error:
+        raise NotFiniteError(f"{fault}, and fp32 cannot be tried: {error}", hint=error.hint) from error
+    except MemoryExhausted as error:
+        raise MemoryExhausted(f"{error} ({fault}, so fp32 was tried)", hint=error.hint) from error
 
 
 def _pad(window: FloatArray, down: Axis, across: Axis) -> FloatArray:

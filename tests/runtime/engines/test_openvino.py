@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +66,23 @@ def test_stage_is_the_one_of_onnx_runtime(make_bundle: MakeBundle, tmp_path: Pat
     y = LoadedEngines(bundle, on_cpu(), 1).stage(0).run(x)
     assert y.dtype == np.float32
     assert np.abs(y - expected).max() <= {"float32": 1e-6, "float16": 2e-3}[dtype]
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_dropped_engine_is_freed_at_once(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Whoever is short of memory cannot wait until Python looks for circles."""
+    loaded = LoadedEngines(open_bundle(make_bundle(tmp_path / "b", tile=64)), on_cpu(), 1)
+    gc.disable()
+    try:
+        stage = loaded.stage(0)
+        stage.run(tile())
+        stage.engines[0].run(tile())
+        engines = [weakref.ref(engine) for engine in stage.engines]
+        assert not loaded.give_way(tile=64)
+        del stage
+        assert [ref() for ref in engines] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("backend")
