@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ class Upscaler:
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
         if not isinstance(device, str):
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
-        per_stage = _per_stage(strength)
+        self._strength = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
         self._overlap = overlap
@@ -94,12 +95,12 @@ class Upscaler:
         choice = select(backend, device, precision, self.bundle.precisions)
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, self._strength, notify)
         self._exhausted: int | None = None
-        self.settings = {
+        self.settings: dict[str, object] = {
             "overlap": overlap,
             "color": color,
-            "strength": per_stage,
+            "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
         }
         """What the result depends on besides bundle, picture, factors and size."""
@@ -215,7 +216,7 @@ class Upscaler:
 
     def stage(self, plan: StagePlan) -> LoadedStage:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
-        return self._engines.stage(plan.stage, plan.columns.tile)
+        return self._engines.stage(plan.stage, plan.columns.tile, self._strength[plan.stage])
 
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
         """Return what `attempt` does, called again with smaller tiles each time an engine lacks memory.
@@ -233,6 +234,31 @@ class Upscaler:
                 tile, self._exhausted = self._exhausted, None
                 if tile is None or not self._engines.give_way(tile):
                     raise
+
+    def with_look(
+        self,
+        *,
+        strength: float | Sequence[float] | None = None,
+        color: str | None = None,
+        overlap: int | None = None,
+    ) -> Upscaler:
+        """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
+
+        Nothing is loaded for it, and `close` of either releases the engines of both. Errors as the
+        constructor's.
+        """
+        other = copy.copy(self)
+        other._exhausted = None
+        changed: dict[str, object] = {}
+        if strength is not None:
+            other._strength = changed["strength"] = _per_stage(strength)
+        if color is not None:
+            other._color, changed["color"] = color_method(color), color
+        if overlap is not None:
+            plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)
+            other._overlap = changed["overlap"] = overlap
+        other.settings = {**self.settings, **changed}
+        return other
 
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
@@ -265,7 +291,7 @@ class Upscaler:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
         places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in places]
+        again = [self._engines.again(*place, self._strength[place[0]]) for place in places]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:

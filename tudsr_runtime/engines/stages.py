@@ -86,14 +86,14 @@ class LoadedEngines:
         self._loaded: dict[tuple[str, int, str], Engine] = {}
         self.tiles = bundle.tiles
 
-    def stage(self, index: int, tile: int | None = None) -> LoadedStage:
+    def stage(self, index: int, tile: int | None = None, strength: float | None = None) -> LoadedStage:
         """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
 
-        Raises as `Backend.load`.
+        `strength`: None for that of the constructor. Raises as `Backend.load`.
         """
-        return self._stage(index, tile or self._bundle.manifest.tile, self._choice)
+        return self._stage(index, tile or self._bundle.manifest.tile, self._choice, strength)
 
-    def again(self, index: int, tile: int) -> TileFunction | None:
+    def again(self, index: int, tile: int, strength: float | None = None) -> TileFunction | None:
         """The stage once more in float32, loaded when it is first called; None if that is nothing new."""
         precise = self._precise
         if precise is None:
@@ -101,7 +101,7 @@ class LoadedEngines:
 
         def run(x: FloatArray) -> FloatArray:
             self._notify(f"a tile of stage {index + 1} went wrong and is computed again in fp32")
-            return self._stage(index, tile, precise).run(x)
+            return self._stage(index, tile, precise, strength).run(x)
 
         return run
 
@@ -133,7 +133,7 @@ class LoadedEngines:
     ) -> None:
         self.close()
 
-    def _stage(self, index: int, tile: int, choice: Choice) -> LoadedStage:
+    def _stage(self, index: int, tile: int, choice: Choice, strength: float | None) -> LoadedStage:
         stage, backend = self._bundle.manifest.stages[index], open_backend(choice.backend)
         target = self._target(choice, backend)
         with self._lock:
@@ -142,7 +142,8 @@ class LoadedEngines:
                 for component in (stage.encoder, stage.unet, stage.decoder)
             )
             engines = (encoder, unet, decoder)
-            return LoadedStage(engines, self._strength[index], backend.chain(engines))
+            own = self._strength[index] if strength is None else strength
+            return LoadedStage(engines, own, backend.chain(engines))
 
     def _engine(self, component: str, tile: int, backend: Backend, target: Target) -> Engine:
         key = (component, tile, target.precision)
