@@ -97,7 +97,9 @@ async def read_form(request: Request) -> tuple[UploadFile, UpscaleOptions]:
     try:
         return _checked(form)
     except UsageError:
-        await form.close()
+        # That of a form without an end is in no field.
+        for file in parser._files_to_close_on_error:
+            file.close()
         raise
 
 

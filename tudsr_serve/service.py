@@ -73,7 +73,13 @@ def make_app(
                 await asyncio.to_thread(worker.stop)
 
     app = FastAPI(
-        title="tudsr", version=__version__, summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="tudsr",
+        version=__version__,
+        summary=SUMMARY,
+        lifespan=lifespan,
+        docs_url=None,
+        redirect_slashes=False,
+        redoc_url=None,
     )
     app.include_router(router(lambda: running[0]))
     app.add_exception_handler(TudsrError, _failed)
