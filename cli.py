@@ -28,6 +28,7 @@ from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import UpscaleOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_serve.options import ServeOptions
 
 
 class _Grouped(TyperCommand):
@@ -359,6 +360,29 @@ def build(options: BuildOptions) -> None:
     from tudsr_runtime.engines.tensorrt.command import build as run
 
     run(options)
+
+
+@app.command(cls=_Grouped)
+@_from_options
+def serve(options: ServeOptions) -> None:
+    """Enlarge pictures over HTTP, and on a page for the browser.
+
+    The address is printed. Only programs of this machine can ask, unless --host says otherwise.
+    """
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options)
+
+
+@app.command("app", cls=_Grouped)
+@_from_options
+def open_app(options: ServeOptions) -> None:
+    """Enlarge pictures on a page in the browser: `tudsr serve`, and the page is opened."""
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options, browser=True)
 
 
 @eval_app.command("pictures")

@@ -2,6 +2,7 @@
 
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
+tudsr_serve   -> tudsr_runtime, and the [serve] extra
 tudsr_export  -> tudsr_train, tudsr_runtime
 tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, typed, ...)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
@@ -22,7 +23,7 @@ import pytest
 from tests import tracked
 
 ROOT = tracked.ROOT
-OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval")
+OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
 
@@ -170,6 +171,18 @@ def test_eval_is_light_until_a_learned_metric_is_asked_for() -> None:
     assert not broken(of_package("tudsr_eval"), allowed)
 
 
+SERVED_BY = {"anyio", "fastapi", "pydantic", "starlette", "uvicorn"}
+
+
+def test_serve_needs_the_runtime_and_its_extra_and_nobody_needs_serve() -> None:
+    light = {*sys.stdlib_module_names, "tudsr_runtime", "tudsr_serve", *SERVED_BY}
+    found = [one for one in of_package("tudsr_serve") if not one.file.endswith("/options.py")]
+    assert not broken(found, lambda one: one.package in light)
+    others = [one for package in OURS if package.startswith("tudsr_") for one in of_package(package)]
+    elsewhere = [one for one in others if not one.file.startswith("tudsr_serve/")]
+    assert not broken(elsewhere, lambda one: one.package not in {"tudsr_serve", *SERVED_BY})
+
+
 def test_export_does_not_import_the_command_line() -> None:
     assert not broken(of_package("tudsr_export"), lambda one: one.package != "cli")
 
@@ -201,7 +214,9 @@ def test_options_are_light_enough_for_help() -> None:
     assert not broken(found, allowed)
 
 
-@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"])
+@pytest.mark.parametrize(
+    "package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve"]
+)
 def test_libraries_that_we_do_not_use(package: str) -> None:
     assert not broken(of_package(package), lambda one: one.package not in BANNED)
 

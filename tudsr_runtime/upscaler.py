@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify)
         self._exhausted: int | None = None
-        self.settings = {
+        self.settings: dict[str, object] = {
             "overlap": overlap,
             "color": color,
             "strength": self._strength,
@@ -236,6 +237,31 @@ class Upscaler:
                 tile, self._exhausted = self._exhausted, None
                 if tile is None or not self._engines.give_way(tile):
                     raise
+
+    def with_look(
+        self,
+        *,
+        strength: float | Sequence[float] | None = None,
+        color: str | None = None,
+        overlap: int | None = None,
+    ) -> Upscaler:
+        """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
+
+        Nothing is loaded for it, and `close` of either releases the engines of both. Errors as the
+        constructor's.
+        """
+        other = copy.copy(self)
+        other._exhausted = None
+        changed: dict[str, object] = {}
+        if strength is not None:
+            other._strength = changed["strength"] = _per_stage(strength)
+        if color is not None:
+            other._color, changed["color"] = color_method(color), color
+        if overlap is not None:
+            plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)
+            other._overlap = changed["overlap"] = overlap
+        other.settings = {**self.settings, **changed}
+        return other
 
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
