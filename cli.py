@@ -246,6 +246,22 @@ def bundle_triton(
     run(bundle, repository, engines)
 
 
+@app.command()
+def doctor(
+    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to try.")] = "nano",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Say what of this machine works, what does not, and what to do: to be pasted into a report.
+
+    Versions, processor, GPU, cache, the bundle, and one tile timed with every back end. No name of yours, of
+    your files or of your machine is told. Exit code 6 where something is wrong.
+    """
+    from tudsr_runtime.doctor.command import doctor as run
+
+    with _failures_as_json(as_json):
+        run(bundle, as_json)
+
+
 Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")

@@ -46,7 +46,7 @@ def centre(output: FloatArray) -> FloatArray:
     return output[:, :, begin : begin + edge, begin : begin + edge]
 
 
-def run_golden(bundle: Bundle, golden: Golden, choice: Choice, threads: int | None = None) -> list[Figure]:
+def run_golden(bundle: Bundle, choice: Choice, threads: int | None = None) -> list[Figure]:
     """Run the golden tile through all stages.
 
     Raises:
@@ -54,7 +54,16 @@ def run_golden(bundle: Bundle, golden: Golden, choice: Choice, threads: int | No
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
     with LoadedEngines(bundle, choice, threads) as engines:
-        return list(_figures(bundle, golden, engines))
+        return golden_figures(bundle, engines)
+
+
+def golden_figures(bundle: Bundle, engines: LoadedEngines) -> list[Figure]:
+    """What loaded engines of the bundle make of its golden tile; nothing where it has none.
+
+    Raises as `run_golden`.
+    """
+    golden = bundle.manifest.golden
+    return [] if golden is None else list(_figures(bundle, golden, engines))
 
 
 def require_close(figures: list[Figure]) -> None:
