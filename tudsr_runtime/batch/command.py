@@ -7,6 +7,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
@@ -15,6 +16,7 @@ from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_streng
 from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
+from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.batch.target_size import target_size
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
@@ -48,18 +50,27 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
 
 
 def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
-    changed = dataclasses.replace(
-        options, scale=scale, width=None, height=None, longest=None, megapixels=None, factors=None
-    )
-    return as_command([path], changed)
+    sizes: dict[str, Any] = {
+        "width": None,
+        "height": None,
+        "longest": None,
+        "megapixels": None,
+        "factors": None,
+    }
+    folders: dict[str, Any] = {"include": (), "exclude": (), "shard": None}
+    return as_command([path], dataclasses.replace(options, scale=scale, **sizes, **folders))
 
 
 def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run, plain.shown)
     request = _request(plain, options, suffix, again)
+    selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
+    if selection.shard and plain.shown:
+        raise UsageError("--shard parts files, and stdin is none", hint="leave --shard out")
     records = Records(lambda text: terminal.note(f"note: {text}"))
     found = find_inputs(plain.inputs, options.recursive, plain.output if request.to_folder else None, records)
+    selection.narrow(found)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with Upscaler(
@@ -80,7 +91,7 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         batch = Batch(request, upscaler, terminal, records)
         for path, error in found.unreadable:
             batch.fail(path, error)
-        jobs = batch.plan(found.sources, create_folders=not options.dry_run)
+        jobs = batch.plan(found.sources, found.elsewhere, create_folders=not options.dry_run)
         if options.dry_run:
             batch.show(jobs)
         else:

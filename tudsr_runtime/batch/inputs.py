@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tudsr_runtime.batch.claim import is_claimed
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
@@ -31,9 +32,13 @@ class Source:
 
 @dataclass
 class Found:
-    """Inputs in the order of the arguments, sorted within a folder, and what was not taken and why."""
+    """Inputs in the order of the arguments, sorted within a folder, and what was not taken and why.
+
+    `elsewhere` are those that another run does, of another shard.
+    """
 
     sources: list[Source] = field(default_factory=list)
+    elsewhere: list[Source] = field(default_factory=list)
     unreadable: list[tuple[Path, InputError]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -102,7 +107,9 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found, re
 def _take(parent: Path, folder: Path, names: list[str], found: Found, records: Records) -> None:
     pictures = [name for name in names if Path(name).suffix.lower() in FORMAT_OF_SUFFIX]
     others = [name for name in names if Path(name).suffix.lower() not in FORMAT_OF_SUFFIX]
-    results = records[parent].made_beside(set(pictures))
+    # Looked for before the record is read: what was finished in between is in that.
+    being_made = {name for name in pictures if is_claimed(parent / name)}
+    results = records[parent].made_beside(set(pictures)) | being_made
     taken = [name for name in pictures if name not in results]
     found.sources += [Source(parent / name, folder) for name in taken]
     if others:

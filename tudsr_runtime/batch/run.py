@@ -61,8 +61,13 @@ class Batch:
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
 
-    def plan(self, sources: Sequence[Source], *, create_folders: bool) -> list[Job]:
+    def plan(
+        self, sources: Sequence[Source], elsewhere: Sequence[Source] = (), *, create_folders: bool
+    ) -> list[Job]:
         """The jobs that are to be done; the others are reported as failed or skipped.
+
+        Args:
+            elsewhere: pictures that are not to be done here, nor to be replaced by a result.
 
         Raises:
             OutputError: no folder of the outputs can be written to.
@@ -75,7 +80,7 @@ class Batch:
                 jobs.append(plan_job(self.request, self.upscaler, source))
             except Exception as error:  # whatever it is, the others go on
                 self.fail(source.path, error)
-        jobs = self._settle(jobs, [source.path for source in sources])
+        jobs = self._settle(jobs, [source.path for source in (*sources, *elsewhere)])
         return self._prepare(jobs) if create_folders else jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
