@@ -60,15 +60,21 @@ def find_inputs(
     recursive: bool = False,
     output: Path | None = None,
     records: Records | None = None,
+    required: bool = True,
 ) -> Found:
     """Expand folders into the pictures in them, with `recursive` also those further below.
 
-    An `output` folder that lies inside an input folder is not searched. `records` tell earlier results.
+    An `output` folder that lies inside an input folder is not searched. `records` tell earlier results. A
+    folder without a picture is an error where they are `required`.
     """
     found, records = Found(), records or Records()
     for path in inputs:
         if is_folder(path):
+            before = len(found.sources) + len(found.unreadable)
             _search(path, recursive, output, found, records)
+            if required and len(found.sources) + len(found.unreadable) == before:
+                hint = None if recursive else "-r to search its subfolders too"
+                found.unreadable.append((path, InputError(f"{path}: no picture in this folder", hint=hint)))
         else:
             found.sources.append(Source(path))
     first: dict[Path, Source] = {}
@@ -87,7 +93,6 @@ def is_folder(path: Path) -> bool:
 
 
 def _search(folder: Path, recursive: bool, output: Path | None, found: Found, records: Records) -> None:
-    before = len(found.sources) + len(found.unreadable)
     excluded = None if output is None else os.path.realpath(output)
 
     def unreadable(error: OSError) -> None:
@@ -99,9 +104,6 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found, re
         folders[:] = [n for n in below if recursive and os.path.realpath(Path(parent, n)) != excluded]
         visible = sorted(name for name in names if not name.startswith("."))
         _take(Path(parent), folder, visible, found, records)
-    if len(found.sources) + len(found.unreadable) == before:
-        hint = None if recursive else "-r to search its subfolders too"
-        found.unreadable.append((folder, InputError(f"{folder}: no picture in this folder", hint=hint)))
 
 
 def _take(parent: Path, folder: Path, names: list[str], found: Found, records: Records) -> None:

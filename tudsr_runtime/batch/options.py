@@ -211,6 +211,25 @@ class UpscaleOptions:
         return "overwrite" if self.overwrite else self.on_exists
 
 
+@dataclass(frozen=True)
+class WatchOptions(UpscaleOptions):
+    """The options of `tudsr watch`: those of `tudsr upscale` for a folder, and when a file is whole."""
+
+    settle: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="S",
+            min=0,
+            help="A picture is taken once it has not changed for so many seconds.",
+        ),
+    ] = 1.0
+
+
+NOT_OF_WATCH = ("output", "dry_run")
+"""Options that `tudsr watch` does not take."""
+
+
 def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
     """The command line of these inputs and options, for a shell; what is the default is left out."""
     hints = get_type_hints(UpscaleOptions, include_extras=True)

@@ -99,12 +99,13 @@ class Selection:
     exclude: Sequence[str] = ()
     shard: Shard | None = None
 
-    def narrow(self, found: Found) -> None:
+    def narrow(self, found: Found, required: bool = True) -> None:
         """Leave in `found` what is selected, and say what was left out; others' parts become `elsewhere`.
 
-        A folder of which the patterns leave nothing is an error, of which the shard leaves nothing is not.
+        A folder of which the patterns leave nothing is an error where pictures are `required`; one of which
+        the shard leaves nothing is not.
         """
-        self._by_patterns(found)
+        self._by_patterns(found, required)
         if self.shard is not None:
             ours = [source for source in found.sources if self.shard.holds(source)]
             found.elsewhere = [source for source in found.sources if not self.shard.holds(source)]
@@ -112,7 +113,7 @@ class Selection:
             found.notes.append(f"{self.shard}: {len(ours)} of {all_of_them}")
             found.sources = ours
 
-    def _by_patterns(self, found: Found) -> None:
+    def _by_patterns(self, found: Found, required: bool) -> None:
         if not (self.include or self.exclude):
             return
         left = [source for source in found.sources if self.takes(source)]
@@ -120,7 +121,7 @@ class Selection:
         for source in left:
             if source.folder is not None:
                 folders[source.folder] += 1
-        for folder in (folder for folder, count in folders.items() if not count):
+        for folder in (folder for folder, count in folders.items() if required and not count):
             error = InputError(f"{folder}: no picture in this folder is left by --include and --exclude")
             found.unreadable.append((folder, error))
         if out := len(found.sources) - len(left):
