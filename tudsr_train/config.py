@@ -83,6 +83,8 @@ class Optimization:
     """Checkpoints that stay; older ones are removed. Ours."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this stay for good; 0 for none. Ours."""
+    store: str = "fp32"
+    """What the result's weights are rounded to, fp32 or fp16; fp16 files are half as large. Ours."""
     log_every: int = 50
     """Optimizer steps between lines of the log. Ours."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -97,6 +99,8 @@ class Optimization:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:
             raise TrainingError(f"optimization: ema must be below 1, not {self.ema}")
+        if self.store not in ("fp32", "fp16"):
+            raise TrainingError(f"optimization: store {self.store!r} is not known; fp32 and fp16 are")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"

@@ -10,23 +10,27 @@ The LQ latent is fed as it is: no noise is added to it.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.bases.folder import base_name, base_sha256, find_base
 from tudsr_train.bases.prompt import prompt_of, read_prompt
+from tudsr_train.foreign import misread, read_config, require_modest, without_bars
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 EPSILON, V_PREDICTION, RESIDUAL = "epsilon", "v_prediction", "residual"
 PREDICTION_TYPES = (EPSILON, V_PREDICTION)
+CONFIGS = {
+    "unet": "config.json", "vae": "config.json", "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+}  # fmt: skip
 
 
 def one_step_weights(alpha_t: float | Tensor, prediction_type: str) -> tuple[float | Tensor, float | Tensor]:
@@ -195,13 +199,12 @@ class Generator(nn.Module):
                 f"{base}: no diffusers base here (unet/config.json is missing)",
                 hint="give a folder that holds unet/, vae/ and scheduler/, such as Stable Diffusion 2.1-base",
             )
-        try:
+        with misread(f"{base}: the base cannot be read"), without_bars():
+            _require_modest_configs(folder)
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
             unet = _whole(UNet2DConditionModel, folder / "unet")
             vae = _load_vae(folder / "vae")
             prompt_embeds = read_prompt(Path(prompt_file)) if prompt_file else prompt_of(folder, prompt)
-        except (OSError, ValueError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
-            raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
         channels = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels)
         if len(set(channels)) > 1:
             raise BundleError(
@@ -220,7 +223,7 @@ class Generator(nn.Module):
                 f"{base}: the prompt embedding is {prompt_embeds.shape[-1]} wide, "
                 f"but the UNet attends to {width}"
             )
-        return cls(
+        G = cls(
             vae.eval(),
             unet.eval(),
             prompt_embeds,
@@ -230,6 +233,28 @@ class Generator(nn.Module):
             base_sha256=base_sha256(folder),
             folder=folder,
         )
+        with misread(f"{base}: the base cannot be used"):
+            G.try_out()
+        return G
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Send one small picture through all parts. Raises whatever these raise where their configs, which
+        may ask for inputs that a one-step restorer does not have, do not go together."""
+        if not 0 < self.scaling_factor < math.inf:
+            raise ValueError(f"its autoencoder's scaling factor is {self.scaling_factor}")
+        multiple = self.pixels_per_cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        side = multiple * (1 + (self.latent_margin * self.pixels_per_cell) // multiple)
+        x_L = torch.zeros(1, 3, side, side)
+        z_L = self.encode(x_L)
+        if self.decode(self.predict(z_L, 0)).shape != x_L.shape:
+            raise ValueError("its autoencoder does not give back a picture of the same size")
+
+
+def _require_modest_configs(folder: Path) -> None:
+    for part, name in CONFIGS.items():
+        if (folder / part / name).is_file():
+            require_modest(read_config(folder / part / name), f"{part}/{name}")
 
 
 def _load_vae(folder: Path) -> ModelMixin:
@@ -238,7 +263,7 @@ def _load_vae(folder: Path) -> ModelMixin:
     from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder
     from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 
-    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    kind = read_config(folder / "config.json")["_class_name"]
     if kind == "PatchAutoencoder":
         return PatchAutoencoder.from_config(PatchAutoencoder.load_config(folder))
     weighty = {"AutoencoderKL": AutoencoderKL, "FeatureAutoencoder": FeatureAutoencoder}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
@@ -149,6 +151,8 @@ class Training(Generic[C]):
             averaged = self.loop.networks[0].averaged()
             with averaged, atomic_dir(self.out, overwrite=True, own=self.result_file) as folder:
                 self.write(folder)
+                if self.config.optimization.store == "fp16":
+                    _halve(folder)
         self.accelerator.wait_for_everyone()
         say(self.accelerator, f"wrote {self.out}")
         self.accelerator.end_training()
@@ -308,3 +312,13 @@ def _require_whole_cells(G: Generator, R: int) -> None:
 
 def _shown(terms: dict[str, float]) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in terms.items()]
+
+
+def _halve(folder: Path) -> None:
+    """Round the float32 weights below `folder` to half. The loaders make float32 of them again."""
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+        halved = {key: w.half() if w.dtype == torch.float32 else w for key, w in weights.items()}
+        save_file(halved, file, metadata)

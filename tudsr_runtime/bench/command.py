@@ -13,6 +13,7 @@ from tudsr_runtime.bench.measure import describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -22,7 +23,8 @@ PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-
 
 def latency(options: LatencyOptions) -> None:
     """Time one enlargement and its parts. Raises as `Upscaler.upscale`, and OutputError."""
-    with _upscaler(options) as upscaler:
+    terminal = Terminal()
+    with _upscaler(options, terminal) as upscaler:
         side = options.size
         found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
@@ -32,7 +34,7 @@ def latency(options: LatencyOptions) -> None:
 def table3(options: BenchOptions) -> None:
     """Time the paper's four rows. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
-    with _upscaler(options) as upscaler:
+    with _upscaler(options, terminal) as upscaler:
         rows = []
         for row in measure_rows(upscaler, options.warmup, options.repeats):
             terminal.note(f"{row.plan.output_width} px: {row.whole.p50:.3f} s")
@@ -43,16 +45,24 @@ def table3(options: BenchOptions) -> None:
     _publish(options, "table3", facts, table, {"rows": [row_record(row) for row in rows]})
 
 
-def _upscaler(options: BenchOptions) -> Upscaler:
+def _upscaler(options: BenchOptions, terminal: Terminal) -> Upscaler:
+    """What is measured, with its engines: those that the cache lacks are built first, which is said."""
     # Random weights are as fast as trained ones, and their results are let through.
-    return Upscaler(
+    upscaler = Upscaler(
         options.bundle,
         backend=options.backend,
         device=options.device,
         threads=options.threads,
         precision=options.precision,
         sanity=False,
+        notify=lambda text: terminal.note(f"note: {text}"),
+        engines=options.engines,
     )
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        build_missing(upscaler.bundle, upscaler.choice, terminal)
+    return upscaler
 
 
 def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.foreign import misread, without_bars
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 
@@ -41,11 +42,17 @@ def encode_prompt(folder: Path, prompt: str) -> Tensor:
     """
     if not (folder / "text_encoder" / "config.json").is_file():
         raise BundleError(f"{folder}: there is no text_encoder/, so no prompt can be encoded")
+    with misread(f"{folder}: the text encoder cannot be used"), without_bars():
+        return _encode(folder, prompt)
+
+
+def _encode(folder: Path, prompt: str) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    room = tokenizer.model_max_length
+    # A tokenizer that names no length has one of 1e30.
+    room = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer(prompt, padding="max_length", max_length=room, return_tensors="pt")
     if tokens.input_ids.shape[1] > room:
         raise TrainingError(f"the prompt has {tokens.input_ids.shape[1]} tokens, but {room} fit")
@@ -66,6 +73,8 @@ def read_prompt(file: Path) -> Tensor:
     if len(tensors) != 1:
         raise BundleError(f"{file}: expected one tensor (1, L, D), found {len(tensors)}: {sorted(tensors)}")
     (embedding,) = tensors.values()
+    if embedding.ndim != 3 or len(embedding) != 1 or not embedding.numel():
+        raise BundleError(f"{file}: the prompt embedding has shape {tuple(embedding.shape)}, not (1, L, D)")
     return embedding.float()
 
 

@@ -87,18 +87,23 @@ def triton(bundle: str, repository: Path, engines: list[Path]) -> None:
     terminal.note(f"{len(names)} models; tritonserver --model-repository={repository}")
 
 
-def build_for_device(bundle: Bundle, choice: Choice, terminal: Terminal) -> EngineFolder:
-    """Build or find the engines that `tudsr upscale` is about to run. Raises as `build`."""
+def build_missing(bundle: Bundle, choice: Choice, terminal: Terminal) -> None:
+    """Build the engines that are about to run, unless the cache has them or their folder was named.
+
+    Their bytes are compared with the record where they are loaded, and not here too. Raises as `build`.
+    """
+    if choice.engines is not None:
+        return
     library = open_library(choice.backend)
     _, number = split_device(choice.device)
     target, _ = choose_target(library, None, number)
     precision = choice.precision.name if choice.precision else None
-    return _ensure(Wanted(bundle, library, target, precision), None, terminal)
+    _ensure(Wanted(bundle, library, target, precision), None, terminal, thorough=False)
 
 
-def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal) -> EngineFolder:
+def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal, thorough: bool = True) -> EngineFolder:
     started = time.monotonic()
-    found = ensure_engines(wanted, output, Narrator(terminal))
+    found = ensure_engines(wanted, output, Narrator(terminal), thorough)
     if found.built:
         seconds = time.monotonic() - started
         terminal.note(f"{len(found.record.plans)} engines built in {seconds:.1f} s: {found.path}")

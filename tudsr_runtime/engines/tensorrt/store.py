@@ -76,9 +76,14 @@ class Wanted:
 
 
 def ensure_engines(
-    wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
+    wanted: Wanted,
+    folder: Path | None = None,
+    reporter: Reporter | None = None,
+    thorough: bool = True,
 ) -> EngineFolder:
     """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build them.
+
+    Without `thorough` the size of each file is compared with its record, its bytes are not.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
@@ -91,7 +96,7 @@ def ensure_engines(
     make_folder(path.parent, private=True)
     lock = path.with_name(f".{path.name}.lock")
     with exclusive(lock, lambda: reporter.note(f"another process builds {path}; waiting for it")):
-        found, reason = _serving(path, wanted)
+        found, reason = _serving(path, wanted, thorough)
         if found is not None:
             return EngineFolder(path, found, built=False)
         reason = reason or _predecessor(wanted)
@@ -100,7 +105,7 @@ def ensure_engines(
         return EngineFolder(path, _build_all(path, wanted, reporter), built=True)
 
 
-def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | None]:
+def _serving(path: Path, wanted: Wanted, thorough: bool) -> tuple[EngineRecord | None, str | None]:
     """The record of engines that serve, else why those that are there do not (None: there are none)."""
     if not path.exists():
         return None, None
@@ -111,19 +116,20 @@ def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | Non
         record = read_record(path)
     except DeviceError as error:
         return None, str(error)
-    reason = wanted.misfit(record) or _damage(path, record)
+    reason = wanted.misfit(record) or _damage(path, record, thorough)
     return (None, reason) if reason else (record, None)
 
 
-def _damage(path: Path, record: EngineRecord) -> str | None:
+def _damage(path: Path, record: EngineRecord, thorough: bool) -> str | None:
     """Which file of the folder is not the one that was built, if any."""
     for plan in record.plans.values():
         for file in (plan.file, plan.layers):
             try:
-                actual = file_sha256(path / file.path)
+                same = (path / file.path).stat().st_size == file.bytes
+                same = same and (not thorough or file_sha256(path / file.path) == file.sha256)
             except OSError as error:
                 return f"{file.path} cannot be read ({error.strerror or error})"
-            if actual != file.sha256:
+            if not same:
                 return f"{file.path} has changed since it was built"
     return None
 
@@ -187,6 +193,7 @@ def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
     plans: dict[str, BuiltPlan] = {}
     with atomic_dir(path, overwrite=True) as partial:
         for number, (name, variant) in enumerate(wanted.variants.items(), 1):
+            bundle.check(variant.files)
             expected = expected_seconds(library, _graph_bytes(variant.files), plans.values())
             reporter.component(number, len(wanted.variants), name, expected)
             built = build_engine(

@@ -59,7 +59,7 @@ def _name(bundle: Bundle, part: str) -> str:
 
 
 def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Path, EngineRecord]]:
-    """The engines by target, all of them TensorRT's, of this bundle, and of one version."""
+    """The engines by compute capability, all of them TensorRT's, of this bundle, and of one version."""
     found: dict[str, tuple[Path, EngineRecord]] = {}
     for folder in folders:
         record = read_record(folder)
@@ -68,14 +68,17 @@ def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Pa
                 f"the engines in {folder} are of {record.library}; Triton loads those of TensorRT itself",
                 hint="leave --engines out: Triton runs the ONNX graphs too",
             )
-        if record.target in found:
-            raise UsageError(f"{folder} and {found[record.target][0]} are both for {record.target}")
+        if record.capability in found:
+            other = found[record.capability][0]
+            raise UsageError(
+                f"{folder} and {other} are both for {record.capability}; Triton tells no more of a card"
+            )
         for component in bundle.manifest.components:
             variant = bundle.variant(component)
             plan = record.plans.get(variant.model)
             if plan is None or plan.graph != variant.files:
                 raise DeviceError(f"the engines in {folder} are not of this bundle's {variant.model}")
-        found[record.target] = (folder, record)
+        found[record.capability] = (folder, record)
     return found
 
 
