@@ -16,7 +16,7 @@ from tudsr_runtime.files import make_folder
 from tudsr_runtime.upscaler import Upscaler
 
 RECORD = "ablation.json"
-PLANS = {4: {"M4": "4x-", "N4": "-x4", "M2N2": "2x2"}, 8: {"M8": "8x-", "N8": "-x8", "M4N2": "4x2"}}
+TABLE_PLANS = {4: {"M4": "4x-", "N4": "-x4", "M2N2": "2x2"}, 8: {"M8": "8x-", "N8": "-x8", "M4N2": "4x2"}}
 """Plans of Tables 4 and 5, by the paper's names, as `--factors` writes them."""
 
 
@@ -31,10 +31,10 @@ def enlarge_by_plans(
         UsageError: another scale than 4 or 8, or results of another bundle or of other pictures lie there.
         TudsrError: as `Upscaler`, of the first picture that fails.
     """
-    if options.scale not in PLANS:
+    if options.scale not in TABLE_PLANS:
         raise UsageError(f"--scale {options.scale}: the paper's tables are of x4 and x8")
     pictures = pictures_at(folder)
-    plans = PLANS[options.scale]
+    plans = TABLE_PLANS[options.scale]
     with Upscaler(bundle, options.backend, options.device, threads=options.threads) as upscaler:
         _claim(options.output, {"bundle": upscaler.bundle.sha256, "scale": options.scale,
                                 "pictures": str(folder.resolve())})  # fmt: skip

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 OMITTED_IF_DEFAULT = {"omitted_if_default": True}
 """Metadata of a dataclass field whose key may always be missing."""
-KINDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
-KINDS |= {list: "a list", dict: "an object"}
+KIND_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+KIND_NAMES |= {list: "a list", dict: "an object"}
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -119,7 +119,7 @@ class Reader:
                 return number
         elif type(value) is kind:
             return value
-        raise self.misfit(where, f"must be {KINDS[kind]}, not {str(value)[:40]!r}")
+        raise self.misfit(where, f"must be {KIND_NAMES[kind]}, not {str(value)[:40]!r}")
 
     def misfit(self, where: str, complaint: str) -> Exception:
         """The error to raise about what is at `where`."""

@@ -14,6 +14,7 @@ from tudsr_runtime.errors import TrainingError
 from tudsr_train.foreign import misread
 
 RANDOM = "random"
+"""Stands for weights: an untrained network, for tests and toys. Never chosen unless asked for."""
 VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Numbers of VGG16's convolutions in torchvision's `features`, by stage."""
 VGG16_WIDTHS = (64, 128, 256, 512, 512)

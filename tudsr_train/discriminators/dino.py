@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminators.base import RANDOM, DiscriminatorConfig
+from tudsr_train.discriminators.base import DiscriminatorConfig
 from tudsr_train.discriminators.pictures import PictureDiscriminator
 from tudsr_train.foreign import misread, without_bars
+from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
