@@ -32,15 +32,16 @@ from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.typed import parse_json
 from tudsr_train.adapters import (
-    PROMPT_FILE,
+    PROMPT_EMBEDS_FILE,
     VAE_ENCODER_FOLDER,
     WEIGHTS_FILE,
     AdapterRecord,
     read_peft,
     read_record,
 )
+from tudsr_train.bases.prompt import read_prompt
 from tudsr_train.foreign import misread
-from tudsr_train.generator import EPSILON, RESIDUAL, read_prompt
+from tudsr_train.generator import EPSILON, RESIDUAL
 
 OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -122,7 +123,7 @@ def _read_peft_folder(folder: Path) -> StageAdapter:
         files.append(encoder / WEIGHTS_FILE)
     elif record and record.vae_encoder_rank:
         raise BundleError(f"{folder}: the adapter's LoRA of the VAE encoder ({encoder.name}/) is missing")
-    stored = folder / PROMPT_FILE
+    stored = folder / PROMPT_EMBEDS_FILE
     return StageAdapter(
         folder,
         "tudsr" if record else "peft",

@@ -20,7 +20,8 @@ from tudsr_export.gates import require_finite
 from tudsr_export.layouts import Lora, StageAdapter, read_adapter
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
-from tudsr_train.generator import EPSILON, Generator, encode_prompt
+from tudsr_train.bases.prompt import encode_prompt
+from tudsr_train.generator import EPSILON, Generator
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_runtime.typed import read_typed
+from tudsr_train.bases.prompt import read_prompt
 from tudsr_train.foreign import misread, read_config, require_no_repetition
-from tudsr_train.generator import Generator, read_prompt
+from tudsr_train.generator import Generator
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 RECORD_FILE = "tudsr.json"
-PROMPT_FILE = "prompt_embeds.safetensors"
+PROMPT_EMBEDS_FILE = "prompt_embeds.safetensors"
 VAE_ENCODER_FOLDER = "vae_encoder"
 PEFT_PREFIX = "base_model.model."
 MOST_FACTOR = 16
@@ -177,7 +178,7 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
     if has_vae_encoder_adapter(generator, name):
         (folder / VAE_ENCODER_FOLDER).mkdir()
         _write_peft(generator.vae, name, folder / VAE_ENCODER_FOLDER)
-    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_FILE)
+    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_EMBEDS_FILE)
     (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
@@ -220,8 +221,8 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
         raise BundleError(
             f"{folder}: the adapter's LoRA of the VAE encoder ({VAE_ENCODER_FOLDER}/) is missing"
         )
-    if (folder / PROMPT_FILE).is_file():
-        generator.set_prompt(read_prompt(folder / PROMPT_FILE))
+    if (folder / PROMPT_EMBEDS_FILE).is_file():
+        generator.set_prompt(read_prompt(folder / PROMPT_EMBEDS_FILE))
     generator.use(name)
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)

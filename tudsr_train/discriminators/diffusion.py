@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.bases.prompt import prompt_of
 from tudsr_train.discriminators.base import RANDOM, Discriminator, DiscriminatorConfig
 from tudsr_train.foreign import misread, without_bars
-from tudsr_train.generator import Generator, prompt_of
+from tudsr_train.generator import Generator
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
