@@ -246,7 +246,12 @@ def bundle_triton(
     run(bundle, repository, engines)
 
 
-Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config", metavar="FILE|NAME", help="Training configuration (YAML), or a shipped one: nano/stage1."
+    ),
+]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")
 ]
@@ -257,7 +262,9 @@ Resume = Annotated[
     str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
 ]
 
-
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a result that no run beside it has made.")
+]
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
 ]
@@ -272,11 +279,12 @@ def train_base(
     overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = "auto",
+    overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     check: Check = False,
 ) -> None:
     """Train a base model from nothing."""
-    _train("base", config, overrides, out, resume, print_config, check)
+    _train("base", config, overrides, out, resume, overwrite, print_config, check)
 
 
 @train_app.command("stage1")
@@ -285,11 +293,12 @@ def train_stage1(
     overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = "auto",
+    overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     check: Check = False,
 ) -> None:
     """Train the LoRA of stage 1 (Algorithm 1)."""
-    _train("stage1", config, overrides, out, resume, print_config, check)
+    _train("stage1", config, overrides, out, resume, overwrite, print_config, check)
 
 
 @train_app.command("stage2")
@@ -298,11 +307,12 @@ def train_stage2(
     overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = "auto",
+    overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     check: Check = False,
 ) -> None:
     """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    _train("stage2", config, overrides, out, resume, print_config, check)
+    _train("stage2", config, overrides, out, resume, overwrite, print_config, check)
 
 
 @train_app.command("plot")
@@ -327,13 +337,14 @@ def _train(
     overrides: list[str],
     out: Path | None,
     resume: str,
+    overwrite: bool,
     print_config: bool,
     check: bool,
 ) -> None:
     with _needs("train"):
         from tudsr_train.command import TrainOptions, run
 
-        run(stage, config, TrainOptions(overrides, out, resume, print_config, check))
+        run(stage, config, TrainOptions(overrides, out, resume, print_config, overwrite, check))
 
 
 @app.command()

@@ -26,16 +26,20 @@ class TrainOptions:
     """auto, never, or the folder of a checkpoint."""
     print_config: bool = False
     """Print the resolved configuration and stop."""
+    overwrite: bool = False
+    """Replace a result that no run beside it has made."""
     check: bool = False
     """Read data and weights, go through one pair, print what was found, and stop."""
 
 
 def run(stage: str, config: Path, options: TrainOptions) -> None:
-    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`.
+    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`, or a shipped one's
+    name (`find_config`).
 
     Raises:
         UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
-        adapter. DeviceError: no such device. MemoryExhausted: not enough of the GPU's memory.
+        adapter. OutputError: the result would replace what no run beside it has made. DeviceError: no such
+        device. MemoryExhausted: not enough of the GPU's memory.
     """
     if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r}; {', '.join(STAGES)} are known")
@@ -46,20 +50,22 @@ def run(stage: str, config: Path, options: TrainOptions) -> None:
 def _run(stage: str, path: Path, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
-    from tudsr_train.config_file import load_config, to_yaml
+    from tudsr_train.config_file import find_config, load_config, to_yaml
     from tudsr_train.session import Stage
 
-    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Stage[Any]]]] = {
+    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path, bool], Stage[Any]]]] = {
         "base": (BaseConfig, base.Base),
         "stage1": (Stage1Config, stage1.Stage1),
         "stage2": (Stage2Config, stage2.Stage2),
     }
     kind, prepared = table[stage]
+    path, said = find_config(path)
+    sys.stderr.write(f"{said}\n" if said else "")
     config = load_config(kind, path, options.overrides)
     if options.print_config:
         sys.stdout.write(to_yaml(config))
         return
-    run = prepared(config, _out(options.out, config.out))
+    run = prepared(config, _out(options.out, config.out), options.overwrite)
     if options.check:
         sys.stdout.write("".join(f"{line}\n" for line in run.check()))
     else:
