@@ -22,6 +22,7 @@ from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.cost import TileCosts
 from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
@@ -44,7 +45,8 @@ class Upscaler:
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads; None leaves it to the back end.
-        overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
+        overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
+            measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
@@ -65,7 +67,7 @@ class Upscaler:
         backend: str = AUTO,
         device: str = AUTO,
         threads: int | None = None,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         color: str = DEFAULT_COLOR,
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
@@ -75,7 +77,7 @@ class Upscaler:
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
-        if isinstance(overlap, bool) or not isinstance(overlap, int):
+        if overlap is not None and (isinstance(overlap, bool) or not isinstance(overlap, int)):
             raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
         if not isinstance(bundle, str | Path | Bundle):
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
@@ -84,9 +86,10 @@ class Upscaler:
         per_stage = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
-        self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
+        manifest = self.bundle.manifest
+        self._overlap = overlap if overlap is not None else manifest.overlap or OVERLAP
+        plan_upscale(1, 1, tile=manifest.tile, overlap=self._overlap)  # Rejects what cannot be.
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
@@ -96,8 +99,9 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
         self._exhausted: int | None = None
+        self._costs = _counted(self.bundle)
         self.settings = {
-            "overlap": overlap,
+            "overlap": self._overlap,
             "color": color,
             "strength": per_stage,
             "precision": self.choice.precision.name if self.choice.precision else None,
@@ -128,6 +132,7 @@ class Upscaler:
             tile=self._engines.tiles,
             overlap=self._overlap,
             plans=manifest.plans,
+            costs=self._costs,
         )
 
     @overload
@@ -279,6 +284,15 @@ class Upscaler:
             return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity)
 
         return in_background(run)
+
+
+def _counted(bundle: Bundle) -> TileCosts | None:
+    """The operations that the bundle's manifest counts; None if it does not, of some size."""
+    places = [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
+    counted = {place: bundle.macs(*place) for place in places}
+    if None in counted.values():
+        return None
+    return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

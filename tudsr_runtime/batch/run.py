@@ -19,7 +19,7 @@ from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.estimate import Estimator, host_bytes
 from tudsr_runtime.batch.inputs import Source
-from tudsr_runtime.batch.job import Job, Request, outline, plan_job
+from tudsr_runtime.batch.job import Job, Request, outline, plan_job, weighed_record, weighing
 from tudsr_runtime.batch.outputs import (
     check_name,
     find_collisions,
@@ -88,8 +88,11 @@ class Batch:
             memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
+            for choice in weighing(plan):
+                self.terminal.detail(f"{job.source}: {choice}")
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
-            self._report(job, "planned", line, job.notes, estimate=estimate)
+            weighed = weighed_record(plan)
+            self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input."""
