@@ -100,6 +100,7 @@ def _variant(graph: Graph, listed: Mapping[str, BundleFile]) -> Variant:
         OPSET,
         (source,),
         (target,),
+        graph.macs,
     )
 
 
