@@ -65,7 +65,7 @@ def _gates(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if "status" in entry:
             yield gate, str(entry["status"])
         elif least and values:
-            yield gate, f"{min(values):.1f} dB (at least {limit})"
+            yield gate, f"{min(values):.1f} dB" + (f" (at least {limit})" if limit is not None else "")
         elif values:
             unit = f" {entry['unit']}" if "unit" in entry else ""
             yield (

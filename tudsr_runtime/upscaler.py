@@ -52,6 +52,7 @@ class Upscaler:
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
+        tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -74,6 +75,7 @@ class Upscaler:
         sanity: bool = True,
         notify: Notify = lambda _: None,
         engines: Path | None = None,
+        tile: int | None = None,
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
@@ -89,7 +91,7 @@ class Upscaler:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
         self._overlap = overlap if overlap is not None else manifest.overlap or OVERLAP
-        plan_upscale(1, 1, tile=manifest.tile, overlap=self._overlap)  # Rejects what cannot be.
+        plan_upscale(1, 1, tile=tile or manifest.tile, overlap=self._overlap)  # Rejects what cannot be.
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
@@ -97,7 +99,7 @@ class Upscaler:
         choice = select(backend, device, precision, self.bundle.precisions)
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify, tile)
         self._exhausted: int | None = None
         self._costs = _counted(self.bundle)
         self.settings = {
@@ -105,7 +107,7 @@ class Upscaler:
             "color": color,
             "strength": per_stage,
             "precision": self.choice.precision.name if self.choice.precision else None,
-        }
+        } | ({} if tile is None else {"tile": tile})
         """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
