@@ -11,7 +11,7 @@ import torch
 from tests.export import reference
 from tests.export.conftest import TILE, export
 from tests.export.test_bundle_equals_generator import picture, run_bundle
-from tudsr_export.export import sized
+from tudsr_export.export import sized as given_sizes
 from tudsr_export.gates import run_onnx
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError
@@ -58,10 +58,10 @@ def test_another_tile_is_restored_like_an_independent_pipeline_does(sized, nano)
 
 def test_a_large_base_gets_further_sizes_unless_some_are_asked_for(nano, tmp_path):
     plan, base = replace(nano.plan(tmp_path / "out", tiles=None), tile=512), Generator.load(nano.base)
-    assert sized(plan, base).tiles == ()
+    assert given_sizes(plan, base).tiles == ()
     base.unet.register_parameter("much", torch.nn.Parameter(torch.empty(300_000_000, device="meta")))
-    assert [shape.tile for shape in sized(plan, base).shapes] == [512, 256, 576]
-    assert [shape.tile for shape in sized(replace(plan, tiles=(512,)), base).shapes] == [512]
+    assert [shape.tile for shape in given_sizes(plan, base).shapes] == [512, 256, 576]
+    assert [shape.tile for shape in given_sizes(replace(plan, tiles=(512,)), base).shapes] == [512]
 
 
 def test_without_merging_the_branches_keep_their_names(stable_diffusion, tmp_path):

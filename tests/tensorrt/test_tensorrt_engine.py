@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,11 @@ from PIL import Image
 
 import cli
 from tests.tensorrt.conftest import Machine
-from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.bundle import Bundle, Variant, open_bundle
 from tudsr_runtime.engines.backend import Choice, Engine, Target
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines
+from tudsr_runtime.engines.tensorrt.backend import _Runtime
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
@@ -349,7 +351,7 @@ def test_the_command_builds_what_is_missing_and_says_so(
     Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
     line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
     line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite", "-v"]
-    for note in ("4 engines built in", "built before, and nothing has changed"):
+    for note in ("engines built in", "built before, and nothing has changed"):
         cli.app(line, standalone_mode=False)
         shown = capsys.readouterr().err
         assert f"back end: {machine.name} on cuda" in shown
@@ -366,3 +368,36 @@ def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+
+
+def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out(
+    machine: Machine,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=128, smaller=(64,))
+    for side in (16, 32):
+        Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
+
+    def upscale(side: int) -> str:
+        line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
+        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        return capsys.readouterr().err
+
+    assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    load = _Runtime.load
+
+    def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:
+        if variant.tile == 128:
+            raise MemoryExhausted("out of memory")
+        return load(self, graph, variant, target)
+
+    monkeypatch.setattr(_Runtime, "load", scarce)
+    shutil.rmtree(tmp_path / "cache")
+    shown = upscale(32)
+    assert "engine 1 of 3, vae_encoder:" in shown
+    assert "starting again with 64 px" in shown
+    assert "adding engines to the 3 in" in shown
+    assert (tmp_path / "32_x4.png").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,7 @@ from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -57,6 +58,8 @@ class Batch:
     upscaler: Upscaler
     terminal: Terminal
     records: Records = field(default_factory=Records)
+    provide: Callable[[Iterable[Plan]], object] = lambda _: None
+    """Called with what is going to be computed, before that is begun; makes what the engines need."""
     tally: Tally = field(default_factory=Tally)
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
@@ -95,7 +98,8 @@ class Batch:
             self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Work through the jobs. Raises TudsrError only for a single input."""
+        """Work through the jobs. Raises TudsrError only for a single input, or if nothing can be computed."""
+        self.provide([job.plan for job in jobs])
         try:
             self._run_all(jobs)
         except (KeyboardInterrupt, SystemExit):
@@ -301,6 +305,9 @@ class Batch:
         replace = request.on_exists == "overwrite"
 
         def attempt() -> tuple[str, ...]:
+            now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
+            if now.stages != plan.stages:
+                self.provide([now])
             upscaled = partial(
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )
