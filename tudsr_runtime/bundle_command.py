@@ -31,7 +31,16 @@ def _facts(opened: Bundle) -> Iterator[tuple[str, object]]:
     yield "made by", f"tudsr {manifest.tudsr_version}"
     yield "licence", manifest.licence
     yield "precision", manifest.precision
-    yield "tile", f"{manifest.tile} px"
+    yield "tiles", f"{', '.join(map(str, opened.tiles))} px; made for {manifest.tile} px"
+    yield (
+        "overlap",
+        f"at least {manifest.overlap} px (measured)" if manifest.overlap else "not measured, 128 px",
+    )
+    for number, stage in enumerate(manifest.stages):
+        counted = {tile: opened.macs(number, tile) for tile in opened.tiles}
+        takes = (f"{macs / 1e12:.3g} at {tile} px" for tile, macs in counted.items() if macs is not None)
+        if shown := ", ".join(takes):
+            yield f"TMAC of {stage.name}", shown
     base = manifest.provenance.get("base")
     if isinstance(base, dict):
         yield "base", f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"

@@ -73,6 +73,16 @@ def test_the_sizes_that_were_weighed_are_shown(tudsr: Tudsr, bundle: Path, pictu
     ]  # fmt: skip
 
 
+def test_bundle_info_gives_sizes_and_arithmetic(tudsr: Tudsr, bundle: Path, small_bundle: Path) -> None:
+    shown = tudsr("bundle", "info", bundle).out
+    assert re.search(r"tiles: +576, 512, 256 px; made for 512 px", shown)
+    assert re.search(r"overlap: +at least 80 px \(measured\)", shown)
+    assert re.search(r"TMAC of stage2: +2\.84 at 576 px, 2\.22 at 512 px, 0\.536 at 256 px", shown)
+    older = tudsr("bundle", "info", small_bundle).out
+    assert re.search(r"overlap: +not measured, 128 px", older)
+    assert "TMAC" not in older
+
+
 def test_a_bundle_that_counts_nothing_is_cut_as_before(
     tudsr: Tudsr, make_bundle: MakeBundle, tmp_path: Path, picture: Callable
 ) -> None:
