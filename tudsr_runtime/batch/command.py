@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -77,19 +78,25 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.detail(f"back end: {upscaler.choice}")
-        batch = Batch(request, upscaler, terminal, records)
+        provide = partial(_build_missing, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records, provide)
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, create_folders=not options.dry_run)
         if options.dry_run:
             batch.show(jobs)
         else:
-            if upscaler.choice.backend in BUILT:
-                from tudsr_runtime.engines.tensorrt.command import build_missing
-
-                build_missing(upscaler.bundle, upscaler.choice, terminal)
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
+
+
+def _build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
+    """Build what the plans need and the cache lacks, where the back end runs engines."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        places = {place for plan in plans for place in plan.places}
+        build_missing(upscaler.bundle, upscaler.choice, places, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:
