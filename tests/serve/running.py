@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -82,12 +83,12 @@ class Client:
         found = connection.getresponse()
         assert found.getheader("content-type", "").startswith("text/event-stream")
         event = ""
-        for line in map(bytes.decode, found):
-            if line.startswith("event: "):
-                event = line[7:].strip()
-            elif line.startswith("data: "):
-                yield event, json.loads(line[6:])
-        connection.close()
+        with contextlib.closing(connection), found:
+            for line in map(bytes.decode, found):
+                if line.startswith("event: "):
+                    event = line[7:].strip()
+                elif line.startswith("data: "):
+                    yield event, json.loads(line[6:])
 
     def connected(self) -> socket.socket:
         """A bare connection."""

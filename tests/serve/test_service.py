@@ -240,6 +240,19 @@ def test_who_leaves_gives_his_picture_up(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("gate")
+def test_a_job_that_was_watched_and_is_not_any_more_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tudsr_serve.jobs.ABANDONED_SECONDS", 0.2)
+    client = start(Held)
+    watched, polled = (client.post("/jobs", png()).json["id"] for _ in range(2))
+    next(client.events(watched))
+    client.until('tudsr_jobs_total{state="cancelled"}', 1)
+    assert client.get(f"/jobs/{watched}").status == 404
+    assert client.get(f"/jobs/{polled}").json["status"] == "running"
+
+
+@pytest.mark.usefixtures("gate")
 def test_a_picture_that_takes_too_long_is_given_up(start: Start) -> None:
     client = start(Held, limits=Limits(deadline=0.5))
     answer = client.post("/upscale", png())
