@@ -192,6 +192,7 @@ def test_on_a_phone_and_in_the_dark_nothing_is_cut_off(tab: Tab, tmp_path: Path)
         tab, halves(tmp_path / "a-name-that-is-longer-than-a-phone-is-wide-and-has-no-place-to-break-it.png")
     )
     assert tab.run("document.documentElement.scrollWidth") == 360
+    assert tab.run("document.querySelector('li strong').getBoundingClientRect().right") < 360
     assert tab.run("getComputedStyle(document.body).backgroundColor") != light
     small = tab.run(
         "[...document.querySelectorAll('button')].filter(b => b.offsetParent)"
@@ -203,6 +204,7 @@ def test_on_a_phone_and_in_the_dark_nothing_is_cut_off(tab: Tab, tmp_path: Path)
 
 def test_everything_has_a_name_for_those_who_do_not_see_it(tab: Tab, tmp_path: Path) -> None:
     done(tab, halves(tmp_path / "a.png"))
+    assert tab.run("document.documentElement.scrollHeight") == 800, "only the list scrolls"
     nodes: list[dict[str, Any]] = tab.do("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "slider", "spinbutton", "combobox", "textbox", "img", "image", "progressbar"}
     found = [
