@@ -29,6 +29,9 @@ LOCK = "lock"
 ABANDONED_SECONDS = 60.0
 """A job whose events somebody watched, and about which nobody has asked for so long, is given up."""
 
+MOST_KEPT = 256
+"""Jobs that are over and still known."""
+
 YOUNG_SECONDS = 60
 """Until then a folder without a lock may be one whose server is about to lock it."""
 
@@ -228,7 +231,7 @@ class Jobs:
             if now - (job.ended or now) > self.keep:
                 self.remove(job)
         kept = [job for job in over if job.id in self._jobs]
-        while kept and self.bytes() > self.max_bytes:
+        while kept and (len(kept) > MOST_KEPT or self.bytes() > self.max_bytes):
             self.remove(kept.pop(0))
 
     def bytes(self) -> int:
