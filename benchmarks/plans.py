@@ -1,8 +1,8 @@
 """Which factors a bundle is good for, measured: for every scale the plans that keep quality.
 
-    python -m benchmarks.plans --bundle nano --photos DIR [--count 12] [--backend auto] -o OUTPUT
+    python -m benchmarks.plans --bundle nano --photos DIR [--count 12] [--backend auto] [--vgg16 FILE] -o OUT
 
-Writes OUTPUT.json, which `tudsr export --plans` puts into a bundle, and OUTPUT.md with all that was measured.
+Writes OUT.json, which `tudsr export --plans` puts into a bundle, and OUT.md with all that was measured.
 
 Pictures: squares out of the middle of the four photographs of `benchmarks/quality.py` and of `--count`
 pictures of DIR, evenly spread over its names; LOW s pixels wide, at most 512. Each is reduced s times twice:
@@ -14,6 +14,10 @@ PSNR over both is at least the best one's less 0.1 dB and its SSIM at least the 
 neither on the clean nor on the degraded pictures alone it loses more than that to the one taken without
 figures. `texture` is the energy of gradients that a result has, as a share of the original's: 1 is right,
 less is softer; it is shown, and plays no part in the rule.
+
+With --vgg16 another rule holds, for models that are trained to look right rather than to be right on average
+(PSNR and SSIM reward whatever does least): of the plans that cost no more than the one without figures those
+are good whose `dists[...]`, averaged over clean and degraded pictures, is within 2 % of the best.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -43,6 +47,9 @@ CANDIDATES = {
 }
 KINDS = ("clean", "degraded")
 TOLERANCE = {"psnr_db": 0.1, "ssim": 0.003}
+DISTS_TOLERANCE = 1.02
+Judge = Callable[[Floats, Floats], float]
+"""A distance of two pictures as they are to be looked at; 0 for equal ones."""
 LARGEST = 512
 Figures = dict[str, float]
 
@@ -80,14 +87,34 @@ def reduced(high: Floats, scale: int, kind: str, seed: int) -> Floats:
     return from_8bit(to_8bit(resize(high, size, Image.Resampling.BOX)))
 
 
-def figures(result: Floats, high: Floats) -> Figures:
+def figures(result: Floats, high: Floats, judge: Judge | None) -> Figures:
     """Of a result after rounding to 8 bits, as it would be saved."""
-    found = measure(result, high)
-    texture = texture_kept(from_8bit(to_8bit(result)), high)
-    return {"psnr_db": found["psnr"], "ssim": found["ssim"], "texture": texture}
+    found, rounded = measure(result, high), from_8bit(to_8bit(result))
+    learned = {} if judge is None else {"dists": judge(rounded, high)}
+    return {
+        "psnr_db": found["psnr"], "ssim": found["ssim"], "texture": texture_kept(rounded, high), **learned
+    }  # fmt: skip
 
 
-def measure_plans(upscaler: Upscaler, photos: list[Floats], scale: int, low: int) -> list[Measured]:
+def dists_of(vgg16: Path) -> Judge:
+    """DISTS through that VGG16, its weights averaged per stage."""
+    import torch
+
+    from tudsr_train.losses.dists import DISTS, DistsConfig
+
+    network = DISTS.load(DistsConfig(str(vgg16), averaged=True))
+
+    @torch.no_grad()
+    def judge(x: Floats, y: Floats) -> float:
+        pictures = (torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1)[None])) for one in (x, y))
+        return float(network(*pictures).mean())
+
+    return judge
+
+
+def measure_plans(
+    upscaler: Upscaler, photos: list[Floats], scale: int, low: int, judge: Judge | None = None
+) -> list[Measured]:
     """All candidates at one scale that the bundle's stages allow."""
     stages = len(upscaler.bundle.manifest.stages)
     default = plan_upscale(LARGEST, LARGEST, scale, stages=stages)
@@ -99,7 +126,7 @@ def measure_plans(upscaler: Upscaler, photos: list[Floats], scale: int, low: int
         by_kind = {
             kind: mean(
                 [
-                    figures(upscaler.upscale(reduced(high, scale, kind, seed), scale, factors), high)
+                    figures(upscaler.upscale(reduced(high, scale, kind, seed), scale, factors), high, judge)
                     for seed, photo in enumerate(photos)
                     for high in [middle(photo, scale, low)]
                 ]
@@ -126,6 +153,10 @@ def choose(found: list[Measured]) -> list[Measured]:
     """By the rule above, the cheapest first; the better one first of two that cost the same."""
     default = next(one for one in found if one.default)
     allowed = [one for one in found if one.cost <= default.cost]
+    if "dists" in default.figures["both"]:
+        least = min(one.figures["both"]["dists"] for one in allowed)
+        near = [one for one in allowed if one.figures["both"]["dists"] <= DISTS_TOLERANCE * least]
+        return sorted(near, key=lambda one: (one.cost, one.figures["both"]["dists"]))
     best = {name: max(one.figures["both"][name] for one in allowed) for name in TOLERANCE}
     good = [
         one
@@ -158,14 +189,15 @@ def table(scale: int, found: list[Measured], good: list[Measured]) -> str:
         f"### x{scale}",
         "",
         "| factors | tile pixels | PSNR-Y clean | degraded | both | SSIM clean | degraded | both "
-        "| texture clean | degraded | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| texture clean | degraded | dists clean | degraded | both | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     default = next(one for one in found if one.default)
     for one in found:
         cells = [f"{one.figures[kind]['psnr_db']:.3f}" for kind in (*KINDS, "both")]
         cells += [f"{one.figures[kind]['ssim']:.4f}" for kind in (*KINDS, "both")]
         cells += [f"{one.figures[kind]['texture']:.3f}" for kind in KINDS]
+        cells += [f"{one.figures[kind].get('dists', float('nan')):.4f}" for kind in (*KINDS, "both")]
         said = [
             "without figures" if one.default else "",
             "good" if one in good else "",
@@ -186,14 +218,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12, help="how many of them")
     parser.add_argument("--low", type=int, default=128, help="side of the reduced pictures at most, in px")
     parser.add_argument("--scales", type=int, nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--vgg16", type=Path, help="a VGG16 of torchvision's names: judge by dists")
     parser.add_argument("-o", "--output", type=Path, required=True, help="write OUTPUT.json and OUTPUT.md")
     args = parser.parse_args()
 
     photos = list(photographs(args.photos, args.count))
+    judge = dists_of(args.vgg16) if args.vgg16 else None
     plans, tables = [], []
     with Upscaler(args.bundle, args.backend) as upscaler:
         for scale in args.scales:
-            found = measure_plans(upscaler, photos, scale, args.low)
+            found = measure_plans(upscaler, photos, scale, args.low, judge)
             good = choose(found)
             plans += entries(scale, good)
             tables.append(table(scale, found, good))

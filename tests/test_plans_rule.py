@@ -50,3 +50,20 @@ def test_which_factors_are_good(
         good = plans.choose(order)
         assert " ".join(one.factors for one in good) == expected
     assert [entry["factors"] for entry in plans.entries(2, good)] == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("cost", "dists", "expected"),
+    [(9, 0.0995, "4x- 2x2"), (9, 0.101, "4x- 2x2"), (9, 0.103, "2x2"), (9, 0.05, "4x-"), (11, 0.05, "2x2")],
+)
+def test_where_looks_are_judged_fidelity_plays_no_part(
+    plans: ModuleType, cost: int, dists: float, expected: str
+) -> None:
+    def measured(factors: str, cost: int, dists: float, psnr: float) -> Any:
+        figures = {"psnr_db": psnr, "ssim": 0.9, "texture": 0.5, "dists": dists}
+        return plans.Measured(
+            factors, factors == "2x2", cost, dict.fromkeys(("clean", "degraded", "both"), figures)
+        )
+
+    found = [measured("2x2", 10, 0.1, 30.0), measured("4x-", cost, dists, 20.0)]
+    assert " ".join(one.factors for one in plans.choose(found)) == expected
