@@ -1,4 +1,4 @@
-"""`tudsr bench latency` and `tudsr bench table3`."""
+"""`tudsr bench latency`, `tudsr bench table3` and `tudsr bench tiles`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from tudsr_runtime.bench.measure import describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
+from tudsr_runtime.bench.tiles import measure_tiles, tile_record, tiles_markdown
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.tile_times import store_times
 from tudsr_runtime.upscaler import Upscaler
 
 PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
@@ -41,6 +43,21 @@ def table3(options: BenchOptions) -> None:
     on_gpu = upscaler.choice.device.startswith("cuda")
     table = table_markdown(rows, str(facts.get("gpu") if on_gpu else facts["processor"]))
     _publish(options, "table3", facts, table, {"rows": [row_record(row) for row in rows]})
+
+
+def tiles(options: BenchOptions) -> None:
+    """Time a tile of every size, and keep it for the planner. Raises as `table3`."""
+    terminal = Terminal()
+    with _upscaler(options) as upscaler:
+        found = []
+        for one in measure_tiles(upscaler, options.warmup, options.repeats):
+            terminal.note(f"stage {one.stage + 1}, {one.tile} px: {one.each.p50:.4f} s a tile")
+            found.append(one)
+        facts = _facts(upscaler, options)
+        times = {(one.stage, one.tile): one.each.p50 for one in found}
+        kept = store_times(upscaler.bundle, upscaler.choice, options.threads, times)
+    _publish(options, "tiles", facts, tiles_markdown(found), {"tiles": [tile_record(one) for one in found]})
+    terminal.note(f"kept in {kept}: sizes of tiles are chosen by it from now on")
 
 
 def _upscaler(options: BenchOptions) -> Upscaler:
