@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -381,12 +382,21 @@ def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out
     for side in (16, 32):
         Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
 
-    def upscale(side: int) -> str:
+    def upscale(side: int, *more: str) -> str:
         line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
-        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        cli.app(
+            [*line, "--backend", machine.name, "--overlap", "24", "--overwrite", *more], standalone_mode=False
+        )
         return capsys.readouterr().err
 
     assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    with pytest.raises(DeviceError, match=r"there is none for vae_encoder/model\.onnx"):
+        upscale(32, "--dry-run")
+    shown = capsys.readouterr().err
+    assert "stage 1 with 128 px: engines, not built yet; about the " in shown
+    assert re.search(
+        r"stage 1 with 64 px: engines, [\d.]+ MB on the disk and the GPU", upscale(16, "--dry-run")
+    )
     load = _Runtime.load
 
     def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.target_size import target_size
+from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.select import BY_NAME
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
@@ -79,7 +80,7 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.detail(f"back end: {upscaler.choice}")
         provide = partial(_build_missing, upscaler, terminal)
-        batch = Batch(request, upscaler, terminal, records, provide)
+        batch = Batch(request, upscaler, terminal, records, provide, partial(_sizes, upscaler))
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, create_folders=not options.dry_run)
@@ -90,11 +91,30 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         batch.finish(time.monotonic() - started)
 
 
+def _sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
+    """A line for each stage and size of tiles that was weighed: what it takes on the disk and on the GPU."""
+    bundle, choice = upscaler.bundle, upscaler.choice
+    places = [(stage.stage, cut.tile) for stage in plan.stages for cut in stage.weighed]
+    if _runs_engines(choice):
+        from tudsr_runtime.engines.tensorrt.command import engine_sizes
+
+        yield from engine_sizes(bundle, choice, places)
+        return
+    precision = choice.precision.name if choice.precision else None
+    for stage, tile in places:
+        megabytes = bundle.weights(stage, tile, precision) / 1e6
+        yield f"stage {stage + 1} with {tile} px: {megabytes:.1f} MB of graphs and weights"
+
+
+def _runs_engines(choice: Choice) -> bool:
+    return (choice.backend, "cuda") in BY_NAME
+
+
 def _build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
     """Where the back end runs engines that are in nobody's folder: build what the plans need and the cache
     lacks."""
     choice = upscaler.choice
-    if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
+    if _runs_engines(choice) and choice.engines is None:
         from tudsr_runtime.engines.tensorrt.command import build_for_device
 
         places = {(stage.stage, stage.columns.tile) for plan in plans for stage in plan.stages}
