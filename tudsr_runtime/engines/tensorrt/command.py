@@ -113,8 +113,10 @@ def engines_of(bundle: Bundle, places: Iterable[tuple[int, int]]) -> frozenset[s
 
 
 def engine_sizes(bundle: Bundle, choice: Choice, places: Iterable[tuple[int, int]]) -> Iterator[str]:
-    """A line for each (stage from 0, size of tiles): the bytes of its engines, or of the graphs that they will
-    be built from. Raises as `build`."""
+    """A line for each (stage from 0, size of tiles): the bytes of its engines, else of the graphs for them.
+
+    Raises as `build`.
+    """
     library = open_library(choice.backend)
     target, _ = choose_target(library, None, split_device(choice.device)[1])
     precision = choice.precision.name if choice.precision else None
