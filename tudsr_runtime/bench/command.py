@@ -69,6 +69,7 @@ def _upscaler(options: BenchOptions) -> Upscaler:
         threads=options.threads,
         precision=options.precision,
         sanity=False,
+        engines=options.engines,
     )
 
 
