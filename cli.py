@@ -227,6 +227,18 @@ def bench_table3(options: BenchOptions) -> None:
     table3(options)
 
 
+@bench_app.command("tiles")
+@_from_options
+def bench_tiles(options: BenchOptions) -> None:
+    """Time one tile of every size that the bundle has; `upscale` then chooses sizes by it.
+
+    Without, it chooses by the operations that the bundle counts.
+    """
+    from tudsr_runtime.bench.command import tiles
+
+    tiles(options)
+
+
 @bundle_app.command("triton")
 def bundle_triton(
     bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],

@@ -116,6 +116,16 @@ class Bundle:
         each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
         return None if None in each else sum(macs for macs in each if macs is not None)
 
+    def weights(self, stage: int, tile: int, precision: str | None = None) -> int:
+        """Bytes on disk of a stage's graphs for tiles of that size, with the weights that they share.
+
+        Raises BundleError: a component has no graph of that size.
+        """
+        found = self.manifest.stages[stage]
+        names = (found.encoder, found.unet, found.decoder)
+        files = {f for name in names for f in self.variant(name, preferred=precision, tile=tile).files}
+        return sum(file.bytes for file in files)
+
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""
         return self.folder / variant.model

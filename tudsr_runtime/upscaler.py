@@ -22,6 +22,7 @@ from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.tile_times import stored_times
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.tiling.cost import TileCosts
@@ -103,7 +104,7 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
-        self._costs = _counted(self.bundle)
+        self._costs = stored_times(self.bundle, choice, threads, notify) or _counted(self.bundle)
         self.settings: dict[str, object] = {
             "overlap": self._overlap,
             "color": color,

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shutil
 import threading
 from collections import Counter
@@ -498,6 +499,11 @@ def test_bench_takes_engines_from_a_folder_and_builds_them_else(
     shown = capsys.readouterr()
     assert "engine 4 of 4" in shown.err, "and none for tiles that are not timed"
     assert engine_folder(bundle, machine.library, machine.target).is_dir()
+    tiles = ["bench", "tiles", "--bundle", str(bundle.folder), "--backend", machine.name]
+    cli.app([*tiles, "--warmup", "0", "--repeats", "1", "--json"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "adding engines to the 4" in shown.err
+    assert {one["tile"] for one in json.loads(shown.out)["tiles"]} == {256, 64}
 
 
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
@@ -519,12 +525,21 @@ def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out
     for side in (16, 32):
         Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
 
-    def upscale(side: int) -> str:
+    def upscale(side: int, *more: str) -> str:
         line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
-        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        cli.app(
+            [*line, "--backend", machine.name, "--overlap", "24", "--overwrite", *more], standalone_mode=False
+        )
         return capsys.readouterr().err
 
     assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    with pytest.raises(DeviceError, match=r"there is none for vae_encoder/model\.onnx"):
+        upscale(32, "--dry-run")
+    shown = capsys.readouterr().err
+    assert "stage 1 with 128 px: engines, not built yet; about the " in shown
+    assert re.search(
+        r"stage 1 with 64 px: engines, [\d.]+ MB on the disk and the GPU", upscale(16, "--dry-run")
+    )
     load = _Runtime.load
 
     def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.detail(f"back end: {upscaler.choice}")
         provide = partial(_build_missing, upscaler, terminal)
-        batch = Batch(request, upscaler, terminal, records, provide)
+        batch = Batch(request, upscaler, terminal, records, provide, partial(_sizes, upscaler))
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, create_folders=not options.dry_run)
@@ -88,6 +88,21 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         else:
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
+
+
+def _sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
+    """A line for each stage and size of tiles that was weighed: what it takes on the disk and on the GPU."""
+    bundle, choice = upscaler.bundle, upscaler.choice
+    places = [(stage.stage, cut.tile) for stage in plan.stages for cut in stage.weighed]
+    if choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import engine_sizes
+
+        yield from engine_sizes(bundle, choice, places)
+        return
+    precision = choice.precision.name if choice.precision else None
+    for stage, tile in places:
+        megabytes = bundle.weights(stage, tile, precision) / 1e6
+        yield f"stage {stage + 1} with {tile} px: {megabytes:.1f} MB of graphs and weights"
 
 
 def _build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:

@@ -18,6 +18,7 @@ from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_picture
 from tudsr_runtime.pictures.write import Encoding, check_format_limits
 from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.cost import SECONDS
 from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
@@ -204,6 +205,8 @@ def weighing(plan: Plan) -> Iterator[str]:
         )
         if others:
             yield f"stage {stage.stage + 1}: {taken}, rather than {' or '.join(others)}"
+    if plan.costs and len(plan.stages[0].weighed) > 1:
+        yield f"chosen by the {'time' if plan.costs.unit == SECONDS else 'arithmetic'}: {plan.costs.reason}"
 
 
 def weighed_record(plan: Plan) -> list[dict[str, object]]:

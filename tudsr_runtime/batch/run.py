@@ -61,6 +61,8 @@ class Batch:
     records: Records = field(default_factory=Records)
     provide: Callable[[Iterable[Plan]], object] = lambda _: None
     """Called with what is going to be computed, before that is begun; makes what the engines need."""
+    sizes: Callable[[Plan], Iterable[str]] = lambda _: ()
+    """What to say, before anything is computed, about disk and memory of what was weighed."""
     tally: Tally = field(default_factory=Tally)
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
@@ -88,12 +90,12 @@ class Batch:
         for job in jobs:
             self.tally.planned += 1
             plan = job.plan
+            for choice in (*weighing(plan), *self.sizes(plan)):
+                self.terminal.detail(f"{job.source}: {choice}")
             seconds = estimator.seconds(plan)
             memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
-            for choice in weighing(plan):
-                self.terminal.detail(f"{job.source}: {choice}")
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
             weighed = weighed_record(plan)
             self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)

@@ -29,8 +29,8 @@ class Durations:
         middle, ninth = math.ceil(0.5 * len(ordered)) - 1, math.ceil(0.9 * len(ordered)) - 1
         return cls(ordered[middle], ordered[ninth], ordered[0], len(ordered))
 
-    def times(self, factor: int) -> Durations:
-        """The durations of `factor` runs, one after the other."""
+    def times(self, factor: float) -> Durations:
+        """The durations of `factor` runs, one after the other; below 1, a run's share of what was timed."""
         return Durations(self.p50 * factor, self.p90 * factor, self.min * factor, self.n)
 
 

@@ -31,6 +31,8 @@ def size_record(plan: Plan) -> dict[str, Any]:
         "scale": plan.scale,
         "factors": plan.factors,
         "tiles": plan.tiles,
+        "tile_px": [stage.columns.tile for stage in plan.stages],
+        **({plan.costs.unit.lower(): plan.cost} if plan.costs else {}),
     }
 
 

@@ -67,6 +67,7 @@ def test_the_sizes_that_were_weighed_are_shown(tudsr: Tudsr, bundle: Path, pictu
         "stage 1: 1 tile of 256 px (0.536 TMAC), rather than 1 tile of 512 px (2.2 TMAC) "
         "or 1 tile of 576 px (2.8 TMAC)"
     ) in tudsr(*command).err
+    assert re.search(r"stage 2 with 576 px: [\d.]+ MB of graphs and weights", tudsr(*command).err)
     (record, _) = tudsr(*command, "--json").records
     assert [(one["stage"], one["tile"], one["tiles"]) for one in record["weighed"]] == [
         (1, 256, 1), (1, 512, 1), (1, 576, 1), (2, 512, 1), (2, 576, 1), (2, 256, 9),

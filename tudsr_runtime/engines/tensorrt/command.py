@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tudsr_runtime.bundle import Bundle, open_bundle
@@ -12,10 +13,10 @@ from tudsr_runtime.engines.backend import Choice, split_device
 from tudsr_runtime.engines.tensorrt.inspection import inspect, summary_lines
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
-from tudsr_runtime.engines.tensorrt.record import engine_name
+from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, engine_name, read_record
 from tudsr_runtime.engines.tensorrt.store import EngineFolder, Reporter, Wanted, ensure_engines
 from tudsr_runtime.engines.tensorrt.triton import write_repository
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import DeviceError, UsageError
 from tudsr_runtime.terminal import Terminal
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -109,6 +110,31 @@ def engines_of(bundle: Bundle, places: Iterable[tuple[int, int]]) -> frozenset[s
         for stage, tile in places
         for component in (stages[stage].encoder, stages[stage].unet, stages[stage].decoder)
     )
+
+
+def engine_sizes(bundle: Bundle, choice: Choice, places: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """A line for each (stage from 0, size of tiles): the bytes of its engines, else of the graphs for them.
+
+    Raises as `build`.
+    """
+    library = open_library(choice.backend)
+    target, _ = choose_target(library, None, split_device(choice.device)[1])
+    precision = choice.precision.name if choice.precision else None
+    built: dict[str, BuiltPlan] = {}
+    with suppress(DeviceError):
+        record = read_record(choice.engines or engine_folder(bundle, library, target, precision))
+        built = {plan.component: plan for plan in record.plans.values()}
+    for stage, tile in places:
+        names = engines_of(bundle, [(stage, tile)])
+        if names <= built.keys():
+            facts = [built[name].facts for name in names]
+            active = max(one.activation_bytes or 0 for one in facts)
+            disk = sum(one.plan_bytes for one in facts)
+            size = f"{disk / 1e6:.1f} MB on the disk and the GPU, and {active / 1e6:.1f} MB for activations"
+        else:
+            graphs = bundle.weights(stage, tile, precision)
+            size = f"not built yet; about the {graphs / 1e6:.1f} MB of the graphs"
+        yield f"stage {stage + 1} with {tile} px: engines, {size}"
 
 
 def build_missing(
