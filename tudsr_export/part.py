@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tudsr_export.float32_graph import widen
+from tudsr_export.float32_graph import write_float32_graph
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
 from tudsr_export.half_arithmetic import HalfArithmetic
@@ -144,7 +144,7 @@ def _compared(
     compare(report, precision, subject, run_onnx(model, x), expected)
     if precision == "fp32":
         return [graph]
-    wide = widen(model)
+    wide = write_float32_graph(model)
     compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
     return [graph, replace(graph, model=wide.name, files=external_files(wide), precision="fp32")]
 

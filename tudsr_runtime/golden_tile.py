@@ -48,7 +48,6 @@ def centre(output: FloatArray) -> FloatArray:
 
 def run_golden(
     bundle: Bundle,
-    golden: Golden,
     choice: Choice,
     threads: int | None = None,
     notify: Notify = lambda _: None,
@@ -59,9 +58,20 @@ def run_golden(
         BundleError: the tile or what is stored of it has another size than the manifest says.
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
-    bundle.check((golden.input, *golden.outputs))
     with LoadedEngines(bundle, choice, threads, notify=notify) as engines:
-        return list(_figures(bundle, golden, engines))
+        return golden_figures(bundle, engines)
+
+
+def golden_figures(bundle: Bundle, engines: LoadedEngines) -> list[Figure]:
+    """What loaded engines of the bundle make of its golden tile; nothing where it has none.
+
+    Raises as `run_golden`.
+    """
+    golden = bundle.manifest.golden
+    if golden is None:
+        return []
+    bundle.check((golden.input, *golden.outputs))
+    return list(_figures(bundle, golden, engines))
 
 
 def require_close(figures: list[Figure]) -> None:

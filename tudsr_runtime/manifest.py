@@ -175,7 +175,7 @@ class MeasuredPlan:
 
 
 def read_plans(text: str, stages: int) -> tuple[MeasuredPlan, ...]:
-    """The JSON list that `benchmarks/plans.py` writes, for a bundle of so many stages. Raises BundleError."""
+    """Read what `benchmarks/plans.py` writes, for a bundle of `stages` stages. Raises BundleError."""
     try:
         plans = read_typed(tuple[MeasuredPlan, ...], parse_json(text), BundleError, whole="the list of plans")
         _check_plans(plans, stages)

@@ -106,7 +106,7 @@ class LoadedEngines:
         return run
 
     def give_way(self, tile: int) -> bool:
-        """After memory ran out with tiles of that size: use only smaller ones from now on.
+        """Use only tiles smaller than `tile` from now on, with which memory ran out.
 
         False if there are none. The engines are dropped; they are released when nothing runs them any more.
         """

@@ -1,4 +1,4 @@
-"""From a scale to the stages' factors, the canvases and the number of tiles, before anything is computed."""
+"""What a scale comes to, before anything is computed: the stages' factors, the canvases and the tiles."""
 
 from __future__ import annotations
 
