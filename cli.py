@@ -178,7 +178,12 @@ def upscale(
     """
     from tudsr_runtime.batch.command import upscale as run
 
-    run(inputs, options)
+    if options.compare is None:
+        run(inputs, options)
+    else:
+        from tudsr_eval.command import comparison
+
+        run(inputs, options, comparison(options.compare))
 
 
 @app.command(cls=_Grouped)

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from tudsr_eval.ablation import enlarge_by_plans
+from tudsr_eval.comparison import Comparison
 from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
 from tudsr_eval.matching import match, some
 from tudsr_eval.options import AblationOptions, EvalOptions, PaperOptions
@@ -20,6 +21,11 @@ from tudsr_eval.table import markdown
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import BatchError, OutputError, UsageError
 from tudsr_runtime.terminal import Terminal
+
+
+def comparison(path: Path) -> Comparison:
+    """What `tudsr upscale --compare` hands its results to. Raises as `Comparison`."""
+    return Comparison(path)
 
 
 def evaluate(predictions: Sequence[Path], options: EvalOptions, paper_table: str | None = None) -> None:

@@ -85,6 +85,14 @@ class UpscaleOptions:
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Search folders below folders.", rich_help_panel=RESULT)
     ] = False
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="FILE",
+            help="Also inputs, bicubic and results side by side: a page (.html) or one picture (.png).",
+        ),
+    ] = None
     include: Annotated[
         tuple[str, ...],
         typer.Option(
@@ -226,7 +234,7 @@ class WatchOptions(UpscaleOptions):
     ] = 1.0
 
 
-NOT_OF_WATCH = ("output", "dry_run")
+NOT_OF_WATCH = ("output", "compare", "dry_run")
 """Options that `tudsr watch` does not take."""
 
 

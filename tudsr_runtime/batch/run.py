@@ -58,6 +58,8 @@ class Batch:
     terminal: Terminal
     records: Records = field(default_factory=Records)
     tally: Tally = field(default_factory=Tally)
+    on_result: Callable[[Path, Path], None] = lambda *_: None
+    """Told of every input and its result, those of an earlier run too."""
     gave_up: bool = False
     """Whether outputs were refused so often that the rest was not tried."""
     _taken: set[str] = field(default_factory=set)
@@ -271,6 +273,7 @@ class Batch:
             done = job.earlier_result(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
+                self.on_result(job.source, done)
                 return True
         if request.on_exists == "skip":
             self._skip(job, job.target, "exists")
@@ -301,6 +304,7 @@ class Batch:
             job.remember(self.records, sha256)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds=rounded)
         self.tally.ok += 1
+        self.on_result(job.source, job.target)
 
     def _write(
         self, job: Job, picture: Picture, bar: ProgressBar, seconds: dict[str, float]
