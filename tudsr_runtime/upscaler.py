@@ -19,13 +19,14 @@ from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.pictures.in_memory import like, to_picture
-from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.planes import WRAPS, FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
 from tudsr_runtime.tiling.stages import Progress, run_stages
+from tudsr_runtime.tiling.wrap import margins, unwrapped
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 Result = TypeVar("Result")
@@ -50,6 +51,8 @@ class Upscaler:
             faithful to the input: a stage decodes z_L + s (z_H - z_L).
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
+        wrap: "x" for pictures whose left and right edge meet, such as 360-degree panoramas, "xy" for tiles of
+            a texture, "none".
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -72,6 +75,7 @@ class Upscaler:
         sanity: bool = True,
         notify: Notify = lambda _: None,
         engines: Path | None = None,
+        wrap: str = "none",
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
@@ -83,6 +87,10 @@ class Upscaler:
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         per_stage = _per_stage(strength)
         self._color = color_method(color)
+        if wrap not in WRAPS:
+            raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
+        self.wrap = wrap
+        """Which edges of pictures meet."""
         self._sanity = sanity
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -101,6 +109,8 @@ class Upscaler:
             "color": color,
             "strength": per_stage,
             "precision": self.choice.precision.name if self.choice.precision else None,
+            # Left out where it is none, so that what earlier versions made counts as done.
+            **({} if wrap == "none" else {"wrap": wrap}),
         }
         """What the result depends on besides bundle, picture, factors and size."""
 
@@ -117,10 +127,27 @@ class Upscaler:
         sides: tuple[object, object] = width, height
         if not all(isinstance(side, int | np.integer) for side in sides):
             raise UsageError(f"width and height must be whole numbers of px, not {width!r} and {height!r}")
+        plan = self._planned(int(width), int(height), scale, factors, size)
+        across, down = margins(self.wrap, plan.factors[0])
+        if not across + down:
+            return plan
+        extended = self._planned(plan.width + 2 * across, plan.height + 2 * down, None, plan.notation, None)
+        reason = f"{plan.reason}; wrapped ({self.wrap}) by {across} px of the other side"
+        return dataclasses.replace(plan, stages=extended.stages, reason=reason, margin=(across, down))
+
+    def _planned(
+        self,
+        width: int,
+        height: int,
+        scale: float | None,
+        factors: str | None,
+        size: tuple[int, int] | None,
+    ) -> Plan:
+        """The plan for a picture whose edges do not meet."""
         manifest = self.bundle.manifest
         return plan_upscale(
-            int(width),
-            int(height),
+            width,
+            height,
             scale,
             factors,
             size=size,
@@ -182,7 +209,7 @@ class Upscaler:
             manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
-        picture = to_picture(image)
+        picture = dataclasses.replace(to_picture(image), wrap=self.wrap)
 
         def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
@@ -251,7 +278,7 @@ class Upscaler:
 
     def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
-            x = PlanarView(image)
+            x = PlanarView(image, plan.margin)
             rows = self._color(self._running(x, plan, progress), x, plan.product)
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
@@ -289,6 +316,8 @@ def _per_stage(strength: object) -> tuple[float, float]:
 
 
 def _exact_size(rows: Rows, plan: Plan) -> Rows:
+    if any(plan.margin):
+        return unwrapped(rows, plan)
     width, height = plan.width * plan.product, plan.height * plan.product
     if (width, height) == (plan.output_width, plan.output_height):
         return rows

@@ -131,6 +131,7 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         strength=parse_strength(options.strength),
         notify=lambda text: terminal.note(f"note: {text}"),
         engines=options.engines,
+        wrap=options.wrap,
     ) as upscaler:
         terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")

@@ -13,6 +13,7 @@ import typer
 OnExists = Literal["error", "skip", "overwrite", "rename"]
 """What becomes of an output that exists and is not what the same command made of the same picture."""
 Metadata = Literal["keep", "strip"]
+Wrap = Literal["none", "x", "xy"]
 
 SIZE, RESULT, LOOK, MACHINE, REPORT = "Size", "Result", "Model and look", "Machine", "What is told"
 """The groups of the help."""
@@ -148,6 +149,13 @@ class UpscaleOptions:
             rich_help_panel=LOOK, metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none."
         ),
     ] = "lowfreq"
+    wrap: Annotated[
+        Wrap,
+        typer.Option(
+            rich_help_panel=LOOK,
+            help="Edges that meet: x for 360-degree panoramas, xy for tiles of a texture.",
+        ),
+    ] = "none"
     factors: Annotated[
         str | None,
         typer.Option(

@@ -6,6 +6,7 @@ their folders to be writable. A picture that fails never stops the others.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -313,13 +314,14 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
+        wrapped = dataclasses.replace(picture, wrap=self.upscaler.wrap)
 
         def attempt() -> tuple[str, ...]:
             upscaled = partial(
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            return write_picture(picture, bands, *size, job.target, request.encoding, replace)
+            return write_picture(wrapped, bands, *size, job.target, request.encoding, replace)
 
         return self.upscaler.with_smaller_tiles(attempt)
 

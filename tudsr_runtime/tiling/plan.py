@@ -37,7 +37,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed for one picture, and why. Sizes in px."""
+    """What will be computed for one picture, and why. Sizes in px.
+
+    `margin`: px (left and right, above and below) of its other side by which the picture is extended first.
+    """
 
     width: int
     height: int
@@ -46,6 +49,7 @@ class Plan:
     output_height: int
     stages: tuple[StagePlan, ...]
     reason: str
+    margin: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
         sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
