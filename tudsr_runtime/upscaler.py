@@ -40,7 +40,8 @@ class Upscaler:
     else); `close` must not run while a call is under way.
 
     Args:
-        bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
+        bundle: "nano", the bundle that comes with the package, "hf:OWNER/NAME" for one of the hub, a bundle's
+            folder, or an opened Bundle.
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
@@ -93,7 +94,7 @@ class Upscaler:
         """Which edges of pictures meet."""
         self._sanity = sanity
         self._overlap = overlap
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, notify=notify)
         plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines

@@ -133,7 +133,7 @@ class UpscaleOptions:
         typer.Option(rich_help_panel=RESULT, help="EXIF and XMP; the colour profile is always kept."),
     ] = "keep"
     bundle: Annotated[
-        str, typer.Option(rich_help_panel=LOOK, metavar="nano|DIR", help="The model to run.")
+        str, typer.Option(rich_help_panel=LOOK, metavar="nano|DIR|hf:OWNER/NAME", help="The model to run.")
     ] = "nano"
     strength: Annotated[
         str,
