@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
 from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
 
@@ -115,6 +116,8 @@ def open_bundle(
         UsageError: no name of the hub. DeviceError: huggingface_hub is not installed, and is needed.
     """
     folder = _of_hub(str(name_or_dir), notify) if is_hub_name(name_or_dir) else _locate(name_or_dir)
+    if is_snapshot(folder):
+        folder = without_links(folder)
     raw = _read_manifest(folder)
     try:
         manifest = Manifest.from_json(raw.decode("utf-8"))

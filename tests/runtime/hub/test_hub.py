@@ -313,6 +313,42 @@ def test_a_name_never_leads_out_of_the_cache(text: str) -> None:
     assert parse_name(str(name)) == name
 
 
+def snapshot(bundle: Path, place: Path) -> Path:
+    """The bundle as huggingface_hub keeps it in its own cache."""
+    folder = place / "models--me--sharp" / "snapshots" / "0123"
+    for number, (name, data) in enumerate(content(bundle).items()):
+        blob = place / "models--me--sharp" / "blobs" / str(number)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(os.path.relpath(blob, (folder / name).parent))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_snapshot_of_the_hubs_own_cache_is_run(
+    tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    pytest.importorskip(backend, reason=f"needs {backend}")
+    monkeypatch.setenv("TUDSR_CACHE", str(tmp_path / "cache"))
+    folder = snapshot(open_bundle("nano").folder, tmp_path)
+    result = tudsr("bundle", "verify", folder, "--backend", backend)
+    assert result.code == 0, result.err
+    assert "golden tile" in result.out
+
+
+def test_a_link_out_of_the_hubs_cache_is_refused(
+    tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUDSR_CACHE", str(tmp_path / "cache"))
+    folder = snapshot(small_bundle, tmp_path)
+    (tmp_path / "secret").write_bytes(b"not of the bundle")
+    (folder / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(BundleError, match="is a link to something else"):
+        open_bundle(folder)
+    assert not (tmp_path / "cache" / "linked").exists() or not [*(tmp_path / "cache" / "linked").iterdir()]
+
+
 def test_a_note_that_is_no_commit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUDSR_CACHE", str(tmp_path))
     name = HubName("me", "sharp")
