@@ -180,7 +180,12 @@ def upscale(
     """
     from tudsr_runtime.batch.command import upscale as run
 
-    run(inputs, options)
+    if options.compare is None:
+        run(inputs, options)
+    else:
+        from tudsr_eval.command import comparison
+
+        run(inputs, options, comparison(options.compare))
 
 
 @app.command(cls=_Grouped)
@@ -230,6 +235,66 @@ def bundle_verify(
     from tudsr_runtime.bundle_command import bundle_verify as run
 
     run(bundle, backend, device, precision, threads)
+
+
+@bundle_app.command("list")
+def bundle_list(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Print the bundles that are here: built in, and pulled from the hub."""
+    from tudsr_runtime.hub.command import bundle_list as run
+
+    with _failures_as_json(as_json):
+        run(as_json)
+
+
+@bundle_app.command("remove")
+def bundle_remove(
+    name: Annotated[
+        str, typer.Argument(metavar="hf:OWNER/NAME[@REV]", help="Without REV, all of its copies.")
+    ],
+) -> None:
+    """Delete from the cache what was pulled from the hub."""
+    from tudsr_runtime.hub.command import bundle_remove as run
+
+    run(name)
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME[@REV]", help="Repository, and a branch, tag or commit of it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Also copy it here, to a new folder."),
+    ] = None,
+) -> None:
+    """Download a bundle or an adapter from the Hugging Face hub, and check it.
+
+    Its folder is printed. `--bundle hf:OWNER/NAME` runs it.
+    """
+    with _needs("hub"):
+        from tudsr_runtime.hub.command import pull as run
+
+        run(name, output)
+
+
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A bundle, or an adapter.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option("-m", "--message", help="Of the commit.")] = None,
+) -> None:
+    """Send a bundle or an adapter to the Hugging Face hub: the folder becomes the repository.
+
+    A bundle is checked first. The address of the commit is printed.
+    """
+    with _needs("hub"):
+        from tudsr_runtime.hub.command import push as run
+
+        run(folder, name, private, message)
 
 
 @bench_app.command("latency")

@@ -21,7 +21,7 @@ from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.in_memory import like, to_picture
-from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.planes import WRAPS, FloatArray, Levels, PlanarView
 from tudsr_runtime.tile_times import stored_times
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
@@ -30,6 +30,7 @@ from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
 from tudsr_runtime.tiling.stages import Progress, run_stages
+from tudsr_runtime.tiling.wrap import margins, unwrapped
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 Result = TypeVar("Result")
@@ -43,7 +44,8 @@ class Upscaler:
     else); `close` must not run while a call is under way.
 
     Args:
-        bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
+        bundle: "nano", the bundle that comes with the package, "hf:OWNER/NAME" for one of the hub, a bundle's
+            folder, or an opened Bundle.
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
@@ -56,6 +58,8 @@ class Upscaler:
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
         tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
+        wrap: "x" for pictures whose left and right edge meet, such as 360-degree panoramas, "xy" for tiles of
+            a texture, "none".
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -79,6 +83,7 @@ class Upscaler:
         notify: Notify = lambda _: None,
         engines: Path | None = None,
         tile: int | None = None,
+        wrap: str = "none",
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
@@ -88,8 +93,14 @@ class Upscaler:
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         self._strength = _per_stage(strength)
         self._color = color_method(color)
+        if wrap not in WRAPS:
+            raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
+        self.wrap = wrap
+        """Which edges of pictures meet."""
         self._sanity = sanity
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
+        self.bundle = (
+            bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
+        )
         manifest = self.bundle.manifest
         self._tile = tile or manifest.tile
         self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
@@ -110,7 +121,10 @@ class Upscaler:
             "color": color,
             "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
-        } | ({} if tile is None else {"tile": tile})
+            # Left out where they are none, so that what earlier versions made counts as done.
+            **({} if tile is None else {"tile": tile}),
+            **({} if wrap == "none" else {"wrap": wrap}),
+        }
         """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
@@ -126,10 +140,27 @@ class Upscaler:
         sides: tuple[object, object] = width, height
         if not all(isinstance(side, int | np.integer) for side in sides):
             raise UsageError(f"width and height must be whole numbers of px, not {width!r} and {height!r}")
+        plan = self._planned(int(width), int(height), scale, factors, size)
+        across, down = margins(self.wrap, plan.factors[0])
+        if not across + down:
+            return plan
+        extended = self._planned(plan.width + 2 * across, plan.height + 2 * down, None, plan.notation, None)
+        reason = f"{plan.reason}; wrapped ({self.wrap}) by {across} px of the other side"
+        return dataclasses.replace(plan, stages=extended.stages, reason=reason, margin=(across, down))
+
+    def _planned(
+        self,
+        width: int,
+        height: int,
+        scale: float | None,
+        factors: str | None,
+        size: tuple[int, int] | None,
+    ) -> Plan:
+        """The plan for a picture whose edges do not meet."""
         manifest = self.bundle.manifest
         return plan_upscale(
-            int(width),
-            int(height),
+            width,
+            height,
             scale,
             factors,
             size=size,
@@ -192,7 +223,7 @@ class Upscaler:
             manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
-        picture = to_picture(image)
+        picture = dataclasses.replace(to_picture(image), wrap=self.wrap)
 
         def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
@@ -285,7 +316,7 @@ class Upscaler:
 
     def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
         try:
-            x = PlanarView(image)
+            x = PlanarView(image, plan.margin)
             rows = self._color(self._running(x, plan, progress), x, plan.product)
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
@@ -341,6 +372,8 @@ def _per_stage(strength: object) -> tuple[float, float]:
 
 
 def _exact_size(rows: Rows, plan: Plan) -> Rows:
+    if any(plan.margin):
+        return unwrapped(rows, plan)
     width, height = plan.width * plan.product, plan.height * plan.product
     if (width, height) == (plan.output_width, plan.output_height):
         return rows

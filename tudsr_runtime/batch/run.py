@@ -6,6 +6,7 @@ their folders to be writable. A picture that fails never stops the others.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,8 @@ class Batch:
     sizes: Callable[[Plan], Iterable[str]] = lambda _: ()
     """What to say, before anything is computed, about disk and memory of what was weighed."""
     tally: Tally = field(default_factory=Tally)
+    on_result: Callable[[Path, Path], None] = lambda *_: None
+    """Told of every input and its result, those of an earlier run too."""
     gave_up: bool = False
     """Whether outputs were refused so often that the rest was not tried."""
     _taken: set[str] = field(default_factory=set)
@@ -282,6 +285,7 @@ class Batch:
             done = job.earlier_result(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
+                self.on_result(job.source, done)
                 return True
         if request.on_exists == "skip":
             self._skip(job, job.target, "exists")
@@ -312,6 +316,7 @@ class Batch:
             job.remember(self.records, sha256)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds=rounded)
         self.tally.ok += 1
+        self.on_result(job.source, job.target)
 
     def _write(
         self, job: Job, picture: Picture, bar: ProgressBar, seconds: dict[str, float]
@@ -320,6 +325,7 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
+        wrapped = dataclasses.replace(picture, wrap=self.upscaler.wrap)
 
         def attempt() -> tuple[str, ...]:
             now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
@@ -329,7 +335,7 @@ class Batch:
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            return write_picture(picture, bands, *size, job.target, request.encoding, replace)
+            return write_picture(wrapped, bands, *size, job.target, request.encoding, replace)
 
         return self.upscaler.with_smaller_tiles(attempt)
 

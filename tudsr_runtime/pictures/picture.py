@@ -46,7 +46,8 @@ class Picture:
     `levels` is (h, w) if grey, else (h, w, 3), with white at the top of its dtype; `alpha` (h, w) of the same
     dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail;
     `carried` is what else belongs to it.
-    `notes` say in plain words what was lost or converted on the way.
+    `notes` say in plain words what was lost or converted on the way; `wrap` which edges meet, by a name in
+    `WRAPS`.
     """
 
     levels: Levels
@@ -56,6 +57,7 @@ class Picture:
     xmp: bytes | None = None
     carried: Carried = Carried()  # noqa: RUF009 - immutable
     notes: tuple[str, ...] = ()
+    wrap: str = "none"
 
     @property
     def width(self) -> int:
@@ -164,7 +166,7 @@ def enlarged_rows(
     """
     alpha = None
     if layout.alpha and picture.alpha is not None:
-        alpha = AlphaRows(picture.alpha, layout.width, layout.height, layout.dtype)
+        alpha = AlphaRows(picture.alpha, layout.width, layout.height, layout.dtype, picture.wrap)
     row = 0
     for band in filter(len, bands):
         levels = to_levels(band @ LUMA if layout.grey else band, layout.dtype)

@@ -47,7 +47,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed for one picture, and why. Sizes in px."""
+    """What will be computed for one picture, and why. Sizes in px.
+
+    `margin`: px (left and right, above and below) of its other side by which the picture is extended first.
+    """
 
     width: int
     height: int
@@ -57,6 +60,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     reason: str
     costs: TileCosts | None = None
+    margin: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
         sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
