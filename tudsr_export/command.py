@@ -13,7 +13,7 @@ from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import BundleError, OutputError, UsageError
 from tudsr_runtime.files import make_folder
-from tudsr_runtime.manifest import MIN_TILE, NAME, MeasuredPlan, read_plans
+from tudsr_runtime.manifest import MAX_TILE, MIN_TILE, NAME, MeasuredPlan, read_plans
 from tudsr_runtime.streams import printable_lines
 from tudsr_runtime.tiling.axis import TILE
 
@@ -78,8 +78,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
     about = _text("--about", options.about) if options.about else ""
     plans = _plans(options.plans, len(adapters)) if options.plans else ()
     for edge in options.tile:
-        if not MIN_TILE <= edge < TILE:
-            raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
+        if not MIN_TILE <= edge <= MAX_TILE:
+            raise UsageError(f"--tile must be {MIN_TILE} to {MAX_TILE} px, not {edge}")
 
     return ExportPlan(
         options.base,
@@ -95,7 +95,7 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         timesteps,
         options.prompt,
         options.batch,
-        options.tile,
+        options.tile or None,
         plans,
     )
 

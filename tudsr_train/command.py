@@ -15,11 +15,13 @@ STAGES = ("base", "stage1", "stage2")
 
 
 def run(stage: str, options: TrainOptions) -> None:
-    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`.
+    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`, or a shipped one's
+    name (`find_config`).
 
     Raises:
         UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
-        adapter. DeviceError: no such device. MemoryExhausted: not enough of the GPU's memory.
+        adapter. OutputError: the result would replace what no run beside it has made. DeviceError: no such
+        device. MemoryExhausted: not enough of the GPU's memory.
     """
     if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r}; {', '.join(STAGES)} are known")
@@ -30,20 +32,22 @@ def run(stage: str, options: TrainOptions) -> None:
 def _run(stage: str, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
     from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
-    from tudsr_train.config_file import load_config, to_yaml
+    from tudsr_train.config_file import find_config, load_config, to_yaml
     from tudsr_train.training import Training
 
-    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Training[Any]]]] = {
+    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path, bool], Training[Any]]]] = {
         "base": (BaseConfig, base.Base),
         "stage1": (Stage1Config, stage1.Stage1),
         "stage2": (Stage2Config, stage2.Stage2),
     }
     kind, prepared = table[stage]
-    config = load_config(kind, options.config, options.overrides)
+    path, said = find_config(options.config)
+    sys.stderr.write(f"{said}\n" if said else "")
+    config = load_config(kind, path, options.overrides)
     if options.print_config:
         sys.stdout.write(to_yaml(config))
         return
-    run = prepared(config, _out(options.out, config.out))
+    run = prepared(config, _out(options.out, config.out), options.overwrite)
     if options.check:
         sys.stdout.write("".join(f"{line}\n" for line in run.check()))
     else:

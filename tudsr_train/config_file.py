@@ -21,6 +21,29 @@ from tudsr_train.data.recipes import PRESETS, MixedRecipe, PlainRecipe, Recipe
 from tudsr_train.data.sources import Data, MixedData, Pictures
 
 T = TypeVar("T")
+CONFIGS = "configs"
+"""Folder of the shipped configurations."""
+
+
+def find_config(given: Path) -> tuple[Path, str]:
+    """The file itself; else the shipped configuration of that name, such as `nano/stage1`, and what to say.
+
+    `configs/nano/stage1.yaml` names it too, where there is no such file. What is neither comes back as it is.
+    """
+    name = given.as_posix().removeprefix(f"{CONFIGS}/").removesuffix(".yaml")
+    found = shipped_configs().get(name)
+    if given.exists() or found is None:
+        return given, ""
+    return found, f"configuration {name}: {found}"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that travel with the package, by name."""
+    folder = Path(__file__).with_name(CONFIGS)
+    if not folder.is_dir():  # a checkout, which has them at its root
+        folder = Path(__file__).parents[1] / CONFIGS
+    files = sorted(folder.glob("*/*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
@@ -32,7 +55,8 @@ def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such config file") from error
+        hint = f"a file, or one of {', '.join(shipped_configs())}"
+        raise TrainingError(f"{path}: no such config file", hint=hint) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
     for override in overrides:

@@ -13,7 +13,14 @@ import typer
 class TrainOptions:
     """What `tudsr train` is told besides the stage."""
 
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            metavar="FILE|NAME",
+            help="Training configuration (YAML), or a shipped one: nano/stage1.",
+        ),
+    ]
     overrides: Annotated[
         tuple[str, ...],
         typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
@@ -25,6 +32,9 @@ class TrainOptions:
     resume: Annotated[
         str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
     ] = "auto"
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result that no run beside it has made.")
+    ] = False
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
     ] = False

@@ -43,6 +43,8 @@ from tudsr_train.run.precision import prepare
 from tudsr_train.run.processes import join
 from tudsr_train.run.validation import Grid
 
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration, in the folder of a run."""
 VALIDATION_SEED = 1_000_003
 """Added to a run's seed for its validation pictures."""
 
@@ -73,6 +75,7 @@ class Training(Generic[C]):
     Args:
         config: of the stage.
         out: folder of the result; the run's state lies beside it, in `out` + ".run".
+        overwrite: whether a result may be replaced that no run beside it has made.
 
     Raises:
         OutputError: `out` is none that the result may replace. DeviceError: no such device. TrainingError:
@@ -82,8 +85,10 @@ class Training(Generic[C]):
     result_file: ClassVar[str] = ADAPTER_RECORD_FILE
     """A file that every result has, by which an earlier one is known."""
 
-    def __init__(self, config: C, out: Path) -> None:
+    def __init__(self, config: C, out: Path, overwrite: bool = False) -> None:
         _require_own_folder(config, out, self.result_file)
+        if not overwrite:
+            _require_own_result(out, self.result_file)
         self.config, self.out, self.folder = config, out, out.with_name(out.name + ".run")
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
@@ -144,7 +149,7 @@ class Training(Generic[C]):
         self.loop.resume(resume)
         if self.accelerator.is_main_process:
             make_folder(self.folder)
-            with atomic_write(self.folder / "config.yaml") as file:
+            with atomic_write(self.folder / CONFIG_FILE) as file:
                 file.write(to_yaml(self.config).encode())
         self.loop.run(self.pairs, self.algorithm)
         if self.accelerator.is_main_process:
@@ -300,6 +305,16 @@ def _require_own_folder(config: StageConfig, out: Path, result_file: str) -> Non
             raise OutputError(
                 f"{out} is this run's {key}, which its result would replace", hint="another --out"
             )
+
+
+def _require_own_result(out: Path, result_file: str) -> None:
+    """A result without the run that made it, such as one of another machine, cannot be made again."""
+    run = out.with_name(out.name + ".run")
+    if (out / result_file).is_file() and not (run / CONFIG_FILE).is_file():
+        raise OutputError(
+            f"{out} holds a result, and {run.name} beside it no run that made it; it is not replaced",
+            hint="another --out, or --overwrite",
+        )
 
 
 def _require_whole_cells(G: Generator, R: int) -> None:

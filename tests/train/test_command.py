@@ -102,6 +102,25 @@ def test_a_result_never_replaces_what_is_no_earlier_one(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_result_without_its_run_is_replaced_only_where_that_is_asked_for(
+    pool: Data, tiny_base: Path, tiny_stage1: Path, tmp_path: Path
+) -> None:
+    """Such as the adapters that lie in a copy of a repository: the run that made them is elsewhere."""
+    out, path = tmp_path / "stage1", tmp_path / "c.yaml"
+    shutil.copytree(tiny_stage1, out)
+    path.write_text(to_yaml(stage1_config(tiny_base, pool, steps=1)))
+    before = (out / "adapter_model.safetensors").read_bytes()
+    for check in (True, False):
+        with pytest.raises(OutputError, match=r"no run that made it") as caught:
+            run("stage1", path, TrainOptions(out=out, check=check))
+        assert caught.value.hint is not None
+        assert "--overwrite" in caught.value.hint
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+    run("stage1", path, TrainOptions(out=out, overwrite=True))
+    assert (out / "adapter_model.safetensors").read_bytes() != before
+    run("stage1", path, TrainOptions(["optimization.steps=2"], out=out))
+
+
 def test_a_base_never_replaces_what_is_no_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "letters.txt").write_text("precious")

@@ -33,7 +33,13 @@ from tudsr_train.run.best import Best
 from tudsr_train.run.checkpoint import Checkpoint
 from tudsr_train.run.log import RunLog, say
 from tudsr_train.run.optimization import lr_factor, make_optimizer
-from tudsr_train.run.processes import average_gradients, largest_over_processes, same_everywhere
+from tudsr_train.run.processes import (
+    average_gradients,
+    from_the_first,
+    largest_over_processes,
+    require_agreement,
+    same_everywhere,
+)
 
 AVERAGE_PREFIX = "average."
 """What the names of a moving average's tensors begin with in a checkpoint."""
@@ -183,10 +189,27 @@ class Loop:
                 f"accumulation is {self.accumulation}, but every batch yields {self.losses_per_pair} losses: "
                 "one must divide the other"
             )
+        require_agreement(self.accelerator, self._facts())
         for network in self.networks:
             state = {name: value.detach().clone() for name, value in network.state().items()}
             same_everywhere(self.accelerator, state.values())
             network.load_state(state)
+
+    def _facts(self) -> dict[str, Any]:
+        """What processes must agree on that are not to wait for each other for ever, or train two models."""
+        counts = ("steps", "batch_size", "save_every")
+        return {
+            **{name: getattr(self.optimization, name) for name in counts},
+            **{f"the hash of {name}": sha256 for name, sha256 in self.parents.items()},
+            "seed": self.seed,
+            "accumulation": self.accumulation,
+            "losses per pair": self.losses_per_pair,
+            "validation.every": self.validate_every,
+            "networks": [
+                (network.name, sum(p.numel() for p in network.parameters.values()))
+                for network in self.networks
+            ],
+        }
 
     @property
     def batches(self) -> int:
@@ -313,13 +336,20 @@ class Loop:
     def resume(self, which: str) -> None:
         """Continue from a checkpoint: `auto` (the newest, if any), `never`, or a checkpoint's folder.
 
+        The first process reads it, for all: other machines need not have it.
+
         Raises TrainingError where it is not there, damaged, or of another model or parents; settings that
         have changed are allowed, and shown.
         """
         notify = functools.partial(say, self.accelerator)
         if which == "never":
             return self._set_aside(notify)
-        found = checkpoint.newest(self.folder, notify) if which == "auto" else checkpoint.load(Path(which))
+        found = from_the_first(
+            self.accelerator,
+            lambda: (
+                checkpoint.newest(self.folder, notify) if which == "auto" else checkpoint.load(Path(which))
+            ),
+        )
         if found is None:
             notify("no checkpoint yet: starting from step 0")
             return
