@@ -99,13 +99,9 @@ class Job:
 
     def summary(self, upscaler: Upscaler) -> dict[str, object]:
         """What is computed with which model on which machine, for --json."""
-        plan, choice = self.plan, upscaler.choice
+        choice = upscaler.choice
         return {
-            "input_px": [plan.width, plan.height],
-            "output_px": [plan.output_width, plan.output_height],
-            "scale": plan.scale,
-            "factors": plan.factors,
-            "tiles": plan.tiles,
+            **self.plan.as_json(),
             "backend": choice.backend,
             "device": choice.device,
             "precision": choice.precision.name if choice.precision else None,

@@ -10,7 +10,6 @@ from typing import Any
 
 from tudsr_runtime.bench.latency import run_engines, sample_picture
 from tudsr_runtime.bench.measure import Durations, measure
-from tudsr_runtime.bench.report import size_record
 from tudsr_runtime.tiling.plan import Plan, plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
@@ -65,7 +64,7 @@ def measure_rows(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Row]
 def row_record(row: Row) -> dict[str, Any]:
     """One row as plain JSON; seconds."""
     return {
-        **size_record(row.plan),
+        **row.plan.as_json(),
         "engines": dataclasses.asdict(row.engines),
         "array_to_array": dataclasses.asdict(row.whole),
         "published": row.published.seconds,

@@ -66,6 +66,18 @@ class Plan:
         sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
         return f"<Plan {sizes}, {self.reason}; tiles: {self.tiles}>"
 
+    def as_json(self) -> dict[str, object]:
+        """What the plan does, in the keys that every `--json` has for it."""
+        return {
+            "input_px": [self.width, self.height],
+            "output_px": [self.output_width, self.output_height],
+            "scale": self.scale,
+            "factors": self.factors,
+            "tiles": self.tiles,
+            "tile_px": [stage.columns.tile for stage in self.stages],
+            **({self.costs.unit.lower(): self.cost} if self.costs else {}),
+        }
+
     @property
     def factors(self) -> tuple[int, ...]:
         """The factor of each stage that runs."""
