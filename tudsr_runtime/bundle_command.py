@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.engines.backend import AUTO
-from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
 from tudsr_runtime.terminal import Terminal, counted
 
@@ -95,9 +95,10 @@ def bundle_verify(
     if golden is None:
         terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")
         return
-    choice = select(backend, device, precision, opened.precisions)
+    asked = Asked(backend, device, precision)
+    choice, figures = choose(opened, asked, threads, terminal.note, afresh=True)
     terminal.note(f"back end: {choice}")
-    figures = run_golden(opened, golden, choice, threads)
+    figures = figures or run_golden(opened, golden, choice, threads)
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

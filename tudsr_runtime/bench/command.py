@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
@@ -15,10 +14,9 @@ from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency
 from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.files import make_folder
+from tudsr_runtime.installation import engine_libraries
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
-
-PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
 def latency(options: LatencyOptions) -> None:
@@ -71,21 +69,11 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
         "bundle": f"{manifest.name}, {manifest.precision}, sha256 {upscaler.bundle.sha256[:16]}",
         "weights": manifest.provenance.get("weights", "as exported"),
         "back end": str(upscaler.choice),
-        "libraries": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "libraries": ", ".join(f"{name} {version}" for name, version in engine_libraries().items()),
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",
         **describe_machine(),
         **describe_memory(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _publish(

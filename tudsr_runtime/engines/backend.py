@@ -28,6 +28,7 @@ _OUT_OF_MEMORY = re.compile(
 
 LIBRARIES = {
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime-rtx": "ONNX Runtime's TensorRT for RTX",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT for RTX",
