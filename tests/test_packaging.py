@@ -15,7 +15,7 @@ from tests import tracked
 from tests.tracked import ROOT
 from tudsr_runtime.version import __version__
 
-PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"}
+PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve"}
 
 
 def build(function: str, source: Path, folder: Path) -> dict[str, bytes]:
@@ -54,6 +54,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
         "tudsr_export/photo.png",  # what the export compares the finished bundle on
         "tudsr_eval/page.html",
         "tudsr_eval/published.json",
+        "tudsr_serve/page.html",
         "tudsr_runtime/metrics/niqe_pristine.npz",
         "tudsr_runtime/metrics/NOTICE.md",
     }

@@ -41,7 +41,7 @@ TUDSR_LINES = sorted({line for _, line in commands() if line.startswith("tudsr "
 RUN = [
     line
     for line in TUDSR_LINES
-    if re.match(r"tudsr (upscale examples/|eval examples|bundle \w+ nano|--)", line)
+    if re.match(r"tudsr (upscale examples/|eval examples|bundle \w+ nano|doctor$|--)", line)
 ]
 PARSED = [line for line in TUDSR_LINES if line not in RUN]
 

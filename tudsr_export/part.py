@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tudsr_export.float32_graph import widen
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
+from tudsr_export.half_arithmetic import HalfArithmetic
 from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
 from tudsr_export.plan import Shape
 
@@ -76,9 +78,10 @@ class Part:
 
     def run(self, x: Tensor) -> Tensor:
         """The exported module, in torch; float32 in and out."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.float32
-        result: Tensor = self.exported()(x.to(dtype)).float()
-        return result
+        if self.precision == "fp32":
+            return cast(Tensor, self.module(x))
+        with HalfArithmetic():
+            return cast(Tensor, self.exported()(x.half()).float())
 
     def forget_float32(self) -> None:
         """Keep only what is exported."""

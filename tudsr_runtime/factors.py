@@ -6,6 +6,8 @@ import math
 import re
 
 MAX_SCALE = 32
+MAX_SIDE = 2**31 - 1
+"""Px of a side of any picture."""
 Factors = tuple[tuple[int, int], ...]
 """(stage from 0, factor) of each stage that runs, in order."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
@@ -44,7 +46,7 @@ class Upscaler:
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
-        threads: CPU threads; None leaves it to the back end.
+        threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
@@ -100,7 +102,7 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify)
         self._exhausted: int | None = None
-        self.settings = {
+        self.settings: dict[str, object] = {
             "overlap": overlap,
             "color": color,
             "strength": self._strength,
@@ -238,6 +240,31 @@ class Upscaler:
                 if tile is None or not self._engines.give_way(tile):
                     raise
 
+    def with_look(
+        self,
+        *,
+        strength: float | Sequence[float] | None = None,
+        color: str | None = None,
+        overlap: int | None = None,
+    ) -> Upscaler:
+        """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
+
+        Nothing is loaded for it, and `close` of either releases the engines of both. Errors as the
+        constructor's.
+        """
+        other = copy.copy(self)
+        other._exhausted = None
+        changed: dict[str, object] = {}
+        if strength is not None:
+            other._strength = changed["strength"] = _per_stage(strength)
+        if color is not None:
+            other._color, changed["color"] = color_method(color), color
+        if overlap is not None:
+            plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)
+            other._overlap = changed["overlap"] = overlap
+        other.settings = {**self.settings, **changed}
+        return other
+
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
         self._engines.close()
@@ -260,6 +287,8 @@ class Upscaler:
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
+        except RuntimeError as error:
+            raise as_exhausted(error) or error from error
         except MemoryExhausted as error:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"

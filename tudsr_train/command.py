@@ -11,10 +11,6 @@ from typing import Any
 
 from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
 
-Train = Callable[[Any, Path, str], None]
-Check = Callable[[Any, Path], list[str]]
-"""Of one kind of configuration each, and its folder."""
-
 STAGES = ("base", "stage1", "stage2")
 
 
@@ -49,24 +45,25 @@ def run(stage: str, config: Path, options: TrainOptions) -> None:
 
 def _run(stage: str, path: Path, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
-    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config
+    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
     from tudsr_train.config_file import load_config, to_yaml
+    from tudsr_train.session import Stage
 
-    table: dict[str, tuple[type[BaseConfig | Stage1Config | Stage2Config], Train, Check]] = {
-        "base": (BaseConfig, base.train_base, base.check_base),
-        "stage1": (Stage1Config, stage1.train_stage1, stage1.check_stage1),
-        "stage2": (Stage2Config, stage2.train_stage2, stage2.check_stage2),
+    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path], Stage[Any]]]] = {
+        "base": (BaseConfig, base.Base),
+        "stage1": (Stage1Config, stage1.Stage1),
+        "stage2": (Stage2Config, stage2.Stage2),
     }
-    kind, train, check = table[stage]
+    kind, prepared = table[stage]
     config = load_config(kind, path, options.overrides)
     if options.print_config:
         sys.stdout.write(to_yaml(config))
         return
-    out = _out(options.out, config.out)
+    run = prepared(config, _out(options.out, config.out))
     if options.check:
-        sys.stdout.write("".join(f"{line}\n" for line in check(config, out)))
-        return
-    train(config, out, options.resume)
+        sys.stdout.write("".join(f"{line}\n" for line in run.check()))
+    else:
+        run.run(options.resume)
 
 
 def plot(run: Path, output: Path | None) -> None:

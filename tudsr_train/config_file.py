@@ -158,7 +158,13 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def to_tree(config: Any) -> dict[str, Any]:
     """A configuration as plain dictionaries, lists and numbers, as JSON and YAML write them."""
-    return {one.name: _plain(getattr(config, one.name)) for one in dataclasses.fields(config)}
+    return {one.name: _plain(getattr(config, one.name)) for one in _own_first(type(config))}
+
+
+def _own_first(kind: type) -> list[dataclasses.Field[Any]]:
+    """Fields in the order of a file: those of the class, then those of its parent."""
+    inherited = getattr(kind.__base__, "__dataclass_fields__", {})
+    return sorted(dataclasses.fields(kind), key=lambda one: one.name in inherited)
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +179,7 @@ def to_yaml(config: Any, indent: str = "") -> str:
     """A resolved configuration as a YAML file that `load_config` reads, each key under what it means."""
     lines = []
     meanings = docstrings(type(config))
-    for one in dataclasses.fields(config):
+    for one in _own_first(type(config)):
         value = getattr(config, one.name)
         lines += [f"{indent}# {line}" for line in meanings.get(one.name, "").splitlines()]
         if isinstance(value, (MixedData, MixedRecipe)):
@@ -191,13 +197,14 @@ def _on_one_line(tree: Any) -> str:
 
 
 def docstrings(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, by the field's name."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
+    """The docstring below each field of a dataclass, or of its parents, by the field's name."""
     found = {}
-    for above, below in itertools.pairwise(body.body):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[above.target.id] = inspect.cleandoc(text.value)
+    for one in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for above, below in itertools.pairwise(body.body):
+            if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name):
+                text = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    found[above.target.id] = inspect.cleandoc(text.value)
     return found

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,9 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
+from tudsr_runtime.files import make_folder
 from tudsr_train.adapters import (
     RECORD_FILE,
-    WEIGHTS_FILE,
     adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
@@ -25,20 +24,20 @@ from tudsr_train.adapters import (
     record_of,
     save_adapter,
 )
-from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config
+from tudsr_train.config import Optimization, Stage1Config, Stage2Config, StageConfig
 from tudsr_train.config_file import to_tree, to_yaml
 from tudsr_train.data.pairs import Task
 from tudsr_train.data.recipes import Recipe
-from tudsr_train.data.sources import training_pairs
+from tudsr_train.data.sources import Pictures, training_pairs
 from tudsr_train.discriminators.base import Discriminator, adversarial_loss, build_discriminator
 from tudsr_train.gan import Adversaries
-from tudsr_train.generator import PROMPT_FILE as BASE_FILE
 from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import AdversarialLoss
+from tudsr_train.losses.dists_name import dists_name
 from tudsr_train.losses.reconstruction import Losses
 from tudsr_train.run import checkpoint
 from tudsr_train.run.log import GIB, peak_memory, say, usable_trackers
-from tudsr_train.run.loop import Algorithm, Loop, Network, seed_draws
+from tudsr_train.run.loop import Loop, Loss, Network, seed_draws
 from tudsr_train.run.precision import prepare
 from tudsr_train.run.processes import join
 from tudsr_train.run.validation import Grid
@@ -47,6 +46,8 @@ VALIDATION_SEED = 1_000_003
 """Added to a run's seed for its validation pictures."""
 
 Pairs = Dataset[tuple[Tensor, Tensor]]
+C = TypeVar("C", bound=StageConfig)
+A = TypeVar("A", bound=Stage1Config | Stage2Config)
 
 
 class Heads(Network):
@@ -63,22 +64,123 @@ class Heads(Network):
         self.discriminator.load_checkpoint_state(state)
 
 
-class Session:
-    """The surroundings of a training: processes, device, folders.
+class Stage(Generic[C]):
+    """One run of `tudsr train`: what its configuration names, put together, then trained or checked.
+
+    A subclass says what is trained (`prepare`), against which D (`opponent`), on which pairs (`task`), from
+    which losses (`algorithm`), what validation shows (`columns`), and what the result is (`write`).
 
     Args:
         config: of the stage.
         out: folder of the result; the run's state lies beside it, in `out` + ".run".
+
+    Raises:
+        OutputError: `out` is none that the result may replace. DeviceError: no such device. TrainingError:
+        bad data, or settings that do not fit. BundleError: base or adapter.
     """
 
-    def __init__(self, config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
-        _require_own_folder(config, out)
+    result_file: ClassVar[str] = RECORD_FILE
+    """A file that every result has, by which an earlier one is known."""
+
+    def __init__(self, config: C, out: Path) -> None:
+        _require_own_folder(config, out, self.result_file)
         self.config, self.out, self.folder = config, out, out.with_name(out.name + ".run")
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
         self.device = self.accelerator.device
         for note in [self._where(), *notes]:
             say(self.accelerator, note)
+        G, theta, parents = self.prepare()
+        self.gan = self._adversaries(G)
+        self.loop = self._loop(theta, parents)
+        # the first process looks at the data before the others do
+        with self.accelerator.main_process_first():
+            self.pairs = self.training_pairs(self.loop.batches * config.optimization.batch_size)
+
+    def prepare(self) -> tuple[Generator, dict[str, nn.Parameter], dict[str, str]]:
+        """G, the weights of it that are trained, by name, and the hashes of what the run stands on."""
+        raise NotImplementedError
+
+    def opponent(self, G: Generator) -> tuple[Discriminator | None, AdversarialLoss, str]:  # noqa: ARG002
+        """D, where there is one, the loss against it, and which latent of E's distribution is taken."""
+        return None, AdversarialLoss(), "mode"
+
+    @property
+    def task(self) -> Task:
+        """How a training pair is made."""
+        return Task(self.config.R, self.config.M, self.config.R)
+
+    @property
+    def losses_per_pair(self) -> int:
+        """How many losses each network gets per batch."""
+        return 1
+
+    @property
+    def accumulation(self) -> int:
+        """Losses of each network per optimizer step."""
+        return self.config.optimization.accumulation
+
+    def training_pairs(self, length: int) -> Pairs:
+        """All pairs of the run, by number."""
+        return self.draw(self.config.data, self.task, self.config.degradation, self.config.seed, length)
+
+    def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
+        """Yield the losses of batch `number`, as `Loop` asks for them."""
+        raise NotImplementedError
+
+    def columns(self, x_L: Tensor) -> dict[str, Tensor]:
+        """Results for x_L (1, 3, R, R) by name, in the order of the stages; without a gradient."""
+        raise NotImplementedError
+
+    def write(self, folder: Path) -> None:
+        """Write the result into an empty folder."""
+        raise NotImplementedError
+
+    def run(self, resume: str) -> None:
+        """Train from where `resume` says to the last step, then write the result.
+
+        The resolved configuration goes beside the run's state.
+        """
+        self.loop.resume(resume)
+        if self.accelerator.is_main_process:
+            make_folder(self.folder)
+            with atomic_write(self.folder / "config.yaml") as file:
+                file.write(to_yaml(self.config).encode())
+        self.loop.run(self.pairs, self.algorithm)
+        if self.accelerator.is_main_process:
+            averaged = self.loop.networks[0].averaged()
+            with averaged, atomic_dir(self.out, overwrite=True, own=self.result_file) as folder:
+                self.write(folder)
+        self.accelerator.wait_for_everyone()
+        say(self.accelerator, f"wrote {self.out}")
+        self.accelerator.end_training()
+
+    def check(self) -> list[str]:
+        """Go through one batch, backward and all, without an update; what was found, a line each.
+
+        Writes nothing. Raises TrainingError where a loss is not finite.
+        """
+        batch = [self.pairs[number] for number in range(self.config.optimization.batch_size)]
+        x_L, x_H = (torch.stack(side).to(self.device) for side in zip(*batch, strict=True))
+        seed_draws(self.config.seed, 0)
+        found = [f"data: x_L {tuple(x_L.shape)}, x_H {tuple(x_H.shape)}"]
+        for network in self.loop.networks:
+            count = sum(p.numel() for p in network.parameters.values())
+            found.append(f"weights: {network.name}, {count / 1e6:.3f} M trained")
+        for loss in itertools.islice(self.algorithm(0, x_L, x_H), len(self.loop.networks)):
+            if not loss.value.isfinite():
+                raise TrainingError(f"the {loss.network}'s loss is {loss.value.item()} on the first pair")
+            loss.value.backward()
+            found.append("  ".join([f"losses: {loss.network}", *_shown(loss.terms)]))
+        return [*found, f"memory: {peak_memory(self.device) / GIB:.2f} GiB at most, on {self.device}"]
+
+    def draw(
+        self, data: Pictures, task: Task, recipe: Recipe, seed: int, length: int, held_out: bool = False
+    ) -> Pairs:
+        """Pairs of `data` by a recipe, as `training_pairs` of `tudsr_train.data.sources` makes them."""
+        tell = functools.partial(say, self.accelerator)
+        softness = self.config.softness
+        return training_pairs(data, task, softness, recipe, seed, length, self.folder, tell, held_out)
 
     def _where(self) -> str:
         wanted, count = self.config.optimization.device, self.accelerator.num_processes
@@ -89,149 +191,92 @@ class Session:
             f"{count} process{'es' if count > 1 else ''}, {self.config.optimization.precision}"
         )
 
-    def generator(self, config: Stage1Config | Stage2Config) -> Generator:
-        """The base with the configuration's prompt; torch is seeded for what is drawn next."""
-        torch.manual_seed(config.seed)
-        return Generator.load(config.base, config.prompt, config.prompt_embeds)
-
-    def add_adapter(self, G: Generator, name: str, lora: Lora, init: str = "") -> dict[str, nn.Parameter]:
-        """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.
-
-        Raises BundleError where `init` is no adapter or of another base, TrainingError where its layers or
-        its rank are others.
-        """
-        add_adapter(G, name, lora.rank, lora.target_modules)
-        if lora.vae_encoder_rank:
-            add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
-        theta = adapter_parameters(G, name)
-        if init:
-            copy_adapter(G, theta, name, Path(init))
-        return theta
-
-    def adversaries(self, G: Generator) -> Adversaries:
-        """G on its device, with the losses and the discriminator of the configuration.
-
-        Raises TrainingError for a discriminator without a weight, or a weight without a discriminator.
-        """
+    def _adversaries(self, G: Generator) -> Adversaries:
+        """G on its device, with the losses and the discriminator of the configuration."""
         config, o = self.config, self.config.optimization
         _require_whole_cells(G, config.R)
         prepare(G, o, self.device)
         losses = Losses.build(config.loss, config.dists).to(self.device)
-        if isinstance(config, BaseConfig):
-            return Adversaries(G, None, losses, AdversarialLoss(), o, "mode")
-        if (config.discriminator.kind != "none") != bool(config.loss.gan):
-            raise TrainingError(
-                f"discriminator.kind is {config.discriminator.kind}, but loss.gan is {config.loss.gan}",
-                hint="the paper has kind dinov3 and gan 0.5; without a discriminator, none and 0",
-            )
-        D = None
-        if config.discriminator.kind != "none":
-            D = build_discriminator(config.discriminator, G, config.seed)
-            if config.init_discriminator:
-                D.load_checkpoint_state(_discriminator_of(Path(config.init_discriminator)))
-            D.to(self.device)
-        return Adversaries(G, D, losses, adversarial_loss(config.discriminator), o, config.posterior)
+        D, adversarial, posterior = self.opponent(G)
+        return Adversaries(G, D.to(self.device) if D else None, losses, adversarial, o, posterior)
 
-    def loop(
-        self,
-        gan: Adversaries,
-        theta: dict[str, nn.Parameter],
-        parents: dict[str, str],
-        losses_per_pair: int = 1,
-        accumulation: int = 0,
-    ) -> Loop:
+    def _loop(self, theta: dict[str, nn.Parameter], parents: dict[str, str]) -> Loop:
         """The loop over theta and, where there is a D, phi."""
-        o = self.config.optimization
+        config, o = self.config, self.config.optimization
         networks = [Network("generator", theta, o.lr, o)]
-        if gan.discriminator:
-            networks.append(Heads(gan.discriminator, o.lr_discriminator or o.lr, o))
+        if self.gan.discriminator:
+            networks.append(Heads(self.gan.discriminator, o.lr_discriminator or o.lr, o))
         return Loop(
             self.folder,
             networks,
             o,
             self.accelerator,
-            seed=self.config.seed,
-            losses_per_pair=losses_per_pair,
-            accumulation=accumulation or o.accumulation,
-            settings=to_tree(self.config),
+            seed=config.seed,
+            losses_per_pair=self.losses_per_pair,
+            accumulation=self.accumulation,
+            settings=to_tree(config),
             parents=parents,
+            validate=self._grid(),
+            validate_every=config.validation.every,
+            best=config.validation.best,
         )
 
-    def pairs(self, config: Stage1Config | Stage2Config, task: Task, loop: Loop) -> Pairs:
-        """All pairs of the run, by number; the first process looks at the data before the others do."""
-        length = loop.batches * config.optimization.batch_size
-        with self.accelerator.main_process_first():
-            return self.draw(config, task, config.seed, length)
-
-    def grid(
-        self,
-        config: BaseConfig | Stage1Config | Stage2Config,
-        task: Task,
-        columns: Callable[[Tensor], dict[str, Tensor]],
-    ) -> Grid:
+    def _grid(self) -> Grid:
         """Validation pictures: of `validation.path`, else what is held out of the data, else of the same from
         another seed."""
-        seed, count = config.seed + VALIDATION_SEED, config.validation.images
-        shown = replace(config, data=config.validation.data(config.data))
-        return Grid(lambda: self.draw(shown, task, seed, count, held_out=True), columns, self.device)
-
-    def draw(
-        self,
-        config: BaseConfig | Stage1Config | Stage2Config,
-        task: Task,
-        seed: int,
-        length: int,
-        recipe: Recipe | None = None,
-        held_out: bool = False,
-    ) -> Pairs:
-        """Pairs of the configuration's data by its degradation, or by another `recipe`."""
-        tell = functools.partial(say, self.accelerator)
-        recipe = recipe or config.degradation
-        return training_pairs(
-            config.data, task, config.softness, recipe, seed, length, self.folder, tell, held_out
+        config, dists = self.config, self.gan.losses.dists
+        data, count = config.validation.data(config.data), config.validation.images
+        seed = config.seed + VALIDATION_SEED
+        return Grid(
+            lambda: self.draw(data, self.task, config.degradation, seed, count, held_out=True),
+            self.columns,
+            self.device,
+            (dists_name(config.dists.vgg16), dists) if dists is not None else None,
         )
 
-    def go(self, loop: Loop, pairs: Pairs, algorithm: Algorithm, resume: str) -> None:
-        """Train from where `resume` says to the last step, beside a copy of the resolved configuration."""
-        loop.resume(resume)
-        if self.accelerator.is_main_process:
-            _make(self.folder)
-            with atomic_write(self.folder / "config.yaml") as file:
-                file.write(to_yaml(self.config).encode())
-        loop.run(pairs, algorithm)
 
-    def check(self, loop: Loop, pairs: Pairs, algorithm: Algorithm) -> list[str]:
-        """Go through one batch, backward and all, without an update; what was found, a line each.
+class AdapterStage(Stage[A]):
+    """What stages 1 and 2 share: a LoRA on a frozen base is trained, against a discriminator."""
 
-        Raises TrainingError where a loss is not finite.
+    def load_base(self) -> Generator:
+        """The base with the configuration's prompt; torch is seeded for what is drawn next."""
+        torch.manual_seed(self.config.seed)
+        return Generator.load(self.config.base, self.config.prompt, self.config.prompt_embeds)
+
+    def add_adapter(self, G: Generator, name: str) -> dict[str, nn.Parameter]:
+        """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.
+
+        Raises BundleError where `init` is no adapter or of another base, TrainingError where its layers or
+        its rank are others.
         """
-        batch = [pairs[number] for number in range(self.config.optimization.batch_size)]
-        x_L, x_H = (torch.stack(side).to(self.device) for side in zip(*batch, strict=True))
-        seed_draws(self.config.seed, 0)
-        found = [f"data: x_L {tuple(x_L.shape)}, x_H {tuple(x_H.shape)}"]
-        for network in loop.networks:
-            count = sum(p.numel() for p in network.parameters.values())
-            found.append(f"weights: {network.name}, {count / 1e6:.3f} M trained")
-        for loss in itertools.islice(algorithm(0, x_L, x_H), len(loop.networks)):
-            if not loss.value.isfinite():
-                raise TrainingError(f"the {loss.network}'s loss is {loss.value.item()} on the first pair")
-            loss.value.backward()
-            found.append("  ".join([f"losses: {loss.network}", *_shown(loss.terms)]))
-        return [*found, f"memory: {peak_memory(self.device) / GIB:.2f} GiB at most, on {self.device}"]
+        lora = self.config.lora
+        add_adapter(G, name, lora.rank, lora.target_modules)
+        if lora.vae_encoder_rank:
+            add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
+        theta = adapter_parameters(G, name)
+        if self.config.init:
+            copy_adapter(G, theta, name, Path(self.config.init))
+        return theta
 
-    def write_adapter(self, loop: Loop, G: Generator, stage: int, timestep: int, factor: int) -> None:
-        """Write the trained adapter as the run's result, in the first process."""
-        if self.accelerator.is_main_process:
-            name, own = f"stage{stage}", RECORD_FILE
-            with loop.networks[0].averaged(), atomic_dir(self.out, overwrite=True, own=own) as folder:
-                save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
-        self.finish()
+    def opponent(self, G: Generator) -> tuple[Discriminator | None, AdversarialLoss, str]:
+        """As in `Stage`. TrainingError for a D without a weight in the loss, or a weight without a D."""
+        config, wanted = self.config, self.config.discriminator
+        if (wanted.kind != "none") != bool(config.loss.gan):
+            raise TrainingError(
+                f"discriminator.kind is {wanted.kind}, but loss.gan is {config.loss.gan}",
+                hint="the paper has kind dinov3 and gan 0.5; without a discriminator, none and 0",
+            )
+        D = None
+        if wanted.kind != "none":
+            D = build_discriminator(wanted, G, config.seed)
+            if config.init_discriminator:
+                D.load_checkpoint_state(_discriminator_of(Path(config.init_discriminator)))
+        return D, adversarial_loss(wanted), config.posterior
 
-    def finish(self) -> None:
-        """Wait for the first process to have written the result, and part."""
-        self.accelerator.wait_for_everyone()
-        say(self.accelerator, f"wrote {self.out}")
-        self.accelerator.end_training()
+    def save(self, folder: Path, stage: int, timestep: int, factor: int) -> None:
+        """Write the adapter, in PEFT's layout, with its record."""
+        G, name = self.gan.generator, f"stage{stage}"
+        save_adapter(G, name, folder, record_of(G, name, stage, timestep, factor))
 
 
 def _discriminator_of(folder: Path) -> dict[str, Tensor]:
@@ -242,11 +287,11 @@ def _discriminator_of(folder: Path) -> dict[str, Tensor]:
     return networks["discriminator"]
 
 
-def _require_own_folder(config: BaseConfig | Stage1Config | Stage2Config, out: Path) -> None:
+def _require_own_folder(config: StageConfig, out: Path, result_file: str) -> None:
     """The result replaces its folder, which must hold an earlier one or nothing; seen before the training."""
     if out.name in ("", ".."):
         raise OutputError(f"the result needs a folder of its own, not {out}", hint="--out DIR, by its name")
-    require_replaceable(out, BASE_FILE if isinstance(config, BaseConfig) else RECORD_FILE)
+    require_replaceable(out, result_file)
     for key in ("base", "stage1", "start", "init"):
         given = getattr(config, key, "")
         if given and Path(given).expanduser().resolve() == out.resolve():
@@ -263,17 +308,5 @@ def _require_whole_cells(G: Generator, R: int) -> None:
         )
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
 def _shown(terms: dict[str, float]) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in terms.items()]
-
-
-def sha256_of_adapter(folder: str | Path) -> str:
-    """Hash of an adapter's weights, by which a checkpoint knows what it stands on."""
-    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()

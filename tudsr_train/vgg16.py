@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_train.foreign import misread
 
 RANDOM = "random"
 VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -98,11 +98,12 @@ def _vgg16_file(source: str) -> Path:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or torch file by name; TrainingError where it cannot be read."""
-    try:
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file")
+    with misread(f"{path}: cannot be read", TrainingError, hint="the file as its publisher has it"):
         if path.suffix == ".safetensors":
             return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        tensors = dict(torch.load(path, map_location="cpu", weights_only=True))
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError("it holds more than tensors")
+    return tensors

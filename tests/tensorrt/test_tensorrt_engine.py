@@ -403,7 +403,7 @@ def test_engines_that_the_golden_tile_fails_are_passed_over(
     ensure_engines(Wanted(bundle, machine.library, machine.target))
     ran: list[str] = []
 
-    def run(_bundle: object, _golden: object, choice: Choice, _threads: object) -> list[Figure]:
+    def run(_bundle: object, choice: Choice, *_: object) -> list[Figure]:
         ran.append(choice.backend)
         return [Figure("stage1", 21.0 if choice.backend in BUILT else 60.0, 0.2)]
 

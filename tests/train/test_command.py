@@ -76,7 +76,7 @@ def test_a_full_gpu_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     def train(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(stage1, "train_stage1", train)
+    monkeypatch.setattr(stage1, "Stage1", train)
     path = tmp_path / "c.yaml"
     path.write_text("out: x")
     with pytest.raises(MemoryExhausted, match="Tried to allocate 2 GiB"):

@@ -23,9 +23,7 @@ if not hasattr(os, "fork"):
 @pytest.fixture(scope="module")
 def rehearsal(tiny_base: Path, pool: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """(folder of the runs, what became of them)."""
-    from tudsr_train.data.pairs import synthetic_pool
-
-    synthetic_pool(pool.synthetic)
+    pool.synthetic_pool()
     folder = tmp_path_factory.mktemp("rehearsal")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

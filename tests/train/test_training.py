@@ -17,7 +17,6 @@ from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.adapters import adapter_parameters, add_adapter, load_adapter
 from tudsr_train.base import train_base
 from tudsr_train.bases.nano import NanoBase
-from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import BaseConfig, Lora
 from tudsr_train.data.sources import Data
 from tudsr_train.discriminators.base import DiscriminatorConfig, build_discriminator
@@ -28,7 +27,7 @@ from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.run.loop import Loss
 from tudsr_train.stage1 import algorithm_1, train_stage1
-from tudsr_train.stage2 import algorithm_2, backwards_per_step, train_stage2
+from tudsr_train.stage2 import algorithm_2, backwards_per_step, chunking, joining, train_stage2, upsampling
 
 
 def _weights(folder: Path) -> bytes:

@@ -120,20 +120,14 @@ def _worst(
         return known, None
     notify(f"checking {_arithmetic(choice)} with this model's golden tile, once on this machine")
     try:
-        figures = _figures(bundle, choice, threads)
+        figures = run_golden(bundle, choice, threads, notify)
+    except NotFiniteError:
+        figures = []
     except MemoryExhausted:
         return math.inf, None  # It says nothing about the arithmetic; pictures have smaller tiles.
     worst = min((figure.psnr_db for figure in figures), default=-math.inf)
     _keep(file, worst)
     return worst, figures
-
-
-def _figures(bundle: Bundle, choice: Choice, threads: int | None) -> list[Figure]:
-    assert bundle.manifest.golden is not None
-    try:
-        return run_golden(bundle, bundle.manifest.golden, choice, threads)
-    except NotFiniteError:
-        return []
 
 
 def _arithmetic(choice: Choice) -> str:

@@ -23,12 +23,14 @@ from tudsr_runtime.engines.backend import (
     as_engine_error,
     check_interface,
     graph_precision,
+    import_error,
     split_device,
 )
 from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, named
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import FloatArray, TileFunction
+from tudsr_runtime.streams import raw_stderr_hidden
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -42,7 +44,10 @@ ONE_GRAPH = frozenset({"coreml", "migraphx"})
 CUDA_OPTIONS = {"prefer_nhwc": "1", "use_tf32": "0"}
 """Tensor cores convolve with the channels last; float32 is float32, in a half graph's islands too."""
 ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-ERRORS_ONLY = 3
+NOTHING_BUT_THE_END = 4
+"""The severity of log lines that ONNX Runtime writes to stderr: its exceptions say the same."""
+BY_GRAPH = frozenset({"InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented"})
+"""Exceptions of ONNX Runtime that no device is to blame for."""
 
 # y = Identity(x) on one float32: creating a session for it shows whether a provider really starts.
 IDENTITY_GRAPH = (
@@ -60,7 +65,10 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            return Unavailable(f"ONNX Runtime cannot be imported ({error})", _how_to_install(kind))
+            refused = import_error("ONNX Runtime", error, _how_to_install(kind))
+            if not isinstance(refused, DeviceError):
+                raise refused from error
+            return Unavailable(str(refused), _how_to_install(kind))
         provider = PROVIDERS[kind]
         if provider not in onnxruntime.get_available_providers():
             return Unavailable(f"the installed ONNX Runtime has no {provider}", _how_to_install(kind))
@@ -103,8 +111,12 @@ class SessionEngine:
         """Run the graph (see `Engine.run`)."""
         one = self.loaded
         feed = {one.source.name: x.astype(one.source.dtype, copy=False)}
-        with named(f"running {one.component}"):
+        with named(f"running {one.component}", by_graph=self.device == "cpu"):
             (y,) = one.session.run([one.target.name], feed)
+        if y.shape != one.target.shape:
+            raise BundleError(
+                f"{one.component} gives {y.shape}, not the {one.target.shape} that its graph announces"
+            )
         result: FloatArray = y.astype(np.float32, copy=False)
         return result
 
@@ -132,18 +144,21 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=_how_to_install(kind)) from None
+        raise import_error("ONNX Runtime", error, _how_to_install(kind)) from error
     if kind == "cuda":
         _preload_cuda(onnxruntime)
     options = session_options(onnxruntime, threads)
     doing = "starting ONNX Runtime" if isinstance(graph, bytes) else f"loading {graph}"
     try:
         # Without enable_fallback=0 a failing CUDA session would go on silently on the CPU.
-        session = onnxruntime.InferenceSession(
-            graph, options, providers=_providers(kind, number), enable_fallback=0
-        )
+        with raw_stderr_hidden():
+            session = onnxruntime.InferenceSession(
+                graph, options, providers=_providers(kind, number), enable_fallback=0
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} on {device}") from error
+        ours = isinstance(graph, bytes)
+        by_graph = not ours and (device == "cpu" or type(error).__name__ in BY_GRAPH)
+        raise as_engine_error(error, f"{doing} on {device}", by_graph) from error
     active = session.get_providers()[0]
     if active != PROVIDERS[kind]:
         raise DeviceError(
@@ -156,7 +171,7 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
 def session_options(onnxruntime: Any, threads: int | None) -> Any:
     """What every session is opened with."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = NOTHING_BUT_THE_END
     options.intra_op_num_threads = threads or 0
     # The arena keeps all that it ever held, and a tile is no faster for it.
     options.enable_cpu_mem_arena = False

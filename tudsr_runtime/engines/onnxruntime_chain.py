@@ -81,12 +81,12 @@ class BoundChain:
 
 
 @contextlib.contextmanager
-def named(doing: str) -> Iterator[None]:
-    """Raise what ONNX Runtime raises as an error of ours."""
+def named(doing: str, by_graph: bool = False) -> Iterator[None]:
+    """Raise what ONNX Runtime raises as an error of ours; `by_graph`: the graph is to blame for it."""
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} with ONNX Runtime") from error
+        raise as_engine_error(error, f"{doing} with ONNX Runtime", by_graph) from error
 
 
 def _bound(one: Session, source: Any, target: Any) -> Any:

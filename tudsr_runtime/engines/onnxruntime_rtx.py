@@ -19,13 +19,15 @@ from tudsr_runtime.engines.backend import (
     Unavailable,
     as_engine_error,
     graph_precision,
+    import_error,
     split_device,
 )
-from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH, as_engine, session_options
+from tudsr_runtime.engines.onnxruntime import BY_GRAPH, IDENTITY_GRAPH, as_engine, session_options
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import TileFunction
+from tudsr_runtime.streams import raw_stderr_hidden
 
 EXTRA = "rtx-provider"
 _REGISTERED: set[str] = set()
@@ -71,9 +73,11 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     doing = "starting" if isinstance(graph, bytes) else f"loading {graph} with"
     try:
         options.add_provider_for_devices([places[number]], _provider_options())
-        session = onnxruntime.InferenceSession(graph, options)
+        with raw_stderr_hidden():
+            session = onnxruntime.InferenceSession(graph, options)
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} {name} on {device}") from error
+        by_graph = not isinstance(graph, bytes) and type(error).__name__ in BY_GRAPH
+        raise as_engine_error(error, f"{doing} {name} on {device}", by_graph) from error
     if (active := session.get_providers()[0]) != name:
         raise DeviceError(f"{name} was asked for but ONNX Runtime started {active}")
     return session
@@ -84,10 +88,8 @@ def _register() -> tuple[Any, str]:
     try:
         import onnxruntime
         import onnxruntime_ep_nv_tensorrt_rtx as plugin
-    except (ImportError, OSError) as error:
-        raise DeviceError(
-            f"ONNX Runtime's TensorRT for RTX cannot be imported ({error})", hint=install_hint(EXTRA)
-        ) from None
+    except ImportError as error:
+        raise import_error("ONNX Runtime's TensorRT for RTX", error, install_hint(EXTRA)) from error
     name = str(plugin.get_ep_name())
     with _LOCK:
         if name not in _REGISTERED:

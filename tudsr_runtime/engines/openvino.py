@@ -6,9 +6,9 @@ bundle runs in bfloat16 on processors where that is faster, a float32 bundle in 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -27,13 +27,16 @@ from tudsr_runtime.engines.backend import (
     Unavailable,
     as_engine_error,
     check_interface,
+    import_error,
     split_device,
 )
 from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.machine import processors
 from tudsr_runtime.planes import FloatArray, TileFunction
+from tudsr_runtime.streams import raw_stderr_hidden
 
 PLUGINS = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation says which"
@@ -84,16 +87,15 @@ class OpenVino:
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
         """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
-        core = open_core()
-        try:
+        core, streams = open_core(), _streams(target)
+        with _named(f"loading {graph} with OpenVINO on {target.device}", by_graph=True), raw_stderr_hidden():
             model = core.read_model(str(graph))
             check_interface(str(graph), _ends(model.inputs), _ends(model.outputs), variant)
             del model
-            streams = _streams(target)
+        on_cpu = split_device(target.device)[0] == "cpu"
+        with _named(f"loading {graph} with OpenVINO on {target.device}", by_graph=on_cpu):
             compiled = _compile(core, graph, variant, target, streams)
-        except RuntimeError as error:
-            raise as_engine_error(error, f"loading {graph} with OpenVINO on {target.device}") from error
-        return CompiledEngine(compiled, graph.parent.name or graph.name, streams)
+        return CompiledEngine(compiled, graph.parent.name or graph.name, streams, on_cpu)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
         """One tile through these engines, each reading the tensor that the one before it wrote."""
@@ -106,10 +108,8 @@ class OpenVino:
         return str(self._property(device, "FULL_DEVICE_NAME"))
 
     def _property(self, device: str, name: str) -> Any:
-        try:
+        with _named(f"asking OpenVINO about {device}"):
             return open_core().get_property(_plugin(device), name)
-        except RuntimeError as error:
-            raise as_engine_error(error, f"asking OpenVINO about {device}") from error
 
 
 def _bf16_pays(processor: str) -> bool:
@@ -150,7 +150,7 @@ def open_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise DeviceError(f"OpenVINO cannot be imported ({error})", hint=install_hint("openvino")) from None
+        raise import_error("OpenVINO", error, install_hint("openvino")) from error
     return openvino.Core()
 
 
@@ -160,13 +160,14 @@ class _Model:
 
     compiled: Any
     component: str
+    on_cpu: bool
 
 
 class CompiledEngine:
     """A compiled model as an `Engine`, float32 in and out."""
 
-    def __init__(self, compiled: Any, component: str, parallel: int) -> None:
-        self.model = _Model(compiled, component)
+    def __init__(self, compiled: Any, component: str, parallel: int, on_cpu: bool) -> None:
+        self.model = _Model(compiled, component, on_cpu)
         self._alone = RequestChain([self.model])
         self.parallel = parallel
 
@@ -198,10 +199,8 @@ class RequestChain:
         tile = np.ascontiguousarray(x)
         requests[0].set_input_tensor(openvino.Tensor(tile, shared_memory=True))
         for model, request in zip(self._models, requests, strict=True):
-            try:
+            with _named(f"running {model.component} with OpenVINO", by_graph=model.on_cpu):
                 request.infer()
-            except RuntimeError as error:
-                raise as_engine_error(error, f"running {model.component} with OpenVINO") from error
         y: FloatArray = requests[-1].get_output_tensor().data.copy()
         self._idle.append(requests)
         return y
@@ -211,6 +210,15 @@ class RequestChain:
         for before, after in pairwise(requests):
             after.set_input_tensor(before.get_output_tensor())
         return requests
+
+
+@contextlib.contextmanager
+def _named(doing: str, by_graph: bool = False) -> Iterator[None]:
+    try:
+        yield
+    # The second is raised where the text of the first holds bytes of the graph that are no text.
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise as_engine_error(error, doing, by_graph) from error
 
 
 def _plugin(device: str) -> str:
@@ -223,11 +231,7 @@ def _streams(target: Target) -> int:
     of two."""
     if split_device(target.device)[0] != "cpu" or not target.small:
         return 1
-    return max(1, min(MAX_STREAMS, target.threads or _cores()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(MAX_STREAMS, target.threads or processors()))
 
 
 def _config(target: Target, streams: int) -> dict[str, Any]:
@@ -286,7 +290,16 @@ def _with_float_ends(model: Any) -> Any:
 
 def _ends(nodes: list[Any]) -> list[End]:
     kinds = ((node, node.element_type.to_string()) for node in nodes)
-    return [(node.any_name, ELEMENT_TYPES.get(kind, kind), tuple(node.shape)) for node, kind in kinds]
+    return [
+        (node.any_name, ELEMENT_TYPES.get(kind, kind), _shape(node.partial_shape)) for node, kind in kinds
+    ]
+
+
+def _shape(sides: Any) -> tuple[object, ...]:
+    """Lengths, and as text those that are not fixed; a number of axes that is not fixed is one such."""
+    if sides.rank.is_dynamic:
+        return (str(sides),)
+    return tuple(str(side) if side.is_dynamic else side.get_length() for side in sides)
 
 
 BACKEND = OpenVino()

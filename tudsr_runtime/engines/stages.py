@@ -19,6 +19,7 @@ from tudsr_runtime.engines.backend import (
 )
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
 GRAPHS = {"bf16": "fp32"}
@@ -57,6 +58,7 @@ class LoadedEngines:
     the greatest first; `give_way` takes one out.
 
     Args:
+        threads: CPU threads, at most one a processor; None leaves it to the back end.
         notify: told what was done otherwise than planned.
     """
 
@@ -70,7 +72,7 @@ class LoadedEngines:
         self._bundle = bundle
         self._choice = choice
         self._precise = in_float32(bundle, choice)
-        self._threads = threads
+        self._threads = bounded_threads(threads, notify)
         self._notify = notify
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int, str], Engine] = {}

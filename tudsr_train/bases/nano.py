@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tudsr_train.generator import save_prompt
+from tudsr_train.bases.prompt import save_prompt
 
 PROMPT_TOKENS = 8
 GAIN_AT = 200

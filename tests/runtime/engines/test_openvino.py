@@ -86,7 +86,10 @@ def test_a_dropped_engine_is_freed_at_once(make_bundle: MakeBundle, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("backend")
-def test_threads_do_not_disturb_each_other(make_bundle: MakeBundle, tmp_path: Path) -> None:
+def test_threads_do_not_disturb_each_other(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tudsr_runtime.machine.processors", lambda: 2)
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
     stage = LoadedEngines(bundle, on_cpu(), threads=2).stage(0)
     assert stage.parallel == 2
@@ -125,12 +128,12 @@ def test_graph_that_does_not_fit_its_manifest_is_refused(
         backend.load(other / variant.model, variant, Target("cpu", "fp32", 1))
 
 
-def test_file_that_is_no_graph_is_a_device_error(
+def test_file_that_is_no_graph_is_a_bundle_error(
     backend: OpenVino, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     variant = open_bundle(make_bundle(tmp_path / "a", tile=64)).variant("vae_encoder")
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
-    with pytest.raises(DeviceError, match=r"failed while loading .*model\.onnx with OpenVINO on cpu"):
+    with pytest.raises(BundleError, match=r"failed while loading .*model\.onnx with OpenVINO on cpu"):
         backend.load(tmp_path / "model.onnx", variant, Target("cpu", "fp32", 1))
 
 

@@ -88,9 +88,10 @@ def build_engine(
         progress: called from another thread with the finished part, 0 to 1, and the phase.
 
     Raises:
-        DeviceError: the library or GPU is not there, or the graph cannot be built; the message names the
-            node and TensorRT's reason.
-        BundleError: an input or output is not of fixed shape, or of another type than half and float.
+        DeviceError: the library or GPU is not there, or the graph cannot be built.
+        BundleError: the graph is damaged or of a kind that TensorRT does not know, and the message names the
+            node and TensorRT's reason; or an input or output is not of fixed shape, or of another type than
+            half and float.
         UsageError: no such library or target.
     """
     opened = open_library(library) if isinstance(library, str) else library
@@ -147,7 +148,10 @@ class _Build:
         if parser.parse_from_file(str(self._graph)):
             return
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise self._refused("; ".join(_describe(error) for error in errors) or "it is no ONNX graph")
+        raise BundleError(
+            str(self._refused("; ".join(_describe(error) for error in errors) or "it is no ONNX graph")),
+            hint="get or export the bundle again; tudsr builds only its own graphs",
+        )
 
     def _configure(self, builder: Any, timing_cache: bytes) -> tuple[Any, Any]:
         trt = self._trt
