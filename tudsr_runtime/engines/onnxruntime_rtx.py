@@ -30,6 +30,7 @@ from tudsr_runtime.planes import TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 
 EXTRA = "rtx-provider"
+SEE_DRIVER = "nvidia-smi shows GPUs and driver"
 _REGISTERED: set[str] = set()
 _LOCK = threading.Lock()
 
@@ -68,7 +69,7 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     places = [one for one in onnxruntime.get_ep_devices() if one.ep_name == name]
     _, number = split_device(device)
     if number >= len(places):
-        raise DeviceError(f"{name} finds {len(places)} GPUs here", hint="nvidia-smi shows GPUs and driver")
+        raise DeviceError(f"{name} finds {len(places)} GPUs here", hint=SEE_DRIVER)
     options = session_options(onnxruntime, threads)
     doing = "starting" if isinstance(graph, bytes) else f"loading {graph} with"
     try:
@@ -96,7 +97,9 @@ def _register() -> tuple[Any, str]:
             try:
                 onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
             except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-                raise as_engine_error(error, f"loading {name}") from error
+                failure = as_engine_error(error, f"loading {name}")
+                failure.hint = failure.hint or SEE_DRIVER
+                raise failure from error
             _REGISTERED.add(name)
     return onnxruntime, name
 

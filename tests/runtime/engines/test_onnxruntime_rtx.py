@@ -108,8 +108,9 @@ def test_no_driver_and_too_little_memory_are_told_apart(fake: SimpleNamespace) -
         raise RuntimeError(text)
 
     fake.register_execution_provider_library, text = fail, NO_DRIVER
-    with pytest.raises(DeviceError, match=r"libcuda\.so\.1: cannot open shared object file"):
+    with pytest.raises(DeviceError, match=r"libcuda\.so\.1: cannot open shared object file") as caught:
         select("onnxruntime-rtx")
+    assert caught.value.hint == "nvidia-smi shows GPUs and driver"
     fake.register_execution_provider_library = lambda *_: None
     fake.InferenceSession, text = fail, "CUDA failure 2: out of memory ; GPU=0"
     with pytest.raises(MemoryExhausted):
