@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from tudsr_runtime.batch.command import build_missing
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.errors import UsageError
@@ -152,6 +153,7 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         notify=lambda text: terminal.note(f"note: {text}"),
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
+    build_missing(made, terminal)
     return made
 
 

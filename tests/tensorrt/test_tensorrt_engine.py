@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 import cli
+from tests.runtime.conftest import add_golden
 from tests.tensorrt.conftest import Machine
 from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT, FakeTensorRT
 from tudsr_runtime.bundle import Bundle, BundleFile, Golden, open_bundle
@@ -36,7 +37,7 @@ from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
-from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.golden_tile import Figure
 from tudsr_runtime.upscaler import Upscaler
 
@@ -564,6 +565,23 @@ def test_bench_takes_engines_from_a_folder_and_builds_them_else(
     cli.app([*line, "--backend", machine.name], standalone_mode=False)
     assert "4 engines built in" in capsys.readouterr().err
     assert engine_folder(bundle, machine.library, machine.target).is_dir()
+
+
+def test_verify_runs_the_engines_of_a_folder(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bundle(tmp_path / "golden", unet="offset", dtype="float16", tile=64)
+    bundle = open_bundle(add_golden(folder, 64))
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
+    line = ["bundle", "verify", str(folder), "--engines", str(named)]
+    cli.app(line, standalone_mode=False)
+    shown = capsys.readouterr()
+    assert f"back end: {machine.name} on cuda" in shown.err
+    assert "golden tile, stage2: " in shown.out
+    assert not engine_folder(bundle, machine.library, machine.target).exists()
+    machine.trt.error = 0.05
+    with pytest.raises(NotFiniteError, match="this back end does not compute what"):
+        cli.app(line, standalone_mode=False)
 
 
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:

@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.runtime.conftest import FakeEngine
+from tests.runtime.conftest import FakeEngine, add_golden
 from tudsr_runtime.bundle import Bundle, Variant, open_bundle
 from tudsr_runtime.bundle_command import bundle_verify
 from tudsr_runtime.engines import choose as chooser
 from tudsr_runtime.engines.backend import Precision, Target
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError
-from tudsr_runtime.files import file_sha256
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]
@@ -35,24 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
     """A bundle that adds 0.25 in each stage, with its golden tile."""
-    folder = make_bundle(tmp_path / "b", unet="offset", tile=TILE)
-    (folder / "golden").mkdir()
-    levels = np.random.default_rng(0).integers(40, 120, (TILE, TILE, 3), np.uint8)
-    Image.fromarray(levels).save(folder / "golden" / "input.png")
-    x = levels.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
-    edge, begin = TILE // 4, TILE * 3 // 8
-    for number in (1, 2):
-        made = (x + 0.25 * number)[:, :, begin : begin + edge, begin : begin + edge]
-        made.astype("<f4").tofile(folder / "golden" / f"stage{number}.f32")
-    names = [f"golden/{name}" for name in ("input.png", "stage1.f32", "stage2.f32")]
-    files = [
-        {"path": name, "sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in names
-    ]
-    document = json.loads((folder / "bundle.json").read_text())
-    document["golden"] = {"input": files[0], "outputs": files[1:]}
-    (folder / "bundle.json").write_text(json.dumps(document))
-    return open_bundle(folder)
+    return open_bundle(add_golden(make_bundle(tmp_path / "b", unet="offset", tile=TILE), TILE))
 
 
 class Rounding:
