@@ -16,6 +16,7 @@ from tests.tensorrt.conftest import Machine
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.tensorrt.comparison import _Polygraphy, compare_layers, difference
 from tudsr_runtime.engines.tensorrt.library import open_library
+from tudsr_runtime.engines.tensorrt.record import engine_folder
 from tudsr_runtime.errors import DeviceError, NotFiniteError
 
 MakeBundle = Callable[..., Path]
@@ -89,8 +90,9 @@ def test_without_a_gpu_there_is_nothing_to_compare(machine: Machine, bundle: Bun
 
 @pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
 def test_engines_for_another_gpu_are_not_compared(machine: Machine, bundle: Bundle) -> None:
-    with pytest.raises(DeviceError, match="they were built for the target sm86, this is sm89"):
+    with pytest.raises(DeviceError, match="engines for sm86 cannot be compared here: Fake GPU is sm89"):
         build(machine, bundle, "--target", "sm86")
+    assert not engine_folder(bundle, machine.library, "sm86").exists(), "said before anything is built"
 
 
 def test_what_is_not_finite_is_as_far_as_can_be() -> None:

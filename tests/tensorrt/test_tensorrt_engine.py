@@ -52,8 +52,10 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def engines(machine: Machine, bundle: Bundle) -> Path:
-    """The engines of the bundle, in the cache, for the machine's GPU."""
-    return ensure_engines(Wanted(bundle, machine.library, machine.target)).path
+    """The engines of the bundle, in the cache, for the machine's GPU; nothing has been asked of it since."""
+    path = ensure_engines(Wanted(bundle, machine.library, machine.target)).path
+    machine.trt._usage.names.clear()
+    return path
 
 
 def choice(machine: Machine) -> Choice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -113,14 +114,15 @@ def _on_host(spec: TensorSpec, device: str) -> Any:
 
 
 def pinned_memory(device: str) -> Any:
-    """ONNX Runtime's name of the host memory that CUDA GPU copies from by itself; None if it has none.
+    """ONNX Runtime's name of the host memory that a CUDA GPU copies from by itself.
 
-    Its packages from 1.25 on have it.
+    None elsewhere, and where an older ONNX Runtime lends none to Python: copies then take longer.
     """
     import onnxruntime
 
     kind, number = split_device(device)
-    if kind != "cuda" or not hasattr(onnxruntime, "OrtDeviceMemoryType"):
+    make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+    if kind != "cuda" or "memory_info" not in inspect.signature(make).parameters:
         return None
     places = [one for one in onnxruntime.get_ep_devices() if one.ep_name == "CUDAExecutionProvider"]
     if number >= len(places):

@@ -133,9 +133,14 @@ class FakeValue:
     made: ClassVar[list[FakeValue]] = []
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: type, kind: str = "cpu", number: int = 0, **more: object
+        self,
+        shape: tuple[int, ...],
+        dtype: type,
+        kind: str = "cpu",
+        number: int = 0,
+        memory_info: tuple[str, int] | None = None,
     ) -> None:
-        self.array, self.place = np.zeros(shape, dtype), more.get("memory_info") or (kind, number)
+        self.array, self.place = np.zeros(shape, dtype), memory_info or (kind, number)
         self.copies = 0
         FakeValue.made.append(self)
 
@@ -183,7 +188,10 @@ def test_tiles_stay_on_the_device_in_tensors_that_are_bound_once(
     fake_ort: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, pins: bool
 ) -> None:
     monkeypatch.setattr(FakeValue, "made", [])
-    fake_ort.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=FakeValue)
+    make: Any = FakeValue
+    if not pins:
+        make = lambda shape, dtype, kind="cpu", number=0: FakeValue(shape, dtype, kind, number)  # noqa: E731
+    fake_ort.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=make)
     if pins:
         fake_ort.OrtDeviceMemoryType = SimpleNamespace(HOST_ACCESSIBLE="pinned")
         names = ("CPUExecutionProvider", "CUDAExecutionProvider", "CUDAExecutionProvider")

@@ -14,6 +14,7 @@ from tudsr_runtime.engines.tensorrt.comparison import (
     Difference,
     compare_engines,
     compare_layers,
+    require_both,
 )
 from tudsr_runtime.engines.tensorrt.inspection import inspect, summary_lines
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
@@ -74,6 +75,8 @@ def build(options: BuildOptions) -> None:
     library = open_library(options.engine)
     target, reason = choose_target(library, options.target)
     terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {opened.manifest.name}")
+    if options.compare:
+        require_both(library, target)  # before minutes are spent on building
     found = _ensure(Wanted(opened, library, target, options.precision), options.output, terminal)
     if options.compare:
         _compare(opened, found.path, library, options.precision or opened.manifest.precision, terminal)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tudsr_runtime.bundle import Bundle, Variant
 from tudsr_runtime.engines.backend import Backend, Target
 from tudsr_runtime.engines.select import open_backend
+from tudsr_runtime.engines.tensorrt.cuda import find_gpu
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.golden_tile import LEAST_DB, read_tile
@@ -60,13 +61,10 @@ def compare_engines(bundle: Bundle, folder: Path, library: Library, precision: s
     """Run every engine of a folder and its graph, for each of the bundle's tile sizes.
 
     Raises:
-        DeviceError: there is no GPU here that these engines are for, or no ONNX Runtime.
+        DeviceError: an engine cannot run here.
         MemoryExhausted: an engine does not fit into the GPU's memory.
     """
     ours, reference = open_backend(library.name), open_backend("onnxruntime")
-    for back_end, device in ((ours, "cuda"), (reference, "cpu")):
-        if (unavailable := back_end.probe(device)) is not None:
-            raise DeviceError(f"nothing to compare with: {unavailable.problem}", hint=unavailable.hint)
     for tile in bundle.tiles:
         results: dict[str, FloatArray] = {}
         for stage in bundle.manifest.stages:
@@ -80,6 +78,18 @@ def compare_engines(bundle: Bundle, folder: Path, library: Library, precision: s
                     name = component if tile == bundle.manifest.tile else f"{component}-{tile}"
                     yield Compared(difference(name, y, results[component]), graph, variant, x)
                 x = results[component]
+
+
+def require_both(library: Library, target: str) -> None:
+    """Raise DeviceError where engines for that target cannot run here, or there is no ONNX Runtime."""
+    for name, device in ((library.name, "cuda"), ("onnxruntime", "cpu")):
+        if (unavailable := open_backend(name).probe(device)) is not None:
+            raise DeviceError(f"nothing to compare with: {unavailable.problem}", hint=unavailable.hint)
+    gpu = find_gpu(f"{library.name} has no GPU", hint="leave --compare out")
+    if (here := library.target(gpu)) != target:
+        raise DeviceError(
+            f"engines for {target} cannot be compared here: {gpu.name} is {here}", hint="leave --compare out"
+        )
 
 
 def compare_layers(graph: Path, variant: Variant, library: Library, x: FloatArray) -> list[Difference]:
