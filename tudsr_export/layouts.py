@@ -36,8 +36,8 @@ from tudsr_train.adapters import (
     VAE_ENCODER_FOLDER,
     WEIGHTS_FILE,
     AdapterRecord,
+    read_adapter_record,
     read_peft,
-    read_record,
 )
 from tudsr_train.bases.prompt import read_prompt
 from tudsr_train.foreign import misread
@@ -53,7 +53,7 @@ PEFT_ALPHA = 8
 
 
 @dataclass(frozen=True)
-class Lora:
+class PeftLora:
     """One LoRA: PEFT's config, and its weights by PEFT's keys without a prefix."""
 
     config: LoraConfig
@@ -67,9 +67,9 @@ class StageAdapter:
     origin: Path
     layout: str
     sha256: str
-    unet: tuple[Lora, ...]
+    unet: tuple[PeftLora, ...]
     """All active together: their products are summed."""
-    encoder: tuple[Lora, ...] = ()
+    encoder: tuple[PeftLora, ...] = ()
     """LoRA of the VAE's encoder, by names within the VAE."""
     trained: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the UNet that were trained whole and replace the base's."""
@@ -117,7 +117,7 @@ def _read_folder(folder: Path) -> StageAdapter:
 
 def _read_peft_folder(folder: Path) -> StageAdapter:
     """What `tudsr_train.adapters.save_adapter` writes, or only PEFT's two files of it."""
-    record, unet = read_record(folder), Lora(*read_peft(folder))
+    record, unet = read_adapter_record(folder), PeftLora(*read_peft(folder))
     files, encoder = [folder / WEIGHTS_FILE], folder / VAE_ENCODER_FOLDER
     if encoder.is_dir():
         files.append(encoder / WEIGHTS_FILE)
@@ -129,7 +129,7 @@ def _read_peft_folder(folder: Path) -> StageAdapter:
         "tudsr" if record else "peft",
         _sha256(files),
         (unet,),
-        (Lora(*read_peft(encoder)),) if encoder.is_dir() else (),
+        (PeftLora(*read_peft(encoder)),) if encoder.is_dir() else (),
         timestep=record.timestep if record else None,
         prompt=read_prompt(stored) if stored.is_file() else None,
         record=record,
@@ -142,7 +142,7 @@ def _read_omgsr(folder: Path) -> StageAdapter:
         folder,
         "omgsr",
         _sha256((unet / WEIGHTS_FILE, encoder / WEIGHTS_FILE)),
-        (Lora(*read_peft(unet)),),
+        (PeftLora(*read_peft(unet)),),
         (_encoder_lora(encoder),),
         timestep=273,
         formula=EPSILON,
@@ -150,12 +150,12 @@ def _read_omgsr(folder: Path) -> StageAdapter:
     )
 
 
-def _encoder_lora(folder: Path) -> Lora:
+def _encoder_lora(folder: Path) -> PeftLora:
     """A PEFT folder of the VAE's encoder alone, renamed to what its modules are called within the VAE."""
     config, weights = read_peft(folder)
     weights = {f"encoder.{key}": value for key, value in weights.items()}
     config.target_modules = _modules(weights)
-    return Lora(config, weights)
+    return PeftLora(config, weights)
 
 
 def _modules(weights: Iterable[str]) -> list[str]:
@@ -180,7 +180,7 @@ def _read_diffusers(file: Path) -> StageAdapter:
             raise BundleError(f"{file}: not a LoRA of a UNet in diffusers' layout")
         known = get_peft_kwargs(ranks, alphas, weights) | metadata
     known["target_modules"] = _modules(weights)
-    return StageAdapter(file, "diffusers", file_sha256(file), (Lora(_config(file, known), weights),))
+    return StageAdapter(file, "diffusers", file_sha256(file), (PeftLora(_config(file, known), weights),))
 
 
 def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -275,11 +275,11 @@ def _pisa_sr(file: Path, saved: Mapping[str, Any]) -> StageAdapter:
     return StageAdapter(file, "pisa-sr", file_sha256(file), unet, timestep=1, formula=RESIDUAL, prompt="")
 
 
-def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: str) -> Lora:
+def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: str) -> PeftLora:
     """The adapter `name` out of a model's state, in which PEFT writes its name into every key."""
     weights = {key.replace(f".{name}.", "."): value for key, value in state.items() if f".{name}." in key}
     config = LoraConfig(r=rank, lora_alpha=PEFT_ALPHA, target_modules=sorted(set(modules)))
-    return Lora(config, weights)
+    return PeftLora(config, weights)
 
 
 def _sha256(files: Iterable[Path]) -> str:

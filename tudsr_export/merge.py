@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_export.gates import require_finite
-from tudsr_export.layouts import Lora, StageAdapter, read_adapter
+from tudsr_export.layouts import PeftLora, StageAdapter, read_adapter
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
 from tudsr_train.bases.prompt import encode_prompt
@@ -193,7 +193,7 @@ def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> No
     unet.load_state_dict(dict(trained), strict=False)
 
 
-def _attach_all(model: ModelMixin, loras: Iterable[Lora], name: str, origin: Path) -> None:
+def _attach_all(model: ModelMixin, loras: Iterable[PeftLora], name: str, origin: Path) -> None:
     names: list[str] = []
     if not hasattr(model, "add_adapter"):
         raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")

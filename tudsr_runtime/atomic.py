@@ -45,7 +45,7 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
     with _as_output_error(path):
-        # Replacing a device such as /dev/null, or a folder, is never what was meant.
+        # Nobody wants a device such as /dev/null, or a folder, to be replaced.
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {path}: it exists and is not a plain file")
         replaced = target if replace and target.exists() else None

@@ -107,6 +107,15 @@ class Bundle:
                 _check_hash(self.folder / file.path, file)
                 self._sound.add(file)
 
+    def macs(self, stage: int, tile: int) -> int | None:
+        """Multiply-adds of one tile of that size through a stage (from 0); None if the bundle does not say.
+
+        Raises BundleError: a component has no graph of that size.
+        """
+        found = self.manifest.stages[stage]
+        each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
+        return None if None in each else sum(macs for macs in each if macs is not None)
+
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""
         return self.folder / variant.model

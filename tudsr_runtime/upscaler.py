@@ -25,6 +25,7 @@ from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.cost import TileCosts
 from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
@@ -47,12 +48,14 @@ class Upscaler:
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
-        overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
+        overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
+            measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
             of its input (0) to the model's result (1). Less is more faithful.
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
+        tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -68,18 +71,17 @@ class Upscaler:
         backend: str = AUTO,
         device: str = AUTO,
         threads: int | None = None,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         color: str = DEFAULT_COLOR,
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
         notify: Notify = lambda _: None,
         engines: Path | None = None,
+        tile: int | None = None,
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
-        if isinstance(overlap, bool) or not isinstance(overlap, int):
-            raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
         if not isinstance(bundle, str | Path | Bundle):
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
         if not isinstance(device, str):
@@ -87,9 +89,10 @@ class Upscaler:
         self._strength = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
-        self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
-        plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
+        manifest = self.bundle.manifest
+        self._tile = tile or manifest.tile
+        self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
@@ -100,14 +103,15 @@ class Upscaler:
             self.bundle.check()
         self.choice: Choice = dataclasses.replace(chosen, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, notify)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
+        self._costs = _counted(self.bundle)
         self.settings: dict[str, object] = {
-            "overlap": overlap,
+            "overlap": self._overlap,
             "color": color,
             "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
-        }
+        } | ({} if tile is None else {"tile": tile})
         """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
@@ -134,6 +138,7 @@ class Upscaler:
             tile=self._engines.tiles,
             overlap=self._overlap,
             plans=manifest.plans,
+            costs=self._costs,
         )
 
     @overload
@@ -260,8 +265,7 @@ class Upscaler:
         if color is not None:
             other._color, changed["color"] = color_method(color), color
         if overlap is not None:
-            plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)
-            other._overlap = changed["overlap"] = overlap
+            other._overlap = changed["overlap"] = _checked(overlap, self._tile)
         other.settings = {**self.settings, **changed}
         return other
 
@@ -296,9 +300,8 @@ class Upscaler:
 
     def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
-        places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in places]
+        again = [self._engines.again(*place) for place in plan.places]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:
@@ -313,6 +316,22 @@ class Upscaler:
             return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength)
 
         return in_background(run)
+
+
+def _counted(bundle: Bundle) -> TileCosts | None:
+    """The operations that the bundle's manifest counts; None if it does not, of some size."""
+    places = [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
+    counted = {place: bundle.macs(*place) for place in places}
+    if None in counted.values():
+        return None
+    return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})
+
+
+def _checked(overlap: int, tile: int) -> int:
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
+    plan_upscale(1, 1, tile=tile, overlap=overlap)  # Rejects what cannot be.
+    return overlap
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
@@ -10,14 +11,16 @@ import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from tudsr_runtime.batch.command import build_missing
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -31,6 +34,8 @@ from tudsr_serve.service import Settings, make_app
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_CONNECTIONS = 400
 """What comes above that is told 503."""
+PICTURE = Path("a picture")
+"""What a bug met, for who reads its traceback."""
 STOP_SECONDS = 5
 """What requests under way have to end in when the server is stopped."""
 
@@ -53,9 +58,11 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
             for name, bundle in _bundles(options.bundle or ("nano",)).items()
         }
         address = _address(options.host, listening)
-        if settings.rules.token is None and options.host not in LOOPBACK:
+        if settings.rules.token is None and not is_local(options.host):
             terminal.note(f"note: whoever reaches {address} may use it; --token-file FILE asks for a token")
-        app = make_app(upscalers, settings, lambda job: _report(job, terminal))
+        app = make_app(
+            upscalers, settings, lambda job: _report(job, terminal), partial(terminal.error, path=PICTURE)
+        )
         server = _Server(uvicorn_config(app), address, terminal, browser)
         server.run(sockets=[listening])
 
@@ -98,12 +105,13 @@ def uvicorn_config(app: Any) -> uvicorn.Config:
 
 
 def _settings(options: ServeOptions) -> Settings:
-    local = options.host in LOOPBACK
+    local = is_local(options.host)
     rules = Rules(
         token=_token(options.token_file),
-        hosts={*options.allow_host, *LOOPBACK} if local or options.allow_host else None,
+        hosts={*options.allow_host, *LOOPBACK, options.host} if local or options.allow_host else None,
         origins=options.allow_origin,
         max_bytes=options.max_upload_megabytes * 1_000_000,
+        max_uploading_bytes=options.max_disk_megabytes * 1_000_000,
     )
     limits = Limits(
         max_upload_bytes=rules.max_bytes,
@@ -113,6 +121,14 @@ def _settings(options: ServeOptions) -> Settings:
         max_disk_bytes=options.max_disk_megabytes * 1_000_000,
     )
     return Settings(rules, limits, options.queue, options.keep)
+
+
+def is_local(host: str) -> bool:
+    """Whether only programs of this machine reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _token(file: Path | None) -> str | None:
@@ -153,8 +169,18 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         notify=lambda text: terminal.note(f"note: {text}"),
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
-    build_missing(made, terminal)
+    _build_missing(made, terminal)
     return made
+
+
+def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
+    """Build all that the cache lacks, where the back end runs engines: who knows what will be asked for."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        bundle = upscaler.bundle
+        places = list(product(range(len(bundle.manifest.stages)), bundle.tiles))
+        build_missing(bundle, upscaler.choice, places, terminal)
 
 
 @contextmanager
@@ -187,8 +213,8 @@ def _address(host: str, listening: socket.socket) -> str:
 
 def _report(job: Job, terminal: Terminal) -> None:
     """A line for whoever watches; of a bug, its traceback."""
-    if job.error is not None and job.state == "failed":
-        terminal.error(job.error if isinstance(job.error, Exception) else RuntimeError(job.error))
+    if isinstance(job.error, Exception) and job.state == "failed":
+        terminal.error(job.error, PICTURE)
         return
     seconds = f", {job.seconds:.1f} s" if job.seconds is not None else ""
     terminal.note(f"{job.state}: {outline(job.planned.plan)}{seconds}")

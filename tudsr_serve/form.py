@@ -75,6 +75,11 @@ def schema() -> dict[str, Any]:
     return {"required": True, "content": {"multipart/form-data": {"schema": body}}}
 
 
+class _Parser(MultiPartParser):
+    spool_max_size = 64 << 10
+    """Bytes of an upload that are held in memory; there may be as many uploads as connections."""
+
+
 async def read_form(request: Request) -> tuple[UploadFile, UpscaleOptions]:
     """The picture and the options of a request; the caller closes the file.
 
@@ -89,7 +94,7 @@ async def read_form(request: Request) -> tuple[UploadFile, UpscaleOptions]:
             hint=EXAMPLE,
         )
     most = {"max_files": 1, "max_fields": len(FIELDS) + 1, "max_part_size": MAX_FIELD_BYTES}
-    parser = MultiPartParser(request.headers, request.stream(), **most)
+    parser = _Parser(request.headers, request.stream(), **most)
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -17,7 +17,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tudsr_serve.errors import Forbidden, ServeError, TooLarge, TooSlow, Unauthorized, as_answer, headers_of
+from tudsr_serve.errors import (
+    Forbidden,
+    Full,
+    ServeError,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    as_answer,
+    headers_of,
+)
 
 OPEN_PATHS = ("/", "/healthz")
 """What is answered without a token: the page, which then asks for it, and whether the server lives."""
@@ -49,12 +58,16 @@ class Pace:
 
 @dataclass(frozen=True)
 class Rules:
-    """Who may ask. `hosts` are names, None for any; `origins` those of CORS; `token` None for everybody."""
+    """Who may ask. `hosts` are names, None for any; `origins` those of CORS; `token` None for everybody.
+
+    `max_bytes` are those of one file, `max_uploading_bytes` those of all requests that are being read.
+    """
 
     token: str | None = None
     hosts: Collection[str] | None = None
     origins: Collection[str] = ()
     max_bytes: int = 64 << 20
+    max_uploading_bytes: int = 1 << 30
     pace: Pace = Pace()
 
     def check(self, scope: Scope) -> None:
@@ -110,29 +123,57 @@ class Guard:
 
     Args:
         counted: told method, route (as it was declared, so without ids) and status of each answer.
+        bug: told of each exception that nobody foresaw.
     """
 
     def __init__(
-        self, app: ASGIApp, rules: Rules, counted: Callable[[str, str, int], None] = lambda *_: None
+        self,
+        app: ASGIApp,
+        rules: Rules,
+        counted: Callable[[str, str, int], None] = lambda *_: None,
+        bug: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        self._app, self._rules, self._counted = app, rules, counted
+        self._app, self._rules, self._counted, self._bug = app, rules, counted, bug
+        self._uploading = Uploading(rules.max_uploading_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(
-            self._rules, receive, send, expects=Headers(scope=scope).get("expect") is not None
-        )
+        expects = Headers(scope=scope).get("expect") is not None
+        exchange = _Exchange(self._rules, self._uploading, receive, send, expects)
         try:
             self._rules.check(scope)
         except ServeError as error:
             answer = JSONResponse(as_answer(error), error_status(error), headers_of(error))
             await answer(scope, exchange.receive, exchange.send)
         else:
-            with suppress(_Stalled):
-                await self._app(scope, exchange.receive, exchange.send)
+            await self._answered(scope, exchange)
+        finally:
+            exchange.end()
         self._counted(scope["method"], getattr(scope.get("route"), "path", "none"), exchange.status)
+
+    async def _answered(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except _Stalled:
+            pass
+        except Exception as error:  # its answer has been sent
+            self._bug(error)
+
+
+@dataclass
+class Uploading:
+    """Bytes of the requests that are being read, and how many they may be."""
+
+    most: int
+    bytes: int = 0
+
+    def add(self, count: int) -> None:
+        """Raises Full where that is too many."""
+        self.bytes += count
+        if self.bytes > self.most:
+            raise Full(f"{self.most / 1e6:g} MB are being received already", hint="later", retry_after=10)
 
 
 def error_status(error: ServeError) -> int:
@@ -149,6 +190,7 @@ class _Exchange:
     """One request and its answer, under the rules."""
 
     rules: Rules
+    uploading: Uploading
     _receive: Receive
     _send: Send
     expects: bool
@@ -169,11 +211,17 @@ class _Exchange:
             raise TooSlow(
                 f"only {self._bytes} bytes came in {time.monotonic() - self._began:.0f} s"
             ) from None
-        self._bytes += len(message.get("body", b""))
+        length = len(message.get("body", b""))
+        self._bytes += length
+        self.uploading.add(length)
         self._whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
         if self._bytes > self.rules.max_bytes + FORM_BYTES:
             raise too_large(self.rules.max_bytes)
         return message
+
+    def end(self) -> None:
+        """It is over, and what came of it is kept nowhere."""
+        self.uploading.bytes -= self._bytes
 
     async def send(self, message: Message) -> None:
         """A piece of the answer; of a refusal the last only when the client has said what it had to say."""

@@ -26,6 +26,12 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 PREFIX = "tudsr-serve-"
 LOCK = "lock"
+ABANDONED_SECONDS = 60.0
+"""A job whose events somebody watched, and about which nobody has asked for so long, is given up."""
+
+MOST_KEPT = 256
+"""Jobs that are over and still known."""
+
 YOUNG_SECONDS = 60
 """Until then a folder without a lock may be one whose server is about to lock it."""
 
@@ -52,6 +58,7 @@ class Job:
     error: BaseException | None = None
     began: float | None = None
     ended: float | None = None
+    _left: float | None = None
     _given_up: threading.Event = field(default_factory=threading.Event)
     _watchers: set[asyncio.Event] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -122,6 +129,7 @@ class Job:
         """True at once and after each change, False after `heartbeat` s without one; ends with the job."""
         event = asyncio.Event()
         self._watchers.add(event)
+        self._left = None
         try:
             changed = True
             while True:
@@ -132,6 +140,16 @@ class Job:
                 event.clear()
         finally:
             self._watchers.discard(event)
+            self._left = None if self._watchers else time.monotonic()
+
+    def asked_about(self) -> None:
+        """Somebody is still there."""
+        self._left = None if self._left is None else time.monotonic()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether whoever watched it seems to have gone."""
+        return self._left is not None and time.monotonic() - self._left > ABANDONED_SECONDS
 
     async def wait(self) -> None:
         """Until it is over."""
@@ -204,14 +222,16 @@ class Jobs:
         """Remove what is too old, and then the oldest results until the others are within `max_bytes`."""
         now = time.monotonic()
         for job in self:
-            if job.state == "waiting" and now > job.deadline:
+            if job.abandoned and not job.over:
+                self.remove(job)
+            elif job.state == "waiting" and now > job.deadline:
                 job.fail(DeadlinePassed("the picture waited longer than the server's deadline", hint="later"))
         over = sorted((job for job in self if job.over), key=lambda job: job.ended or now)
         for job in over:
             if now - (job.ended or now) > self.keep:
                 self.remove(job)
         kept = [job for job in over if job.id in self._jobs]
-        while kept and self.bytes() > self.max_bytes:
+        while kept and (len(kept) > MOST_KEPT or self.bytes() > self.max_bytes):
             self.remove(kept.pop(0))
 
     def bytes(self) -> int:

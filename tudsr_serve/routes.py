@@ -70,13 +70,17 @@ def router(service: Callable[[], Service]) -> APIRouter:
         """Begin to enlarge a picture. The answer is what GET /jobs/ID says."""
         running = service()
         job = await running.intake.accept(request)
+        if await request.is_disconnected():
+            running.jobs.remove(job)  # Nobody learns its id.
         return JSONResponse(summary(job, running.worker), 202, {"Location": f"jobs/{job.id}"})
 
     @routes.get("/jobs/{identity}")
     async def state(identity: str) -> JSONResponse:
         """How a job stands."""
         running = service()
-        return JSONResponse(summary(running.jobs[identity], running.worker))
+        job = running.jobs[identity]
+        job.asked_about()
+        return JSONResponse(summary(job, running.worker))
 
     @routes.get("/jobs/{identity}/events", response_class=StreamingResponse, responses=_events())
     async def events(identity: str) -> Response:

@@ -42,13 +42,17 @@ class Settings:
 
 
 def make_app(
-    upscalers: Mapping[str, Upscaler], settings: Settings, ended: Callable[[Job], None] = lambda _: None
+    upscalers: Mapping[str, Upscaler],
+    settings: Settings,
+    ended: Callable[[Job], None] = lambda _: None,
+    bug: Callable[[Exception], None] = lambda _: None,
 ) -> ASGIApp:
     """The application, for any ASGI server. What it keeps on disk is there while its lifespan lasts.
 
     Args:
         upscalers: by the names that requests ask for. The caller closes them.
         ended: called with each job when it has ended, in a thread.
+        bug: called with each exception of a request that nobody foresaw.
     """
     running: list[Service] = []
     figures = Figures()
@@ -95,7 +99,7 @@ def make_app(
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization"],
         )
-    return Guard(inner, settings.rules, figures.answer)
+    return Guard(inner, settings.rules, figures.answer, bug)
 
 
 async def _sweep(jobs: Jobs) -> None:

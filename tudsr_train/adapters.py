@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-RECORD_FILE = "tudsr.json"
+ADAPTER_RECORD_FILE = "tudsr.json"
 PROMPT_EMBEDS_FILE = "prompt_embeds.safetensors"
 VAE_ENCODER_FOLDER = "vae_encoder"
 PEFT_PREFIX = "base_model.model."
@@ -179,7 +179,7 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
         (folder / VAE_ENCODER_FOLDER).mkdir()
         _write_peft(generator.vae, name, folder / VAE_ENCODER_FOLDER)
     save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_EMBEDS_FILE)
-    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    (folder / ADAPTER_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
 def _write_peft(model: ModelMixin, name: str, folder: Path) -> None:
@@ -207,7 +207,7 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     """
     folder = Path(folder)
     config, weights = read_peft(folder)
-    record = read_record(folder)
+    record = read_adapter_record(folder)
     if record and record.base_sha256 != generator.base_sha256:
         raise BundleError(
             f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
@@ -236,7 +236,7 @@ def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name
     Raises BundleError (exit 5) where the folder holds no adapter, or one of another base; TrainingError where
     its layers or its rank are others.
     """
-    record = read_record(folder)
+    record = read_adapter_record(folder)
     if record and record.base_sha256 != generator.base_sha256:
         raise BundleError(
             f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
@@ -256,9 +256,9 @@ def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name
         parameter.copy_(weights[key])
 
 
-def read_record(folder: Path) -> AdapterRecord | None:
+def read_adapter_record(folder: Path) -> AdapterRecord | None:
     """The record in an adapter folder, or None where there is none; BundleError where it is damaged."""
-    path = folder / RECORD_FILE
+    path = folder / ADAPTER_RECORD_FILE
     if not path.is_file():
         return None
 

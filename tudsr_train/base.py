@@ -16,21 +16,23 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.bases.nano import create_base
 from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
+from tudsr_train.data.pairs import PairDataset
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import Pairs, Stage
+from tudsr_train.training import Training
 
 
-class BasePairs(Dataset[tuple[Tensor, Tensor]]):
+class BasePairs(PairDataset):
     """Pairs of t_1 or of t_2, by the number of their batch, so that a batch has one timestep."""
 
-    def __init__(self, config: BaseConfig, degraded: Pairs, after_stage1: Pairs, length: int) -> None:
+    def __init__(
+        self, config: BaseConfig, degraded: PairDataset, after_stage1: PairDataset, length: int
+    ) -> None:
         self.config, self.degraded, self.after_stage1 = config, degraded, after_stage1
         self.length = length
 
@@ -73,7 +75,7 @@ def _require_same(G: Generator, fresh: Generator, start: str) -> None:
         raise TrainingError(f"start: {start} is no base of this `model`")
 
 
-class Base(Stage[BaseConfig]):
+class Base(Training[BaseConfig]):
     """A run that makes a base."""
 
     result_file = PROMPT_FILE

@@ -83,6 +83,8 @@ class Optimization:
     """Checkpoints that stay; older ones are removed. Ours."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this stay for good; 0 for none. Ours."""
+    store: str = "fp32"
+    """What the result's weights are rounded to, fp32 or fp16; fp16 files are half as large. Ours."""
     log_every: int = 50
     """Optimizer steps between lines of the log. Ours."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -97,6 +99,8 @@ class Optimization:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:
             raise TrainingError(f"optimization: ema must be below 1, not {self.ema}")
+        if self.store not in ("fp32", "fp16"):
+            raise TrainingError(f"optimization: store {self.store!r} is not known; fp32 and fp16 are")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"
@@ -176,7 +180,7 @@ class BaseConfig:
     start: str = ""
     """Folder of a base of the same `model` to go on from, instead of random weights. Ours."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours."""
+    """Seed of the first weights and of every draw. Ours."""
     R: int = 192
     """Side of a training picture, pixels. Ours."""
     model: NanoBase = field(default_factory=NanoBase)
@@ -251,7 +255,7 @@ class Stage1Config(AdapterConfig):
     out: str = ""
     """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
     """Side of a training picture, pixels. Paper 3.7."""
     M: tuple[int, ...] = (4,)
@@ -276,7 +280,7 @@ class Stage2Config(AdapterConfig):
     out: str = ""
     """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
     """Side of a chunk, and of x_L, pixels. Paper 3.8."""
     M: tuple[int, ...] = (4,)

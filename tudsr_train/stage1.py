@@ -11,7 +11,7 @@ from tudsr_train.config import Stage1Config
 from tudsr_train.gan import Adversaries
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import AdapterStage
+from tudsr_train.training import AdapterTraining
 
 
 def algorithm_1(gan: Adversaries, x_L: Tensor, x_H: Tensor, t_1: int) -> Iterator[Loss]:
@@ -33,7 +33,7 @@ def algorithm_1(gan: Adversaries, x_L: Tensor, x_H: Tensor, t_1: int) -> Iterato
         yield gan.L_D(logits_fake, logits_real)  # phi_1 <- Backward(L_D)
 
 
-class Stage1(AdapterStage[Stage1Config]):
+class Stage1(AdapterTraining[Stage1Config]):
     """A run of stage 1."""
 
     def prepare(self) -> tuple[Generator, dict[str, nn.Parameter], dict[str, str]]:

@@ -17,7 +17,7 @@ from tudsr_train.data.pairs import Task
 from tudsr_train.gan import Adversaries
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import AdapterStage
+from tudsr_train.training import AdapterTraining
 
 
 def algorithm_2(
@@ -87,7 +87,7 @@ def backwards_per_step(config: Stage2Config) -> int:
     return kinds[config.accumulate]
 
 
-class Stage2(AdapterStage[Stage2Config]):
+class Stage2(AdapterTraining[Stage2Config]):
     """A run of stage 2, behind a frozen stage 1."""
 
     t_1: int

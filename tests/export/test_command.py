@@ -121,7 +121,7 @@ def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, out
         ({"precision": "int8"}, "fp16 or fp32, not 'int8'"),
         ({"timesteps": "200,50"}, "expected 1 number, one a stage"),
         ({"timesteps": "early"}, "expected 1 number"),
-        ({"tile": (32,)}, "64 to 511 px, not 32"),
+        ({"tile": (32,)}, "64 to 4096 px, not 32"),
         ({"tile": (66,)}, "tile 66 is no multiple of 8"),
         ({"name": "no/slash"}, "cannot name a bundle"),
         ({"about": Path("nowhere.md")}, "--about nowhere.md: not a readable text file"),

@@ -424,6 +424,17 @@ def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
     assert not np.array_equal(plain, changed)
 
 
+def test_another_look_has_the_limits_of_the_only_size_of_tiles(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    folder = make_bundle(tmp_path / "sizes", tile=128, smaller=(64,))
+    with Upscaler(folder, device="cpu", overlap=24, tile=64) as upscaler:
+        assert upscaler.with_look().settings == upscaler.settings
+        assert upscaler.with_look(overlap=32).settings == {**upscaler.settings, "overlap": 32}
+        with pytest.raises(UsageError, match="overlap"):
+            upscaler.with_look(overlap=33)
+
+
 @pytest.mark.usefixtures("fake_engines")
 @pytest.mark.parametrize("look", [{"strength": 2}, {"color": "nice"}, {"overlap": 9}])
 def test_another_look_is_checked_like_the_first(bundle: Bundle, look: dict[str, Any]) -> None:

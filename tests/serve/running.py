@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from tests.runtime.conftest import write_bundle
 from tudsr_runtime import Upscaler
+from tudsr_runtime.errors import TudsrError
 
 for needed in ("fastapi", "multipart"):
     pytest.importorskip(needed, reason="needs the [serve] extra: fastapi, uvicorn, python-multipart")
@@ -56,6 +58,8 @@ class Client:
     """Asks one server; each request on a connection of its own."""
 
     port: int
+    bugs: list[BaseException] = field(default_factory=list, compare=False)
+    """What the server reported."""
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
@@ -82,12 +86,12 @@ class Client:
         found = connection.getresponse()
         assert found.getheader("content-type", "").startswith("text/event-stream")
         event = ""
-        for line in map(bytes.decode, found):
-            if line.startswith("event: "):
-                event = line[7:].strip()
-            elif line.startswith("data: "):
-                yield event, json.loads(line[6:])
-        connection.close()
+        with contextlib.closing(connection), found:
+            for line in map(bytes.decode, found):
+                if line.startswith("event: "):
+                    event = line[7:].strip()
+                elif line.startswith("data: "):
+                    yield event, json.loads(line[6:])
 
     def connected(self) -> socket.socket:
         """A bare connection."""
@@ -163,13 +167,19 @@ def serving(upscalers: Mapping[str, Upscaler], settings: Any) -> Iterator[Client
     from tudsr_serve.command import listen, uvicorn_config
     from tudsr_serve.service import make_app
 
+    bugs: list[BaseException] = []
+
+    def ended(job: Any) -> None:
+        if job.error is not None and not isinstance(job.error, TudsrError):
+            bugs.append(job.error)
+
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn_config(make_app(upscalers, settings)))
+        server = uvicorn.Server(uvicorn_config(make_app(upscalers, settings, ended, bugs.append)))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         wait_until(lambda: server.started, "the server starts")
         try:
-            yield Client(listening.getsockname()[1])
+            yield Client(listening.getsockname()[1], bugs)
         finally:
             server.should_exit = True
             thread.join(PATIENCE)

@@ -53,6 +53,7 @@ def still_serves(client: Client) -> Iterator[None]:
     assert client.post("/upscale", png(16, 16), scale=2).image.size == (32, 32)
     client.until("tudsr_disk_bytes", 0)
     client.until("tudsr_waiting", 0)
+    assert client.bugs == []
 
 
 def closed(connection: socket.socket) -> bytes:
@@ -166,6 +167,21 @@ def test_a_body_without_an_end_is_stopped_at_the_limit(client: Client) -> None:
                 endless.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
                 sent += 65536
         assert sent < 200_000_000
+
+
+def test_all_uploads_together_have_a_limit(bundle: Path) -> None:
+    rules = Rules(max_bytes=2_000_000, max_uploading_bytes=1_000_000)
+    with (
+        Upscaler(bundle, "onnxruntime", "cpu", threads=1) as upscaler,
+        serving({"mine": upscaler}, Settings(rules)) as client,
+        contextlib.ExitStack() as held,
+    ):
+        body, kind = form(bytes(1_500_000))
+        for _ in range(4):
+            held.enter_context(client.connected()).sendall(head(kind, len(body)) + body[:240_000])
+        wait_until(lambda: client.post("/upscale", bytes(300_000)).status == 503, "it is full")
+        held.close()
+        wait_until(lambda: client.post("/upscale", png()).status == 200, "there is room again")
 
 
 def test_a_form_of_many_or_long_fields_is_refused(client: Client) -> None:

@@ -240,6 +240,34 @@ def test_who_leaves_gives_his_picture_up(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("gate")
+def test_a_job_that_was_watched_and_is_not_any_more_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tudsr_serve.jobs.ABANDONED_SECONDS", 0.2)
+    client = start(Held)
+    watched, polled = (client.post("/jobs", png()).json["id"] for _ in range(2))
+    next(client.events(watched))
+    client.until('tudsr_jobs_total{state="cancelled"}', 1)
+    assert client.get(f"/jobs/{watched}").status == 404
+    assert client.get(f"/jobs/{polled}").json["status"] == "running"
+
+
+def test_a_bug_is_reported_to_the_server_and_tells_clients_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("secret")
+
+    monkeypatch.setattr("tudsr_serve.routes._info", broken)
+    monkeypatch.setattr("tudsr_serve.worker.write_picture", broken)
+    client = start()
+    for answer in (client.get("/info"), client.post("/upscale", png())):
+        assert (answer.status, answer.error["type"], answer.error["exit_code"]) == (500, "Bug", 1)
+        assert b"secret" not in answer.body
+    assert [str(bug) for bug in client.bugs] == ["secret"] * 2
+
+
+@pytest.mark.usefixtures("gate")
 def test_a_picture_that_takes_too_long_is_given_up(start: Start) -> None:
     client = start(Held, limits=Limits(deadline=0.5))
     answer = client.post("/upscale", png())

@@ -22,11 +22,18 @@ from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt import store
 from tudsr_runtime.engines.tensorrt.builder import build_engine
+from tudsr_runtime.engines.tensorrt.command import engines_of
 from tudsr_runtime.engines.tensorrt.inspection import inspect
 from tudsr_runtime.engines.tensorrt.layers import read_inspection, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
-from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
+from tudsr_runtime.engines.tensorrt.store import (
+    EngineFolder,
+    Reporter,
+    Wanted,
+    ensure_engines,
+    expected_seconds,
+)
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, OutputError
 from tudsr_runtime.files import exclusive
 
@@ -90,6 +97,71 @@ def test_before_a_run_sizes_are_looked_at_and_bytes_where_they_are_loaded(wanted
     assert not ensure_engines(wanted, thorough=False).built
     plan.write_bytes(plan.read_bytes()[:-1])
     assert ensure_engines(wanted, thorough=False).built
+
+
+@pytest.fixture
+def sized(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
+    """With tiles of three sizes."""
+    folder = tmp_path / "sized"
+    return open_bundle(
+        make_bundle(folder, unet="offset", dtype="float16", tile=128, smaller=(64,), larger=(192,))
+    )
+
+
+def test_only_the_engines_of_a_plan_are_built_and_others_are_added(machine: Machine, sized: Bundle) -> None:
+    def build(*places: tuple[int, int]) -> tuple[set[str], list[str], EngineFolder]:
+        notes = Notes()
+        wanted = Wanted(sized, machine.library, "sm89", None, engines_of(sized, places))
+        found = ensure_engines(wanted, reporter=notes)
+        return {one[2] for one in notes.begun}, notes.notes, found
+
+    first = {
+        "vae_encoder-64",
+        "unet_stage1-64",
+        "vae_decoder-64",
+        "vae_encoder",
+        "unet_stage2",
+        "vae_decoder",
+    }
+    begun, notes, found = build((0, 64), (1, 128))
+    assert begun == first
+    assert not notes
+    before = {plan.component: plan.file for plan in found.record.plans.values()}
+    begun, notes, found = build((0, 64), (1, 192))
+    assert begun == {"vae_encoder-192", "unet_stage2-192", "vae_decoder-192"}
+    assert notes == [f"adding engines to the 6 in {found.path}"]
+    after = {plan.component: plan.file for plan in found.record.plans.values()}
+    assert before.items() <= after.items()
+    assert {one.name for one in found.path.glob("*.plan")} == {f"{name}.plan" for name in after}
+    assert build((1, 128))[:2] == (set(), [])
+    flip(found.path / "unet_stage2.plan")
+    assert build((0, 64))[:2] == (set(), []), "what is not needed is not read"
+    begun, notes, _ = build((1, 128))
+    assert begun == {"unet_stage2"}
+    assert notes == ["building the engines again: unet_stage2.plan has changed since it was built"]
+
+
+def test_only_sound_engines_are_kept_beside_new_ones(machine: Machine, sized: Bundle) -> None:
+    """Not read before a run, but where a build takes its time anyway."""
+
+    def wanted(*places: tuple[int, int]) -> Wanted:
+        return Wanted(sized, machine.library, "sm89", None, engines_of(sized, places))
+
+    flip(ensure_engines(wanted((1, 128))).path / "unet_stage2.plan")
+    assert not ensure_engines(wanted((1, 128)), thorough=False).built
+    added = ensure_engines(wanted((0, 64)), thorough=False)
+    kept = {"vae_encoder", "vae_decoder"}
+    new = {f"{name}-64" for name in ("vae_encoder", "unet_stage1", "vae_decoder")}
+    assert {plan.component for plan in added.record.plans.values()} == kept | new
+
+
+def test_engines_of_another_version_are_not_kept(machine: Machine, sized: Bundle) -> None:
+    small = Wanted(sized, machine.library, "sm89", None, engines_of(sized, [(0, 64)]))
+    rewrite(ensure_engines(small).path, version="1.0")
+    notes = Notes()
+    large = Wanted(sized, machine.library, "sm89", None, engines_of(sized, [(0, 192)]))
+    found = ensure_engines(large, reporter=notes)
+    assert {plan.component for plan in found.record.plans.values()} == set(large.variants)
 
 
 def test_two_at_a_time_build_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

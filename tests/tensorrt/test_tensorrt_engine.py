@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -27,18 +28,20 @@ import cli
 from tests.runtime.conftest import add_golden
 from tests.tensorrt.conftest import Machine
 from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT, FakeTensorRT
-from tudsr_runtime.bundle import Bundle, BundleFile, Golden, open_bundle
+from tudsr_runtime.bundle import Bundle, BundleFile, Golden, Variant, open_bundle
 from tudsr_runtime.engines import choose as chooser
 from tudsr_runtime.engines.backend import Choice, Engine, Precision, Target
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.engines.select import BACKENDS, BUILT, PREFERENCE, select
 from tudsr_runtime.engines.stages import LoadedEngines
+from tudsr_runtime.engines.tensorrt.backend import _Runtime
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.golden_tile import Figure
+from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]
@@ -504,7 +507,7 @@ def test_the_command_builds_what_is_missing_and_says_so(
     Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
     line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
     line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite", "-v"]
-    for note in ("4 engines built in", "built before, and nothing has changed"):
+    for note in ("engines built in", "built before, and nothing has changed"):
         cli.app(line, standalone_mode=False)
         shown = capsys.readouterr().err
         assert f"back end: {machine.name} on cuda" in shown
@@ -556,7 +559,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_bench_takes_engines_from_a_folder_and_builds_them_else(
     machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = open_bundle(make_bundle(tmp_path / "large", unet="offset", dtype="float16", tile=256))
+    bundle = open_bundle(
+        make_bundle(tmp_path / "large", unet="offset", dtype="float16", tile=256, smaller=(64,))
+    )
     line = ["bench", "latency", "--bundle", str(bundle.folder), "--size", "16", "--scale", "2"]
     line += ["--warmup", "0", "--repeats", "1", "--json"]
     named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
@@ -565,8 +570,22 @@ def test_bench_takes_engines_from_a_folder_and_builds_them_else(
     assert f"{machine.name} on cuda" in json.loads(shown.out)["facts"]["back end"]
     assert not engine_folder(bundle, machine.library, machine.target).exists()
     cli.app([*line, "--backend", machine.name], standalone_mode=False)
-    assert "4 engines built in" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "engine 4 of 4" in shown.err, "and none for tiles that are not timed"
     assert engine_folder(bundle, machine.library, machine.target).is_dir()
+
+
+def test_a_service_builds_all_engines_before_anybody_asks(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("uvicorn", reason='needs the service: pip install "tudsr[serve]"')
+    from tudsr_serve.command import _upscaler
+    from tudsr_serve.options import ServeOptions
+
+    folder = make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=256, smaller=(64,))
+    options = dataclasses.replace(ServeOptions(), backend=machine.name)
+    _upscaler(open_bundle(folder), options, Terminal()).close()
+    assert "engine 8 of 8" in capsys.readouterr().err
 
 
 def test_verify_runs_the_engines_of_a_folder(
@@ -592,3 +611,36 @@ def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+
+
+def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out(
+    machine: Machine,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=128, smaller=(64,))
+    for side in (16, 32):
+        Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
+
+    def upscale(side: int) -> str:
+        line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
+        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        return capsys.readouterr().err
+
+    assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    load = _Runtime.load
+
+    def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:
+        if variant.tile == 128:
+            raise MemoryExhausted("out of memory")
+        return load(self, graph, variant, target)
+
+    monkeypatch.setattr(_Runtime, "load", scarce)
+    shutil.rmtree(tmp_path / "cache")
+    shown = upscale(32)
+    assert "engine 1 of 3, vae_encoder:" in shown
+    assert "starting again with 64 px" in shown
+    assert "adding engines to the 3 in" in shown
+    assert (tmp_path / "32_x4.png").exists()

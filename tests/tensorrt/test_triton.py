@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.errors import DeviceError, OutputError, UsageError
+from tudsr_runtime.files import file_sha256
 
 MakeBundle = Callable[..., Path]
 COMPONENTS = ("unet_stage1", "unet_stage2", "vae_decoder", "vae_encoder")
@@ -64,6 +67,37 @@ def test_a_stage_is_an_ensemble_that_computes_what_the_bundle_does(bundle: Bundl
     assert (tmp_path / "models" / "test_stage1" / "1").is_dir()
     found = run_model(tmp_path / "models", "test_stage1", {"x_L": x})
     assert np.abs(found["x_H"].astype(np.float32) - (x + 0.25)).max() <= 2e-3
+
+
+@pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
+def test_every_size_of_tiles_is_a_model_over_the_same_weights(
+    make_bundle: MakeBundle, machine: Machine, tmp_path: Path
+) -> None:
+    bundle = open_bundle(with_shared_weights(make_bundle(tmp_path / "b", tile=128, smaller=(64,))))
+    own = Wanted(bundle, machine.library, "sm89", names=frozenset(COMPONENTS))
+    engines = ensure_engines(own, tmp_path / "engines").path
+    names = set(write_repository(bundle, tmp_path / "models", [engines]))
+    smaller = {f"{name}-64" for name in ONNX_MODELS}
+    assert names == ONNX_MODELS | smaller | {f"{name}_tensorrt" for name in ONNX_MODELS}
+    text = (tmp_path / "models" / "test_stage2-64" / "config.pbtxt").read_text()
+    assert text.count("dims: [1, 3, 64, 64]") == 2
+    assert re.findall(r'model_name: "(.*)"', text) == [
+        f"test_{name}-64" for name in ("vae_encoder", "unet_stage2", "vae_decoder")
+    ]
+    one, other = (tmp_path / "models" / f"test_vae_encoder{end}" / "1" / "weights" for end in ("", "-64"))
+    assert one.samefile(other), "on the disk once"
+
+
+def with_shared_weights(folder: Path) -> Path:
+    """Every graph lists one more file, the same in each component."""
+    document = json.loads((folder / "bundle.json").read_text())
+    for name, component in document["components"].items():
+        (folder / name / "weights").write_bytes(b"weights")
+        listed = {"path": f"{name}/weights", "sha256": file_sha256(folder / name / "weights"), "bytes": 7}
+        for variant in component["variants"]:
+            variant["files"].append(listed)
+    (folder / "bundle.json").write_text(json.dumps(document))
+    return folder
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)

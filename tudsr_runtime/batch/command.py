@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -77,14 +77,14 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
     for note in found.notes:
         terminal.note(f"note: {note}")
     with open_upscaler(options, terminal) as upscaler:
-        batch = Batch(request, upscaler, terminal, records)
+        provide = partial(build_missing, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records, provide)
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, found.elsewhere, create_folders=not options.dry_run)
         if options.dry_run:
             batch.show(jobs)
         else:
-            build_missing(upscaler, terminal)
             batch.run(jobs)
         batch.finish(time.monotonic() - started)
 
@@ -110,12 +110,13 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         yield upscaler
 
 
-def build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
-    """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
+def build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
+    """Build what the plans need and the cache lacks, where the back end runs engines."""
     if upscaler.choice.backend in BUILT:
         from tudsr_runtime.engines.tensorrt import command
 
-        command.build_missing(upscaler.bundle, upscaler.choice, terminal)
+        places = {place for plan in plans for place in plan.places}
+        command.build_missing(upscaler.bundle, upscaler.choice, places, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:

@@ -149,8 +149,13 @@ class UpscaleOptions:
         ),
     ] = None
     overlap: Annotated[
-        int, typer.Option(rich_help_panel=LOOK, metavar="PX", help="Least overlap of neighbouring tiles.")
-    ] = 128
+        int | None,
+        typer.Option(
+            rich_help_panel=LOOK,
+            metavar="PX",
+            help="Least overlap of neighbouring tiles.  [default: the bundle's, else 128]",
+        ),
+    ] = None
     backend: Annotated[
         str,
         typer.Option(

@@ -87,7 +87,7 @@ class OnnxRuntime:
         return as_engine(_open_session(str(graph), target.device, target.threads), graph, variant, target)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
-        """On CUDA, one tile that stays on the device from the first engine to the last."""
+        """Run a tile that stays on the device from the first engine to the last; None but on CUDA."""
         ours = [engine for engine in engines if isinstance(engine, SessionEngine)]
         return ours[0].joined(ours).run if split_device(ours[0].device)[0] == "cuda" else None
 

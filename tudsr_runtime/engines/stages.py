@@ -18,7 +18,7 @@ from tudsr_runtime.engines.backend import (
     Target,
 )
 from tudsr_runtime.engines.select import open_backend
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
@@ -60,6 +60,10 @@ class LoadedEngines:
     Args:
         threads: CPU threads, at most one a processor; None leaves it to the back end.
         notify: told what was done otherwise than planned.
+        tile: the only size of tiles to use, None for all.
+
+    Raises:
+        BundleError: the bundle has no tiles of that size.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class LoadedEngines:
         choice: Choice,
         threads: int | None = None,
         notify: Notify = lambda _: None,
+        tile: int | None = None,
     ) -> None:
         self._bundle = bundle
         self._choice = choice
@@ -76,7 +81,10 @@ class LoadedEngines:
         self._notify = notify
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int, str], Engine] = {}
-        self.tiles = bundle.tiles
+        self.tiles = bundle.tiles if tile is None else (tile,)
+        if not set(self.tiles) <= set(bundle.tiles):
+            sizes = ", ".join(map(str, bundle.tiles))
+            raise BundleError(f"{bundle.manifest.name} has no tiles of {tile} px, only of {sizes}")
 
     def stage(self, index: int, tile: int | None = None) -> LoadedStage:
         """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
@@ -98,7 +106,7 @@ class LoadedEngines:
         return run
 
     def give_way(self, tile: int) -> bool:
-        """After memory ran out with tiles of that size: use only smaller ones from now on.
+        """Use only tiles smaller than `tile` from now on, with which memory ran out.
 
         False if there are none. The engines are dropped; they are released when nothing runs them any more.
         """

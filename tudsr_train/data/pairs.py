@@ -15,8 +15,11 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.data.degradation_nano import blur, require_possible
-from tudsr_train.data.picture_files import DataError, Pixels, Sample, Source
+from tudsr_train.data.picture_files import DataError, PictureSource, Pixels, Sample
 from tudsr_train.data.recipes import Recipe, draw_share, enlarged, low_quality
+
+PairDataset = Dataset[tuple[Tensor, Tensor]]
+"""(x_L, x_H) by number."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Task:
     """Side of x_L: the LQ picture enlarged bilinearly to R."""
 
 
-def degrade(
+def degraded_pair(
     x_H: Tensor, task: Task, softness: Softness | None, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """(x_L, x_H) of a crop (3, crop, crop) in [0, 1], which is softened first where there is a `softness`."""
@@ -62,7 +65,7 @@ def degrade(
     return low_quality(x_H, scale, task.enlarge_back_to, recipe, rng), x_H
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
+class Pairs(PairDataset):
     """(x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1]; never exhausted.
 
     Args:
@@ -73,7 +76,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        pictures: NDArray[np.uint8] | Source,
+        pictures: NDArray[np.uint8] | PictureSource,
         task: Task,
         softness: Softness | None,
         recipe: Recipe,
@@ -98,13 +101,13 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         with _single_thread():
             x_H, low, rng = self._crop(self.task.crop, number)
             if low is None:
-                x_L, x_H = degrade(x_H, self.task, self.softness, self.recipe, rng)
+                x_L, x_H = degraded_pair(x_H, self.task, self.softness, self.recipe, rng)
             else:
                 x_L = enlarged(low, self.task.enlarge_back_to)
             return x_L * 2 - 1, x_H * 2 - 1
 
 
-class MixedPairs(Dataset[tuple[Tensor, Tensor]]):
+class MixedPairs(PairDataset):
     """Pairs by number, each of the source that (seed, number) draws."""
 
     def __init__(self, parts: list[Pairs], weights: tuple[float, ...], seed: int, length: int) -> None:
@@ -128,7 +131,7 @@ def _crop_of_pool(pool: NDArray[np.uint8], seed: int, side: int, number: int) ->
     return _random_crop(pool, side, rng), None, rng
 
 
-def _crop_of_source(source: Source, seed: int, side: int, number: int) -> Crop:
+def _crop_of_source(source: PictureSource, seed: int, side: int, number: int) -> Crop:
     sample = source[number]
     rng = np.random.default_rng([seed, sample.epoch, sample.index])
     high, low = _crop(sample, side, rng)

@@ -10,21 +10,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_runtime.streams import printable_lines
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.paired import PairedFiles, pair_files
-from tudsr_train.data.pairs import MixedPairs, Pairs, Softness, Task
+from tudsr_train.data.pairs import MixedPairs, PairDataset, Pairs, Softness, Task
 from tudsr_train.data.picture_files import (
     DataError,
     EpochOrder,
     PictureFiles,
+    PictureSource,
     Quarantine,
     Sample,
-    Source,
     list_files,
     survey,
 )
@@ -35,7 +33,7 @@ from tudsr_train.data.synthetic_pool import synthetic_pool
 SOURCES = ("synthetic", "folder", "list", "paired", "webdataset", "huggingface")
 MIB = 2**20
 QUARANTINE_FILE = "damaged-pictures.txt"
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def _to_stderr(text: str) -> None:
@@ -70,7 +68,7 @@ class Data:
     count: int = 1500
     """Synthetic pictures drawn."""
     size: int = 512
-    """Their side, pixels."""
+    """Side of a synthetic picture, pixels."""
     seed: int = 0
     cache: str = "~/.cache/tudsr/synthetic"
     """Folder where a drawn pool is kept for the next run."""
@@ -115,9 +113,9 @@ def training_pairs(
     seed: int,
     length: int,
     run: Path,
-    say: Say = _to_stderr,
+    notify: Notify = _to_stderr,
     held_out: bool = False,
-) -> Dataset[tuple[Tensor, Tensor]]:
+) -> PairDataset:
     """Pairs (x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1].
 
     A pair depends on its number and `seed` alone: not on processes, machines or restarts.
@@ -127,7 +125,7 @@ def training_pairs(
         softness: for synthetic pictures, alone with nano's recipe, or in a mixture with any.
         length: numbers that will be asked for.
         run: the run's folder; damaged pictures are listed in it.
-        say: told what was found, and what was left out.
+        notify: told what was found, and what was left out.
         held_out: pictures that `data.leave_out` names, where it names any; of a mixture, those alone.
 
     Raises:
@@ -137,7 +135,7 @@ def training_pairs(
     def opened(part: Data, softness: Softness | None) -> Pairs:
         if part.source == "synthetic" and softness:
             return Pairs(part.synthetic_pool(), task, softness, recipe, seed, length)
-        return Pairs(open_source(part, task, seed, run, say, held_out), task, None, recipe, seed, length)
+        return Pairs(open_source(part, task, seed, run, notify, held_out), task, None, recipe, seed, length)
 
     if not isinstance(data, MixedData):
         return opened(data, softness if isinstance(recipe, Degradation) else None)
@@ -148,21 +146,23 @@ def training_pairs(
     return MixedPairs(pairs, tuple(weight for _, weight in drawn), seed, length)
 
 
-def open_source(data: Data, task: Task, seed: int, run: Path, say: Say, held_out: bool = False) -> Source:
+def open_source(
+    data: Data, task: Task, seed: int, run: Path, notify: Notify, held_out: bool = False
+) -> PictureSource:
     """The pictures that `data` names, checked as far as that is quick."""
     if data.source == "synthetic":
         return SyntheticPictures(data.synthetic_pool(), seed)
     if data.source in ("folder", "list"):
         files = _without_left_out(list_files(data.path), data, held_out)
-        usable, quarantine = _usable(files, data, task, run, say)
+        usable, quarantine = _usable(files, data, task, run, notify)
         return PictureFiles([files[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
     if data.source == "paired":
         pairs = pair_files(data.path, data.lq_path)
         kept = set(_without_left_out([high for high, _ in pairs], data, held_out))
         pairs = [pair for pair in pairs if pair[0] in kept]
-        usable, quarantine = _usable([high for high, _ in pairs], data, task, run, say)
+        usable, quarantine = _usable([high for high, _ in pairs], data, task, run, notify)
         return PairedFiles([pairs[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
-    return _open_stream(data, task, seed, run, say)
+    return _open_stream(data, task, seed, run, notify)
 
 
 def _without_left_out(files: list[Path], data: Data, held_out: bool) -> list[Path]:
@@ -174,18 +174,20 @@ def _without_left_out(files: list[Path], data: Data, held_out: bool) -> list[Pat
     return [file for file in files if (file.stem in data.leave_out) == wanted]
 
 
-def _usable(files: list[Path], data: Data, task: Task, run: Path, say: Say) -> tuple[list[int], Quarantine]:
+def _usable(
+    files: list[Path], data: Data, task: Task, run: Path, notify: Notify
+) -> tuple[list[int], Quarantine]:
     """Indices of the files that are large enough and pictures at all; what is left out is said."""
     quarantine = Quarantine(run / QUARANTINE_FILE, len(files), data.corrupt_allowed)
     found = survey(files, task.crop, data.small_allowed, quarantine)
-    say(
+    notify(
         f"data: {len(found.usable)} pictures; left out {found.small} smaller than {task.crop} px "
         f"and {found.unreadable} unreadable"
     )
     return found.usable, quarantine
 
 
-def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+def _open_stream(data: Data, task: Task, seed: int, run: Path, notify: Notify) -> PictureSource:
     open_lane: ShardLanes | HuggingFaceLanes
     if data.source == "webdataset":
         shards = expand_shards(data.path)
@@ -193,7 +195,7 @@ def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Sour
     else:
         what = data.path[0]
         open_lane = HuggingFaceLanes.open(what, data.split, data.column, data.lanes)
-    say(
+    notify(
         f"data: {what}, streamed in {open_lane.lanes} lanes; "
         f"pictures smaller than {task.crop} px are left out"
     )

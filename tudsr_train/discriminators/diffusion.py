@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.bases.prompt import prompt_of
-from tudsr_train.discriminators.base import RANDOM, Discriminator, DiscriminatorConfig
+from tudsr_train.discriminators.base import Discriminator, DiscriminatorConfig
 from tudsr_train.foreign import misread, without_bars
 from tudsr_train.generator import Generator
+from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -82,7 +83,7 @@ class DiffusionDiscriminator(Discriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig, base: Generator) -> Self:
-        """From a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
+        """Build it from a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
         channels = base.unet.config.in_channels
         if config.weights == BASE:
             unet, prompt, alphas = _without_adapters(base.unet), base.prompt_embeds, base.alphas_cumprod

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminators.base import RANDOM, DiscriminatorConfig
+from tudsr_train.discriminators.base import DiscriminatorConfig
 from tudsr_train.discriminators.pictures import PictureDiscriminator
 from tudsr_train.foreign import misread, without_bars
+from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ class DinoDiscriminator(PictureDiscriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig) -> Self:
-        """From pretrained weights, or untrained ones where `random` is asked for by name."""
+        """Build it from pretrained weights, or untrained ones where `random` is asked for by name."""
         layers = config.layers or DEFAULT_LAYERS[config.kind]
         backbone = _vit(config, layers) if config.kind == "dinov3" else _convnext(config, layers)
         if config.kind == "dinov3":

@@ -122,7 +122,7 @@ class DISTS(nn.Module):
 
 
 def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of means and of covariances, (B, C) each, for feature maps (B, C, h, w)."""
+    """Similarities of means and of covariances, (B, C) each, of feature maps (B, C, h, w)."""
     mean_x, mean_y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
     texture = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
     apart_x, apart_y = x - mean_x, y - mean_y

@@ -286,7 +286,8 @@ def _reasons(trt: Any, diagnostics: Any) -> str:
 def missing_engines(
     name: str, bundle: Bundle, device: str, precision: str | None = None
 ) -> Unavailable | None:
-    """Why the cache has no engines of a bundle that this library could run on this device; None if it has.
+    """Why the cache has no engines for the bundle's own size of tiles that this library could run on this
+    device; None if it has.
 
     Nothing is imported unless there are engines of this library at all.
     """
@@ -298,7 +299,9 @@ def missing_engines(
         gpu = find_gpu(f"{name} has no GPU", "nvidia-smi shows GPUs and driver", split_device(device)[1])
         target = library.target(gpu)
         record = read_record(engine_folder(bundle, library, target, precision))
-        reason = record.misfit(library, target, engine_variants(bundle, precision).values())
+        wanted = engine_variants(bundle, precision).values()
+        own = [variant for variant in wanted if variant.tile == bundle.manifest.tile]
+        reason = record.misfit(library, target, own)
     except TudsrError as error:
         return Unavailable(str(error), error.hint or build)
     return None if reason is None else Unavailable(f"the engines for {name} do not serve: {reason}", build)

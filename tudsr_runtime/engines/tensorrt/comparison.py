@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from tudsr_runtime.engines.backend import Backend, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.engines.tensorrt.cuda import find_gpu
 from tudsr_runtime.engines.tensorrt.library import Library
+from tudsr_runtime.engines.tensorrt.record import engine_name
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.golden_tile import LEAST_DB, read_tile
 from tudsr_runtime.installation import install_hint
@@ -57,15 +58,17 @@ class Compared:
     x: FloatArray
 
 
-def compare_engines(bundle: Bundle, folder: Path, library: Library, precision: str) -> Iterator[Compared]:
-    """Run every engine of a folder and its graph, for each of the bundle's tile sizes.
+def compare_engines(
+    bundle: Bundle, folder: Path, library: Library, precision: str, sizes: Collection[int]
+) -> Iterator[Compared]:
+    """Run every engine of a folder and its graph, for each of these sizes of tiles in px.
 
     Raises:
         DeviceError: an engine cannot run here.
         MemoryExhausted: an engine does not fit into the GPU's memory.
     """
     ours, reference = open_backend(library.name), open_backend("onnxruntime")
-    for tile in bundle.tiles:
+    for tile in sizes:
         results: dict[str, FloatArray] = {}
         for stage in bundle.manifest.stages:
             x = _picture(bundle, tile)
@@ -75,7 +78,7 @@ def compare_engines(bundle: Bundle, folder: Path, library: Library, precision: s
                 if component not in results:
                     results[component] = _run(reference, graph, variant, Target("cpu", precision), x)
                     y = _run(ours, graph, variant, Target("cuda", precision, engines=folder), x)
-                    name = component if tile == bundle.manifest.tile else f"{component}-{tile}"
+                    name = engine_name(bundle, component, tile)
                     yield Compared(difference(name, y, results[component]), graph, variant, x)
                 x = results[component]
 

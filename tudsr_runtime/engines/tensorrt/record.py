@@ -79,7 +79,7 @@ class EngineRecord:
         """The text of engine.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    def misfit(self, library: Library, target: str, variants: Iterable[Variant]) -> str | None:
+    def misfit(self, library: Library, target: str, variants: Iterable[Variant] = ()) -> str | None:
         """Why these engines cannot serve there for these graphs, in words; None if they can."""
         here = {
             "library": (self.library, library.name),
@@ -109,12 +109,16 @@ def engine_variants(bundle: Bundle, precision: str | None = None) -> dict[str, V
         BundleError: the bundle has no graph of that precision.
     """
     precision = precision or bundle.manifest.precision
-    own = bundle.manifest.tile
     return {
-        name if tile == own else f"{name}-{tile}": bundle.variant(name, precision=precision, tile=tile)
+        engine_name(bundle, name, tile): bundle.variant(name, precision=precision, tile=tile)
         for tile in bundle.tiles
         for name in bundle.manifest.components
     }
+
+
+def engine_name(bundle: Bundle, component: str, tile: int) -> str:
+    """What the engine of a component for tiles of that size is called: a name of `engine_variants`."""
+    return component if tile == bundle.manifest.tile else f"{component}-{tile}"
 
 
 def engine_cache() -> Path:

@@ -195,7 +195,7 @@ def test_the_configuration_of_data_and_degradation(tmp_path: Path) -> None:
 
 
 DOCUMENTED = re.findall(
-    r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
+    r"```yaml\n(.*?)```", (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
 )
 
 

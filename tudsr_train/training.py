@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
 from tudsr_runtime.files import make_folder
 from tudsr_train.adapters import (
-    RECORD_FILE,
+    ADAPTER_RECORD_FILE,
     adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
@@ -26,7 +27,7 @@ from tudsr_train.adapters import (
 )
 from tudsr_train.config import Optimization, Stage1Config, Stage2Config, StageConfig
 from tudsr_train.config_file import to_tree, to_yaml
-from tudsr_train.data.pairs import Task
+from tudsr_train.data.pairs import PairDataset, Task
 from tudsr_train.data.recipes import Recipe
 from tudsr_train.data.sources import Pictures, training_pairs
 from tudsr_train.discriminators.base import Discriminator, adversarial_loss, build_discriminator
@@ -42,10 +43,11 @@ from tudsr_train.run.precision import prepare
 from tudsr_train.run.processes import join
 from tudsr_train.run.validation import Grid
 
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration, in the folder of a run."""
 VALIDATION_SEED = 1_000_003
 """Added to a run's seed for its validation pictures."""
 
-Pairs = Dataset[tuple[Tensor, Tensor]]
 C = TypeVar("C", bound=StageConfig)
 A = TypeVar("A", bound=Stage1Config | Stage2Config)
 
@@ -64,7 +66,7 @@ class Heads(Network):
         self.discriminator.load_checkpoint_state(state)
 
 
-class Stage(Generic[C]):
+class Training(Generic[C]):
     """One run of `tudsr train`: what its configuration names, put together, then trained or checked.
 
     A subclass says what is trained (`prepare`), against which D (`opponent`), on which pairs (`task`), from
@@ -73,17 +75,20 @@ class Stage(Generic[C]):
     Args:
         config: of the stage.
         out: folder of the result; the run's state lies beside it, in `out` + ".run".
+        overwrite: whether a result may be replaced that no run beside it has made.
 
     Raises:
         OutputError: `out` is none that the result may replace. DeviceError: no such device. TrainingError:
         bad data, or settings that do not fit. BundleError: base or adapter.
     """
 
-    result_file: ClassVar[str] = RECORD_FILE
+    result_file: ClassVar[str] = ADAPTER_RECORD_FILE
     """A file that every result has, by which an earlier one is known."""
 
-    def __init__(self, config: C, out: Path) -> None:
+    def __init__(self, config: C, out: Path, overwrite: bool = False) -> None:
         _require_own_folder(config, out, self.result_file)
+        if not overwrite:
+            _require_own_result(out, self.result_file)
         self.config, self.out, self.folder = config, out, out.with_name(out.name + ".run")
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
@@ -120,7 +125,7 @@ class Stage(Generic[C]):
         """Losses of each network per optimizer step."""
         return self.config.optimization.accumulation
 
-    def training_pairs(self, length: int) -> Pairs:
+    def training_pairs(self, length: int) -> PairDataset:
         """All pairs of the run, by number."""
         return self.draw(self.config.data, self.task, self.config.degradation, self.config.seed, length)
 
@@ -144,13 +149,15 @@ class Stage(Generic[C]):
         self.loop.resume(resume)
         if self.accelerator.is_main_process:
             make_folder(self.folder)
-            with atomic_write(self.folder / "config.yaml") as file:
+            with atomic_write(self.folder / CONFIG_FILE) as file:
                 file.write(to_yaml(self.config).encode())
         self.loop.run(self.pairs, self.algorithm)
         if self.accelerator.is_main_process:
             averaged = self.loop.networks[0].averaged()
             with averaged, atomic_dir(self.out, overwrite=True, own=self.result_file) as folder:
                 self.write(folder)
+                if self.config.optimization.store == "fp16":
+                    _halve(folder)
         self.accelerator.wait_for_everyone()
         say(self.accelerator, f"wrote {self.out}")
         self.accelerator.end_training()
@@ -176,11 +183,11 @@ class Stage(Generic[C]):
 
     def draw(
         self, data: Pictures, task: Task, recipe: Recipe, seed: int, length: int, held_out: bool = False
-    ) -> Pairs:
+    ) -> PairDataset:
         """Pairs of `data` by a recipe, as `training_pairs` of `tudsr_train.data.sources` makes them."""
-        tell = functools.partial(say, self.accelerator)
+        notify = functools.partial(say, self.accelerator)
         softness = self.config.softness
-        return training_pairs(data, task, softness, recipe, seed, length, self.folder, tell, held_out)
+        return training_pairs(data, task, softness, recipe, seed, length, self.folder, notify, held_out)
 
     def _where(self) -> str:
         wanted, count = self.config.optimization.device, self.accelerator.num_processes
@@ -235,7 +242,7 @@ class Stage(Generic[C]):
         )
 
 
-class AdapterStage(Stage[A]):
+class AdapterTraining(Training[A]):
     """What stages 1 and 2 share: a LoRA on a frozen base is trained, against a discriminator."""
 
     def load_base(self) -> Generator:
@@ -259,7 +266,7 @@ class AdapterStage(Stage[A]):
         return theta
 
     def opponent(self, G: Generator) -> tuple[Discriminator | None, AdversarialLoss, str]:
-        """As in `Stage`. TrainingError for a D without a weight in the loss, or a weight without a D."""
+        """D and what goes with it. TrainingError for a D without a weight in the loss, or the reverse."""
         config, wanted = self.config, self.config.discriminator
         if (wanted.kind != "none") != bool(config.loss.gan):
             raise TrainingError(
@@ -300,6 +307,16 @@ def _require_own_folder(config: StageConfig, out: Path, result_file: str) -> Non
             )
 
 
+def _require_own_result(out: Path, result_file: str) -> None:
+    """A result without the run that made it, such as one of another machine, cannot be made again."""
+    run = out.with_name(out.name + ".run")
+    if (out / result_file).is_file() and not (run / CONFIG_FILE).is_file():
+        raise OutputError(
+            f"{out} holds a result, and {run.name} beside it no run that made it; it is not replaced",
+            hint="another --out, or --overwrite",
+        )
+
+
 def _require_whole_cells(G: Generator, R: int) -> None:
     multiple = G.pixels_per_cell * 2 ** (len(G.unet.config.block_out_channels) - 1)
     if R % multiple or G.latent_margin * G.pixels_per_cell >= R:
@@ -310,3 +327,13 @@ def _require_whole_cells(G: Generator, R: int) -> None:
 
 def _shown(terms: dict[str, float]) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in terms.items()]
+
+
+def _halve(folder: Path) -> None:
+    """Round the float32 weights below `folder` to half. The loaders make float32 of them again."""
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+        halved = {key: w.half() if w.dtype == torch.float32 else w for key, w in weights.items()}
+        save_file(halved, file, metadata)
