@@ -230,11 +230,15 @@ def bundle_verify(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
     ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
+    ] = None,
 ) -> None:
     """Compare every file of a bundle with its manifest, and run its golden tile."""
     from tudsr_runtime.bundle_command import bundle_verify as run
 
-    run(bundle, backend, device, precision, threads)
+    run(bundle, backend, device, precision, threads, engines)
 
 
 @bundle_app.command("list")

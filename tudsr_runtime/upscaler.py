@@ -16,7 +16,8 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
-from tudsr_runtime.engines.select import BUILT, select
+from tudsr_runtime.engines.choose import Asked, choose
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
 from tudsr_runtime.machine import as_exhausted
@@ -108,14 +109,15 @@ class Upscaler:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
-        choice = select(backend, device, precision, self.bundle.precisions)
-        if not isinstance(bundle, Bundle) and choice.backend not in BUILT:
+        asked = Asked(backend, device, precision)
+        chosen, _ = choose(self.bundle, asked, threads, notify)
+        if not isinstance(bundle, Bundle) and chosen.backend not in BUILT:
             self.bundle.check()
-        self.choice: Choice = dataclasses.replace(choice, engines=engines)
+        self.choice: Choice = dataclasses.replace(chosen, engines=engines)
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
-        self._costs = stored_times(self.bundle, choice, threads, notify) or _counted(self.bundle)
+        self._costs = stored_times(self.bundle, self.choice, threads, notify) or _counted(self.bundle)
         self.settings: dict[str, object] = {
             "overlap": self._overlap,
             "color": color,

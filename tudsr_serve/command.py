@@ -12,6 +12,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvicorn
 
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -167,7 +169,18 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         notify=lambda text: terminal.note(f"note: {text}"),
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
+    _build_missing(made, terminal)
     return made
+
+
+def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
+    """Build all that the cache lacks, where the back end runs engines: who knows what will be asked for."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        bundle = upscaler.bundle
+        places = list(product(range(len(bundle.manifest.stages)), bundle.tiles))
+        build_missing(bundle, upscaler.choice, places, terminal)
 
 
 @contextmanager

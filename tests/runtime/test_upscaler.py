@@ -19,6 +19,7 @@ import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, Precision
+from tudsr_runtime.engines.select import BY_NAME, PREFERENCE
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.tiling.color import COLOR_METHODS
 from tudsr_runtime.tiling.resample import resize, upsample
@@ -278,8 +279,9 @@ def test_any_picture_down_to_one_pixel_is_enlarged_without_seams(
 
 
 def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
+    built = "; ".join(f"no engines for {name} are built" for name, _ in BY_NAME)
     assert Upscaler(bundle, overlap=24).choice == Choice(
-        "onnxruntime", "cuda", "the fastest available", Precision("fp32", "it is fake")
+        *PREFERENCE[0], built, Precision("fp32", "it is fake")
     )
     assert fake_engines == {}
 

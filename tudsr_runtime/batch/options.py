@@ -177,7 +177,7 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=MACHINE,
             metavar="NAME",
-            help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt.",
+            help="Engine library: auto, openvino, onnxruntime, onnxruntime-rtx, tensorrt-rtx, tensorrt.",
         ),
     ] = "auto"
     device: Annotated[

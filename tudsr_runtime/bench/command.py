@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from importlib import metadata
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
@@ -16,12 +15,11 @@ from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, tabl
 from tudsr_runtime.bench.tiles import every_place, measure_tiles, tile_record, tiles_markdown
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.files import make_folder
+from tudsr_runtime.installation import engine_libraries
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.tile_times import store_times
 from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
-
-PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
 def latency(options: LatencyOptions) -> None:
@@ -98,21 +96,11 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
         "bundle": f"{manifest.name}, {manifest.precision}, sha256 {upscaler.bundle.sha256[:16]}",
         "weights": manifest.provenance.get("weights", "as exported"),
         "back end": str(upscaler.choice),
-        "libraries": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "libraries": ", ".join(f"{name} {version}" for name, version in engine_libraries().items()),
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",
         **describe_machine(),
         **describe_memory(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _publish(

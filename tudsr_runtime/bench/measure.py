@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from tudsr_runtime.installation import nvidia_smi, processor
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def measure(work: Callable[[], object], warmup: int, repeats: int) -> Durations:
 def describe_machine() -> dict[str, str]:
     """Processor, cores, system, and the GPU with its driver if nvidia-smi finds one."""
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "system": platform.platform(),
@@ -75,22 +75,3 @@ def peak_resident() -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def nvidia_smi(query: str) -> str | None:
-    """What nvidia-smi says to a query of GPU properties, GPUs apart by "; "; None where there is none."""
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return "; ".join(done.stdout.strip().splitlines()) or None

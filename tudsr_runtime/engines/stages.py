@@ -76,7 +76,7 @@ class LoadedEngines:
     ) -> None:
         self._bundle = bundle
         self._choice = choice
-        self._precise = _precise(bundle, choice)
+        self._precise = in_float32(bundle, choice)
         self._threads = bounded_threads(threads, notify)
         self._notify = notify
         self._lock = threading.Lock()
@@ -158,7 +158,7 @@ class LoadedEngines:
         return Target(choice.device, precision.name, self._threads, small, choice.engines, self._notify)
 
 
-def _precise(bundle: Bundle, choice: Choice) -> Choice | None:
+def in_float32(bundle: Bundle, choice: Choice) -> Choice | None:
     """The same place computing in float32, if it computes in less and can."""
     if choice.precision is None or choice.precision.name == "fp32":
         return None
