@@ -91,6 +91,9 @@ class Upscaler:
         self._sanity = sanity
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         manifest = self.bundle.manifest
+        if tile is not None and tile not in self.bundle.tiles:
+            sizes = ", ".join(map(str, self.bundle.tiles))
+            raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
         self._overlap = overlap if overlap is not None else manifest.overlap or OVERLAP
         plan_upscale(1, 1, tile=tile or manifest.tile, overlap=self._overlap)  # Rejects what cannot be.
         if engines is not None:
