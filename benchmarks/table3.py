@@ -212,7 +212,7 @@ def run(args: argparse.Namespace, upscaler: Upscaler) -> None:
     sys.stdout.write(f"\n| {' | '.join(names)} |\n" + "|---" * len(names) + "|\n")
     for number, row in enumerate(rows):
         times = timed(args, columns, row)
-        cost = [f"{name} {found[number]:.1f}" for name, found in tmac.items()]
+        cost = [f"{name} {found[number]:.3g}" for name, found in tmac.items()]
         limit = [f"{2 * tmac['tudsr'][number] / rate:.3f}" for rate in rates.values()]
         cells = [f"{row.side * row.scale}", f"x{row.scale}", *(f"{t.p50:.3f} / {t.p90:.3f}" for t in times)]
         sys.stdout.write(f"| {' | '.join([*cells, str(row.seconds), ', '.join(cost), *limit])} |\n")
