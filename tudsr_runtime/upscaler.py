@@ -103,6 +103,9 @@ class Upscaler:
             bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
         )
         manifest = self.bundle.manifest
+        if tile is not None and tile not in self.bundle.tiles:
+            sizes = ", ".join(map(str, self.bundle.tiles))
+            raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
         self._tile = tile or manifest.tile
         self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
         if engines is not None:

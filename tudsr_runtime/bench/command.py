@@ -8,7 +8,7 @@ from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bench.latency import measure_latency
-from tudsr_runtime.bench.measure import describe_machine, describe_memory
+from tudsr_runtime.bench.measure import describe_clocks, describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, table_markdown
@@ -100,6 +100,7 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",
         **describe_machine(),
         **describe_memory(),
+        **describe_clocks(),
     }
 
 

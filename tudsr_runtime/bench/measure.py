@@ -67,6 +67,12 @@ def describe_memory() -> dict[str, str]:
     return {**memory, "GPU in use": gpu} if gpu else memory
 
 
+def describe_clocks() -> dict[str, str]:
+    """Power drawn and clocks of the GPU at this moment, as far as nvidia-smi knows them."""
+    found = nvidia_smi("power.draw,clocks.sm,clocks.mem")
+    return {"GPU power, clocks": found} if found else {}
+
+
 def peak_resident() -> int | None:
     """The greatest resident memory of this process so far in bytes; None where the system does not say."""
     if sys.platform == "win32":

@@ -18,7 +18,7 @@ from tudsr_runtime.engines.backend import (
     Target,
 )
 from tudsr_runtime.engines.select import open_backend
-from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
@@ -60,10 +60,7 @@ class LoadedEngines:
     Args:
         threads: CPU threads, at most one a processor; None leaves it to the back end.
         notify: told what was done otherwise than planned.
-        tile: the only size of tiles to use, None for all.
-
-    Raises:
-        BundleError: the bundle has no tiles of that size.
+        tile: the only size of tiles to use, one of the bundle's; None for all.
     """
 
     def __init__(
@@ -82,9 +79,6 @@ class LoadedEngines:
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int, str], Engine] = {}
         self.tiles = bundle.tiles if tile is None else (tile,)
-        if not set(self.tiles) <= set(bundle.tiles):
-            sizes = ", ".join(map(str, bundle.tiles))
-            raise BundleError(f"{bundle.manifest.name} has no tiles of {tile} px, only of {sizes}")
 
     def stage(self, index: int, tile: int | None = None) -> LoadedStage:
         """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
