@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, overload
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.calls import Calls
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
-from tudsr_runtime.errors import MemoryExhausted, UsageError
-from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
@@ -32,12 +35,20 @@ Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 Result = TypeVar("Result")
 
 
+def _tell_nobody(_: str) -> None:
+    pass
+
+
 class Upscaler:
     """Enlarges pictures with a bundle, on one back end and device chosen at the start.
 
     Engines are loaded when a picture first needs them and kept until `close`; use it as a context manager, or
     close it. `upscale` may be called from several threads at once (the calls share the engines and nothing
-    else); `close` must not run while a call is under way.
+    else); `close` ends what is under way, with an error there.
+
+    It pickles by its arguments: another process makes an Upscaler of its own of it, and loads its own
+    engines. So a pool is given one by an `initializer`, once a process, not with every picture. After a fork
+    the child cannot use that of its parent, which is said: processes are to be started by "spawn".
 
     Args:
         bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
@@ -71,9 +82,12 @@ class Upscaler:
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
-        notify: Notify = lambda _: None,
+        notify: Notify = _tell_nobody,
         engines: Path | None = None,
     ) -> None:
+        arguments = locals()
+        self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
+        self._process = os.getpid()
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
         if isinstance(overlap, bool) or not isinstance(overlap, int):
@@ -84,6 +98,8 @@ class Upscaler:
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         per_stage = _per_stage(strength)
         self._color = color_method(color)
+        self.color = color
+        """Name of the colour correction."""
         self._sanity = sanity
         self._overlap = overlap
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -97,6 +113,7 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
         self._exhausted: int | None = None
+        self._under_way: set[Calls] = set()
         self.settings = {
             "overlap": overlap,
             "color": color,
@@ -187,9 +204,13 @@ class Upscaler:
 
         def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-            bands = self._bands(picture.levels, plan, progress)
+            output, by_columns = (plan.output_width, plan.output_height), plan.by_columns(0)
+            tiles = (plan.turned if by_columns else plan).held_bytes
+            result = output[0] * output[1] * picture.bytes // (picture.width * picture.height)
+            require_memory(tiles + result, f"a result of {output[0]} x {output[1]} px")
+            bands = self._bands(picture.levels, plan, progress, by_columns)
             try:
-                return like(image, picture, bands, (plan.output_width, plan.output_height))
+                return like(image, picture, bands, output, by_columns)
             except MemoryError as error:
                 raise _too_large(plan) from error
 
@@ -203,19 +224,26 @@ class Upscaler:
         progress: Progress | None = None,
         *,
         size: tuple[int, int] | None = None,
+        by_columns: bool = False,
     ) -> Iterator[FloatArray]:
         """The colour of `upscale` as a stream of bands, for a result too large to hold.
 
         Takes levels (h, w) or (h, w, 3), converted a band at a time; gives float32 (rows, width, 3) in [0, 1]
-        from top to bottom. Arguments are checked at once; the other errors come while iterating. Holds the
-        input, and one row of tiles per stage.
+        from top to bottom, or with `by_columns` (columns, height, 3) from left to right. Arguments are
+        checked at once; the other errors come while iterating. Holds the input, and one row of tiles per
+        stage, or one column (`Plan.by_columns` says which is less).
         """
         picture = to_picture(image)
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-        return self._bands(picture.levels, plan, progress)
+        return self._bands(picture.levels, plan, progress, by_columns)
 
     def stage(self, plan: StagePlan) -> LoadedStage:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this Upscaler was made before the process was forked, and its engines do not work here",
+                hint='make one in this process, or start it by multiprocessing.get_context("spawn")',
+            )
         return self._engines.stage(plan.stage, plan.columns.tile)
 
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
@@ -236,8 +264,23 @@ class Upscaler:
                     raise
 
     def close(self) -> None:
-        """Release the engines. They are loaded again if another picture follows."""
-        self._engines.close()
+        """Release the engines. They are loaded again if another picture follows.
+
+        What is under way, in other threads or as a stream that has not been read to its end, raises
+        UsageError there.
+
+        Raises:
+            DeviceError: an engine library is at work and cannot be ended; nothing is released.
+        """
+        for calls in tuple(self._under_way):
+            calls.end("the Upscaler was closed while this picture was computed")
+        if not all(calls.wait() for calls in tuple(self._under_way)):
+            raise DeviceError("the engine library is still at work, and its engines are not released")
+        if os.getpid() == self._process:
+            self._engines.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"<Upscaler {self.bundle.manifest.name}: {self.choice}>"
@@ -250,11 +293,16 @@ class Upscaler:
     ) -> None:
         self.close()
 
-    def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
+    def _bands(
+        self, image: Levels, plan: Plan, progress: Progress | None, by_columns: bool
+    ) -> Iterator[FloatArray]:
+        calls = Calls()
+        self._under_way.add(calls)
         try:
-            x = PlanarView(image)
-            rows = self._color(self._running(x, plan, progress), x, plan.product)
-            yield from map(_to_image, _exact_size(rows, plan))
+            x = PlanarView(image.swapaxes(0, 1) if by_columns else image)
+            order = plan.turned if by_columns else plan
+            rows = self._color(self._running(x, order, progress, by_columns, calls), x, plan.product)
+            yield from map(_to_image, _exact_size(rows, order))
         except MemoryError as error:
             raise _too_large(plan) from error
         except RuntimeError as error:
@@ -263,12 +311,19 @@ class Upscaler:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"
             raise MemoryExhausted(with_tiles, hint=error.hint) from error
+        finally:
+            self._under_way.discard(calls)
 
-    def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
+    def _running(
+        self, x: PlanarView, plan: Plan, progress: Progress | None, turned: bool, calls: Calls
+    ) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
         places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in places]
+        again = [
+            second and partial(calls.run, second)
+            for second in (self._engines.again(*place) for place in places)
+        ]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:
@@ -278,10 +333,10 @@ class Upscaler:
                     progress(done, total)
 
             parallel = max(stage.parallel for stage in stages)
-            runs = [stage.run for stage in stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity)
+            runs = [partial(calls.run, stage.run) for stage in stages]
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, turned)
 
-        return in_background(run)
+        return in_background(run, on_stop=lambda: calls.end("nobody wants the picture any more"))
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

@@ -73,6 +73,12 @@ class AdapterRecord:
     vae_encoder_rank: int = 0
     """Rank of the LoRA in `vae_encoder/`; 0 where the VAE encoder is the base's own."""
 
+    def __post_init__(self) -> None:
+        bounds = {"stage": (1, 2), "timestep": (0, 10**6), "factor": (1, 16), "vae_encoder_rank": (0, 10**5)}
+        for name, (least, most) in bounds.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} is {str(value)[:40]}, not {least} to {most}")
+
 
 def prompt_sha256(prompt_embeds: Tensor) -> str:
     """Hash of an embedding's float32 values and shape."""

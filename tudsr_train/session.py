@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
+from tudsr_runtime.machine import bounded_threads
 from tudsr_train.adapters import (
     RECORD_FILE,
     WEIGHTS_FILE,
@@ -77,6 +78,7 @@ class Session:
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
         self.device = self.accelerator.device
+        bounded_threads(config.optimization.threads, notes.append)
         for note in [self._where(), *notes]:
             say(self.accelerator, note)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tudsr_runtime.bundle import Variant
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     End,
     Engine,
@@ -108,8 +109,9 @@ class SessionEngine:
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
         feed = {self.input.name: x.astype(self.input.dtype, copy=False)}
-        with _named(f"running {self.component}", by_graph=self.device == "cpu"):
-            (y,) = self.session.run([self.output], feed)
+        options = run_options()
+        with _named(f"running {self.component}", by_graph=self.device == "cpu"), ended_by(options):
+            (y,) = self.session.run([self.output], feed, options)
         return self.checked(y)
 
     def checked(self, y: NDArray[Any]) -> FloatArray:
@@ -147,11 +149,25 @@ class BoundChain:
                 binding = engine.session.io_binding()
                 binding.bind_ortvalue_input(engine.input.name, value)
                 binding.bind_output(engine.output, kind, number)
-                engine.session.run_with_iobinding(binding)
+                options = run_options()
+                with ended_by(options):
+                    engine.session.run_with_iobinding(binding, options)
                 value = binding.get_outputs()[0]
         with _named(f"copying a tile from {first.device}"):
             y = value.numpy()
         return self._engines[-1].checked(y)
+
+
+def run_options() -> Any:
+    """Options of one run, by which it can be ended."""
+    import onnxruntime
+
+    return onnxruntime.RunOptions()
+
+
+def ended_by(options: Any) -> contextlib.AbstractContextManager[None]:
+    """The block is the run of these options; another thread may end it between two operators."""
+    return under_way(lambda: setattr(options, "terminate", True))
 
 
 @contextlib.contextmanager

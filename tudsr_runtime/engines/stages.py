@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
     Backend,
@@ -49,6 +50,10 @@ class LoadedStage:
 
     def run(self, x: FloatArray) -> FloatArray:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
+        with under_way():
+            return self._run(x)
+
+    def _run(self, x: FloatArray) -> FloatArray:
         encoder, unet, decoder = self.engines
         if self.strength == 1:
             return self.chain(x) if self.chain else decoder.run(unet.run(encoder.run(x)))
@@ -151,7 +156,8 @@ class LoadedEngines:
         if key not in self._loaded:
             graph = GRAPHS.get(target.precision, target.precision)
             variant = self._bundle.variant(component, preferred=graph, tile=tile)
-            self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
+            with under_way():
+                self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
         return self._loaded[key]
 
     def _target(self, choice: Choice, backend: Backend) -> Target:

@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
@@ -18,6 +18,8 @@ DEFAULT_SCALE = 8
 # Stage 2 was trained to follow a x2 step, so N stays 2 (paper, Algorithm 2) and M takes up the scale.
 TWO_STAGE_FACTORS = ((4, (2, 2)), (8, (4, 2)), (16, (8, 2)))
 ONE_STAGE_FACTORS = (2, 4, 8, 16)
+ROWS_OF_TILES = 6
+"""Rows of tiles in float32 that a stage holds at its peak, with buffers and bands on their way; measured."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class StagePlan:
     def tiles(self) -> int:
         """Number of tiles."""
         return len(self.columns.starts) * len(self.rows.starts)
+
+    @property
+    def turned(self) -> StagePlan:
+        """The same tiles in the order of columns."""
+        return replace(self, columns=self.rows, rows=self.columns)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,31 @@ class Plan:
     def tiles(self) -> int:
         """Tiles of all stages."""
         return sum(stage.tiles for stage in self.stages)
+
+    @property
+    def turned(self) -> Plan:
+        """The same for the transposed picture."""
+        return replace(
+            self,
+            width=self.height,
+            height=self.width,
+            output_width=self.output_height,
+            output_height=self.output_width,
+            stages=tuple(stage.turned for stage in self.stages),
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the rows of tiles that are under way, about; those of `turned` are columns."""
+        return sum(12 * ROWS_OF_TILES * stage.rows.tile * stage.columns.padded for stage in self.stages)
+
+    def by_columns(self, collecting: int) -> bool:
+        """Whether less is held when the tiles go by columns, from left to right.
+
+        Args:
+            collecting: bytes of a result that is then collected, as it is wanted by rows; else 0.
+        """
+        return self.turned.held_bytes + collecting < self.held_bytes
 
     @property
     def _chosen(self) -> Factors:
