@@ -504,9 +504,10 @@ def main() -> int:
     _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    from tudsr_runtime.calls import ended_by_signals
     from tudsr_runtime.streams import lenient_streams
 
-    with lenient_streams():
+    with lenient_streams(), ended_by_signals():
         return _run() or _report_stdout()
 
 
@@ -552,7 +553,9 @@ def _open_closed_streams() -> None:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     """End by the way of an exception, so that unfinished files are removed; at the second signal, at once."""
-    signal.signal(number, lambda again, _: os._exit(128 + again))
+    from tudsr_runtime.calls import end_process
+
+    signal.signal(number, lambda again, _: end_process(again))
     raise SystemExit(128 + number)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, overload
@@ -15,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.calls import Calls
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
-from tudsr_runtime.errors import MemoryExhausted, UsageError
-from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import WRAPS, FloatArray, Levels, PlanarView
 from tudsr_runtime.tile_times import stored_times
@@ -37,12 +40,20 @@ Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 Result = TypeVar("Result")
 
 
+def _tell_nobody(_: str) -> None:
+    pass
+
+
 class Upscaler:
     """Enlarges pictures with a bundle, on one back end and device chosen at the start.
 
     Engines are loaded when a picture first needs them and kept until `close`; use it as a context manager, or
     close it. `upscale` may be called from several threads at once (the calls share the engines and nothing
-    else); `close` must not run while a call is under way.
+    else); `close` ends what is under way, with an error there.
+
+    It pickles by its arguments: another process makes an Upscaler of its own of it, and loads its own
+    engines. So a pool is given one by an `initializer`, once a process, not with every picture. After a fork
+    the child cannot use that of its parent, which is said: processes are to be started by "spawn".
 
     Args:
         bundle: "nano", the bundle that comes with the package, "hf:OWNER/NAME" for one of the hub, a bundle's
@@ -81,11 +92,14 @@ class Upscaler:
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
-        notify: Notify = lambda _: None,
+        notify: Notify = _tell_nobody,
         engines: Path | None = None,
         tile: int | None = None,
         wrap: str = "none",
     ) -> None:
+        arguments = locals()
+        self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
+        self._process = os.getpid()
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
         if not isinstance(bundle, str | Path | Bundle):
@@ -98,6 +112,8 @@ class Upscaler:
             raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
         self.wrap = wrap
         """Which edges of pictures meet."""
+        self.color = color
+        """Name of the colour correction."""
         self._sanity = sanity
         self.bundle = (
             bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
@@ -107,7 +123,8 @@ class Upscaler:
             sizes = ", ".join(map(str, self.bundle.tiles))
             raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
         self._tile = tile or manifest.tile
-        self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
+        usual = min(manifest.overlap or OVERLAP, self._tile // 2)
+        self._overlap = _checked(usual if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
@@ -120,6 +137,7 @@ class Upscaler:
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
+        self._under_way: set[Calls] = set()
         self._costs = stored_times(self.bundle, self.choice, threads, notify) or _counted(self.bundle)
         self.settings: dict[str, object] = {
             "overlap": self._overlap,
@@ -162,7 +180,7 @@ class Upscaler:
         size: tuple[int, int] | None,
     ) -> Plan:
         """The plan for a picture whose edges do not meet."""
-        manifest = self.bundle.manifest
+        manifest, tiles = self.bundle.manifest, self._engines.tiles
         return plan_upscale(
             width,
             height,
@@ -170,8 +188,9 @@ class Upscaler:
             factors,
             size=size,
             stages=len(manifest.stages),
-            tile=self._engines.tiles,
-            overlap=self._overlap,
+            tile=tiles,
+            # Where memory has run out, only tiles that are too small for the overlap may be left.
+            overlap=min(self._overlap, max(tiles) // 2),
             plans=manifest.plans,
             costs=self._costs,
         )
@@ -232,9 +251,13 @@ class Upscaler:
 
         def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-            bands = self._bands(picture.levels, plan, progress)
+            output, by_columns = (plan.output_width, plan.output_height), plan.by_columns(0)
+            tiles = (plan.turned if by_columns else plan).held_bytes
+            result = output[0] * output[1] * picture.bytes // (picture.width * picture.height)
+            require_memory(tiles + result, f"a result of {output[0]} x {output[1]} px")
+            bands = self._bands(picture.levels, plan, progress, by_columns)
             try:
-                return like(image, picture, bands, (plan.output_width, plan.output_height))
+                return like(image, picture, bands, output, by_columns)
             except MemoryError as error:
                 raise _too_large(plan) from error
 
@@ -248,19 +271,26 @@ class Upscaler:
         progress: Progress | None = None,
         *,
         size: tuple[int, int] | None = None,
+        by_columns: bool = False,
     ) -> Iterator[FloatArray]:
         """The colour of `upscale` as a stream of bands, for a result too large to hold.
 
         Takes levels (h, w) or (h, w, 3), converted a band at a time; gives float32 (rows, width, 3) in [0, 1]
-        from top to bottom. Arguments are checked at once; the other errors come while iterating. Holds the
-        input, and one row of tiles per stage.
+        from top to bottom, or with `by_columns` (columns, height, 3) from left to right. Arguments are
+        checked at once; the other errors come while iterating. Holds the input, and one row of tiles per
+        stage, or one column (`Plan.by_columns` says which is less).
         """
         picture = to_picture(image)
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-        return self._bands(picture.levels, plan, progress)
+        return self._bands(picture.levels, plan, progress, by_columns)
 
     def stage(self, plan: StagePlan) -> LoadedStage:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this Upscaler was made before the process was forked, and its engines do not work here",
+                hint='make one in this process, or start it by multiprocessing.get_context("spawn")',
+            )
         return self._engines.stage(plan.stage, plan.columns.tile)
 
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
@@ -298,15 +328,32 @@ class Upscaler:
         if strength is not None:
             other._strength = changed["strength"] = _per_stage(strength)
         if color is not None:
-            other._color, changed["color"] = color_method(color), color
+            other._color, other.color = color_method(color), color
+            changed["color"] = color
         if overlap is not None:
             other._overlap = changed["overlap"] = _checked(overlap, self._tile)
         other.settings = {**self.settings, **changed}
+        other._arguments = {**self._arguments, **changed}
         return other
 
     def close(self) -> None:
-        """Release the engines. They are loaded again if another picture follows."""
-        self._engines.close()
+        """Release the engines. They are loaded again if another picture follows.
+
+        What is under way, in other threads or as a stream that has not been read to its end, raises
+        UsageError there.
+
+        Raises:
+            DeviceError: an engine library is at work and cannot be ended; nothing is released.
+        """
+        for calls in tuple(self._under_way):
+            calls.end("the Upscaler was closed while this picture was computed")
+        if not all(calls.wait() for calls in tuple(self._under_way)):
+            raise DeviceError("the engine library is still at work, and its engines are not released")
+        if os.getpid() == self._process:
+            self._engines.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"<Upscaler {self.bundle.manifest.name}: {self.choice}>"
@@ -319,11 +366,16 @@ class Upscaler:
     ) -> None:
         self.close()
 
-    def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
+    def _bands(
+        self, image: Levels, plan: Plan, progress: Progress | None, by_columns: bool
+    ) -> Iterator[FloatArray]:
+        calls = Calls()
+        self._under_way.add(calls)
         try:
-            x = PlanarView(image, plan.margin)
-            rows = self._color(self._running(x, plan, progress), x, plan.product)
-            yield from map(_to_image, _exact_size(rows, plan))
+            order = plan.turned if by_columns else plan
+            x = PlanarView(image.swapaxes(0, 1) if by_columns else image, order.margin)
+            rows = self._color(self._running(x, order, progress, by_columns, calls), x, plan.product)
+            yield from map(_to_image, _exact_size(rows, order))
         except MemoryError as error:
             raise _too_large(plan) from error
         except RuntimeError as error:
@@ -332,11 +384,18 @@ class Upscaler:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"
             raise MemoryExhausted(with_tiles, hint=error.hint) from error
+        finally:
+            self._under_way.discard(calls)
 
-    def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
+    def _running(
+        self, x: PlanarView, plan: Plan, progress: Progress | None, turned: bool, calls: Calls
+    ) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in plan.places]
+        again = [
+            second and partial(calls.run, second)
+            for second in (self._engines.again(*place) for place in plan.places)
+        ]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:
@@ -346,11 +405,11 @@ class Upscaler:
                     progress(done, total)
 
             parallel = max(stage.parallel for stage in stages)
-            runs = [stage.run for stage in stages]
+            runs = [partial(calls.run, stage.run) for stage in stages]
             strength = [self._strength[stage.stage] for stage in plan.stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength)
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength, turned)
 
-        return in_background(run)
+        return in_background(run, on_stop=lambda: calls.end("nobody wants the picture any more"))
 
 
 def _counted(bundle: Bundle) -> TileCosts | None:

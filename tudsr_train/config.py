@@ -33,6 +33,10 @@ def _require(config: Any, where: str, least: float, *names: str) -> None:
                 raise TrainingError(f"{where}{name} must be at least {least:g}, not {number}")
 
 
+MAX_WORKERS = 256
+"""Processes that prepare pairs: more of them is a mistyped number."""
+
+
 @dataclass(frozen=True)
 class Optimization:
     """AdamW, its schedule, and how the run goes about it. One such for each network that is trained."""
@@ -71,7 +75,7 @@ class Optimization:
     device: str = "auto"
     """auto (CUDA, else what torch finds, else the CPU), cuda, mps or cpu. Ours."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice. Ours."""
+    """CPU threads, of which at most one a processor is used; 0 leaves torch's choice. Ours."""
     workers: int = 1
     """Processes that prepare pairs, per training process. Ours; OMGSR has 8."""
     ema: float = 0.0
@@ -95,6 +99,8 @@ class Optimization:
         _require(self, "optimization: ", 1, *counts)
         rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm", "ema")
         _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers", "keep_every")
+        if self.workers > MAX_WORKERS:
+            raise TrainingError(f"optimization: workers must be at most {MAX_WORKERS}, not {self.workers}")
         if max(self.betas) >= 1:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:

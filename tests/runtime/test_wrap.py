@@ -111,7 +111,7 @@ def test_alpha_wraps_too() -> None:
             0, 27 * down
         )
         left, top = across // 2 * 28, down // 2 * 27
-        found = AlphaRows(alpha, 28, 27, alpha.dtype, wrap)
+        found = AlphaRows(alpha, 28, 27, alpha.dtype, WRAPS[wrap])
         rows = np.concatenate([found.rows(0, 10), found.rows(10, 27)])
         assert np.abs(rows.astype(int) - plane[top : top + 27, left : left + 28]).max() <= 1
 
@@ -138,6 +138,15 @@ def test_the_command_wraps_colour_and_transparency(tudsr: Tudsr, tmp_path: Path)
         "1 skipped" not in tudsr("upscale", tmp_path / "a.png", "--scale", "4", "--on-exists", "rename").err
     )
     assert tudsr("upscale", tmp_path / "a.png", "--wrap", "y").code == 2
+
+
+def test_transparency_wraps_where_tiles_go_by_columns(bundle: Path) -> None:
+    levels = (random(10, 60, 4) * 255).astype(np.uint8)
+    levels[..., 3] |= 1  # as above
+    with Upscaler(bundle, threads=1, overlap=24, wrap="x") as upscaler:
+        assert upscaler.plan(60, 10, 4).by_columns(0)
+        a, b = (upscaler.upscale(each, 4).astype(int) for each in (levels, np.roll(levels, 7, axis=1)))
+    assert np.abs(np.roll(a, 28, axis=1) - b).max() <= 1
 
 
 def test_no_other_edges_meet(bundle: Path) -> None:

@@ -201,6 +201,7 @@ def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, agai
         on_exists="overwrite" if to_stdout else options.where_taken,
         metadata=options.metadata,
         encoding=Encoding(options.quality, options.compression),
+        max_input_megapixels=options.max_input_megapixels,
         max_output_megapixels=options.max_output_megapixels,
         as_json=options.as_json,
         again=again,

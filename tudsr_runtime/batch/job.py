@@ -45,6 +45,7 @@ class Request:
     on_exists: OnExists
     metadata: Metadata
     encoding: Encoding
+    max_input_megapixels: int
     max_output_megapixels: int
     as_json: bool
     again: Again
@@ -120,7 +121,7 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
         InputError: not a picture, or it would become too large. UsageError: scale or size is invalid.
         OutputError: the format holds no picture of that size.
     """
-    header = read_header(source.path)
+    header = read_header(source.path, request.max_input_megapixels)
     size = request.size.of(header.width, header.height) if request.size else None
     plan = upscaler.plan(header.width, header.height, request.scale, request.factors, size=size)
     if request.output is not None and not request.to_folder:

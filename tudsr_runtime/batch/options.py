@@ -43,6 +43,12 @@ class UpscaleOptions:
         float | None,
         typer.Option(rich_help_panel=SIZE, metavar="MP", help="Size of the result, in 10^6 pixels."),
     ] = None
+    max_input_megapixels: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=SIZE, metavar="N", min=1, help="Refuse pictures that are larger than this."
+        ),
+    ] = 100
     max_output_megapixels: Annotated[
         int,
         typer.Option(

@@ -18,7 +18,7 @@ from pathlib import Path
 from tudsr_runtime.atomic import AppearedError
 from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.estimate import Estimator, host_bytes
+from tudsr_runtime.batch.estimate import Estimator, goes_by_columns, host_bytes
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job, Request, outline, plan_job, weighed_record, weighing
 from tudsr_runtime.batch.outputs import (
@@ -30,9 +30,9 @@ from tudsr_runtime.batch.outputs import (
     make_folders,
 )
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
-from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.picture import Picture
-from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
+from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
 from tudsr_runtime.tiling.plan import Plan
@@ -103,7 +103,7 @@ class Batch:
             for choice in (*weighing(plan), *self.sizes(plan)):
                 self.terminal.detail(f"{job.source}: {choice}")
             seconds = estimator.seconds(plan)
-            memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
+            memory = host_bytes(plan, job.header, job.target, self.upscaler.color)
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
@@ -300,6 +300,8 @@ class Batch:
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
         plan = job.plan
         started = time.monotonic()
+        needed = host_bytes(plan, job.header, job.target, self.upscaler.color)
+        require_memory(needed, f"{job.source}: {plan.output_width} x {plan.output_height} px")
         picture, sha256 = job.read(self.request.metadata)
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
@@ -326,16 +328,23 @@ class Batch:
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
         wrapped = dataclasses.replace(picture, wrap=self.upscaler.wrap)
+        turned = goes_by_columns(plan, job.header, job.target)
 
         def attempt() -> tuple[str, ...]:
             now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
             if now.stages != plan.stages:
                 self.provide([now])
             upscaled = partial(
-                self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
+                self.upscaler.upscale_rows,
+                picture.levels,
+                None,
+                plan.notation,
+                bar.tile,
+                size=size,
+                by_columns=turned,
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            return write_picture(wrapped, bands, *size, job.target, request.encoding, replace)
+            return write_picture(wrapped, bands, *size, job.target, request.encoding, replace, turned)
 
         return self.upscaler.with_smaller_tiles(attempt)
 

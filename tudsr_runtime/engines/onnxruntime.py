@@ -26,7 +26,7 @@ from tudsr_runtime.engines.backend import (
     import_error,
     split_device,
 )
-from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, named
+from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, ended_by, named, run_options
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import FloatArray, TileFunction
@@ -111,8 +111,9 @@ class SessionEngine:
         """Run the graph (see `Engine.run`)."""
         one = self.loaded
         feed = {one.source.name: x.astype(one.source.dtype, copy=False)}
-        with named(f"running {one.component}", by_graph=self.device == "cpu"):
-            (y,) = one.session.run([one.target.name], feed)
+        options = run_options()
+        with named(f"running {one.component}", by_graph=self.device == "cpu"), ended_by(options):
+            (y,) = one.session.run([one.target.name], feed, options)
         if y.shape != one.target.shape:
             raise BundleError(
                 f"{one.component} gives {y.shape}, not the {one.target.shape} that its graph announces"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.bundle import TensorSpec
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import as_engine_error, split_device
 from tudsr_runtime.planes import FloatArray
 
@@ -63,8 +64,9 @@ class BoundChain:
             np.copyto(slot.sent, x, casting="same_kind")
             slot.first.update_inplace(slot.sent)
         for one, binding in zip(self._sessions, slot.bindings, strict=True):
-            with named(f"running {one.component}"):
-                one.session.run_with_iobinding(binding)
+            options = run_options()
+            with named(f"running {one.component}"), ended_by(options):
+                one.session.run_with_iobinding(binding, options)
         y: FloatArray = slot.received.astype(np.float32)
         self._idle.append(slot)
         return y
@@ -79,6 +81,18 @@ class BoundChain:
                 _bound(one, *ends) for one, ends in zip(self._sessions, pairwise(values), strict=True)
             ]
         return _Slot(_view(sent), values[0], bindings, _view(received), (sent, *values))
+
+
+def run_options() -> Any:
+    """Options of one run, by which it can be ended."""
+    import onnxruntime
+
+    return onnxruntime.RunOptions()
+
+
+def ended_by(options: Any) -> contextlib.AbstractContextManager[None]:
+    """The block is the run of these options; another thread may end it between two operators."""
+    return under_way(lambda: setattr(options, "terminate", True))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
     Backend,
@@ -45,8 +46,10 @@ class LoadedStage:
 
     def run(self, x: FloatArray) -> FloatArray:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
-        if self.chain:
-            return self.chain(x)
+        with under_way():
+            return self.chain(x) if self.chain else self._one_by_one(x)
+
+    def _one_by_one(self, x: FloatArray) -> FloatArray:
         encoder, unet, decoder = self.engines
         return decoder.run(unet.run(encoder.run(x)))
 
@@ -143,7 +146,8 @@ class LoadedEngines:
         if key not in self._loaded:
             graph = GRAPHS.get(target.precision, target.precision)
             variant = self._bundle.variant(component, preferred=graph, tile=tile)
-            self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
+            with under_way():
+                self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
         return self._loaded[key]
 
     def _target(self, choice: Choice, backend: Backend) -> Target:

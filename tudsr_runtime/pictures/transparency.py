@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tudsr_runtime.planes import WRAPS, Levels, to_levels, white
+from tudsr_runtime.planes import Levels, to_levels, white
 
 Float32 = NDArray[np.float32]
 BICUBIC_SUPPORT = 3
@@ -40,11 +40,17 @@ def fill_hidden(colour: Levels, alpha: Levels) -> Levels:
 class AlphaRows:
     """`alpha` enlarged to (height, width), bicubic with antialiasing, a band of rows at a time.
 
-    A constant stays constant. The rows come as levels of `dtype`. `wrap`: which edges meet, as in `WRAPS`.
+    A constant stays constant. The rows come as levels of `dtype`. `meets`: whether the left and right
+    edge meet, and whether the upper and lower one do.
     """
 
     def __init__(
-        self, alpha: Levels, width: int, height: int, dtype: np.dtype[np.generic], wrap: str = "none"
+        self,
+        alpha: Levels,
+        width: int,
+        height: int,
+        dtype: np.dtype[np.generic],
+        meets: tuple[bool, bool] = (False, False),
     ) -> None:
         self._step = alpha.shape[0] / height
         self._width = width
@@ -52,7 +58,7 @@ class AlphaRows:
         low, high = alpha.min(), alpha.max()
         top = np.float32(white(alpha.dtype))
         self._constant = to_levels(low.astype(np.float32) / top, dtype) if low == high else None
-        across, down = (BICUBIC_SUPPORT * meets for meets in WRAPS[wrap])
+        across, down = (BICUBIC_SUPPORT * meet for meet in meets)
         extended = np.pad(alpha, ((down, down), (across, across)), mode="wrap")
         self._left, self._right, self._top = across, across + alpha.shape[1], down
         self._image = Image.fromarray(extended.astype(np.float32) / top)

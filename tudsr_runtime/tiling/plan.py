@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
@@ -19,6 +19,8 @@ DEFAULT_SCALE = 8
 # Stage 2 was trained to follow a x2 step, so N stays 2 (paper, Algorithm 2) and M takes up the scale.
 TWO_STAGE_FACTORS = ((4, (2, 2)), (8, (4, 2)), (16, (8, 2)))
 ONE_STAGE_FACTORS = (2, 4, 8, 16)
+ROWS_OF_TILES = 6
+"""Rows of tiles in float32 that a stage holds at its peak, with buffers and bands on their way; measured."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class StagePlan:
     def cost(self) -> float | None:
         """What they take, in the unit of the plan's costs; None where it is unknown."""
         return self.weighed[0].cost if self.weighed else None
+
+    @property
+    def turned(self) -> StagePlan:
+        """The same tiles in the order of columns."""
+        return replace(self, columns=self.rows, rows=self.columns)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,32 @@ class Plan:
         """What all stages take, in `costs.unit`; None where it is unknown."""
         each = [stage.cost for stage in self.stages]
         return None if None in each else sum(cost for cost in each if cost is not None)
+
+    @property
+    def turned(self) -> Plan:
+        """The same for the transposed picture."""
+        return replace(
+            self,
+            width=self.height,
+            height=self.width,
+            output_width=self.output_height,
+            output_height=self.output_width,
+            stages=tuple(stage.turned for stage in self.stages),
+            margin=self.margin[::-1],
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the rows of tiles that are under way, about; those of `turned` are columns."""
+        return sum(12 * ROWS_OF_TILES * stage.rows.tile * stage.columns.padded for stage in self.stages)
+
+    def by_columns(self, collecting: int) -> bool:
+        """Whether less is held when the tiles go by columns, from left to right.
+
+        Args:
+            collecting: bytes of a result that is then collected, as it is wanted by rows; else 0.
+        """
+        return self.turned.held_bytes + collecting < self.held_bytes
 
     @property
     def _chosen(self) -> Factors:

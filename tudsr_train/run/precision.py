@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.machine import processors
 from tudsr_train.config import Optimization
 from tudsr_train.generator import Generator
 
@@ -19,11 +20,13 @@ def autocast(optimization: Optimization, device: torch.device) -> AbstractContex
 def prepare(generator: Generator, optimization: Optimization, device: torch.device) -> None:
     """Move G to its device, its UNet channels-last; checkpoint and compile it if asked to; set the threads.
 
+    Of these at most one a processor.
+
     Raises TrainingError for a precision that cannot be trained in.
     """
     _refuse_other_precisions(optimization.precision)
     if optimization.threads:
-        torch.set_num_threads(optimization.threads)
+        torch.set_num_threads(min(optimization.threads, processors()))
     generator.to(device)
     for part in (generator.unet, generator.vae):
         part.to(memory_format=torch.channels_last)
