@@ -7,9 +7,12 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
+import reprlib
 import textwrap
 import types
 import typing
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,10 @@ from tudsr_train.data.sources import Data, MixedData, Pictures
 T = TypeVar("T")
 CONFIGS = "configs"
 """Folder of the shipped configurations."""
+MOST_BYTES = 2**20
+"""Greatest size of a configuration."""
+UNREADABLE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
+"""What reading YAML raises: a date of a 13th month is a ValueError."""
 
 
 def find_config(given: Path) -> tuple[Path, str]:
@@ -52,28 +59,68 @@ def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
     wrong type.
     """
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = _parse(_read(path))
     except FileNotFoundError as error:
         hint = f"a file, or one of {', '.join(shipped_configs())}"
         raise TrainingError(f"{path}: no such config file", hint=hint) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise TrainingError(f"{path}: not a readable YAML file: {_why(error)}") from error
+    tree = {} if tree is None else tree
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise TrainingError(f"--set {override}: expected key=value")
         try:
-            _assign(tree, key.strip().split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise TrainingError(f"--set {override}: {str(error).splitlines()[0]}") from error
+            _assign(tree, key.strip().split("."), _parse(value))
+        except UNREADABLE as error:
+            raise TrainingError(f"--set {override[:80]}: {_why(error)}") from error
     return _build(kind, tree, str(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, Hashable) and keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {_shown(key)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _read(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES // 1024} KiB")
+    return content.decode("utf-8")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return error.problem + (f", line {mark.line + 1}" if mark else "")
+    return str(error).splitlines()[0]
+
+
+def _shown(value: Any) -> str:
+    """A value of a stranger's file for a message; what is nested in itself has no end."""
+    return reprlib.repr(value)[:80]
+
+
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    if not all(keys):
+        raise TrainingError(f"--set {'.'.join(keys)}: a key is empty")
     for number, key in enumerate([*keys[:-1], ""]):
         if not isinstance(tree, dict):
             raise TrainingError(
-                f"--set {'.'.join(keys)}: {'.'.join(keys[:number]) or 'the file'} is {tree!r}"
+                f"--set {'.'.join(keys)}: {'.'.join(keys[:number]) or 'the file'} is {_shown(tree)}"
             )
         tree = tree.setdefault(key, {}) if key else tree
     tree[keys[-1]] = value
@@ -85,13 +132,13 @@ def _build(kind: type[T], tree: Any, where: str) -> T:
 
 def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
-        raise TrainingError(f"{where}: expected keys and values, found {tree!r}")
+        raise TrainingError(f"{where}: expected keys and values, found {_shown(tree)}")
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             raise TrainingError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"{where}: unknown key {_shown(key)}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     return {
         key: _recipe(value, f"{where}: {key}", _preset(kind, key))
@@ -139,8 +186,8 @@ def _plain_recipe(tree: Any, where: str, default: str) -> PlainRecipe:
     """The name of a preset, or `preset: NAME` and the values that differ from it."""
     tree = {"preset": tree} if isinstance(tree, str) else tree
     name = tree.get("preset", default) if isinstance(tree, dict) else ""
-    if name not in PRESETS:
-        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {_shown(name or tree)}")
     preset = PRESETS[name]
     return dataclasses.replace(preset, **_values(type(preset), tree, where))
 
@@ -154,23 +201,31 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_tuple(typing.get_args(hint), value, where)
     if isinstance(hint, types.UnionType):
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return _float(value, where)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TrainingError(f"{where} must be of type {hint.__name__}, not {value!r}")
+        raise TrainingError(f"{where} must be of type {hint.__name__}, not {_shown(value)}")
     return value
+
+
+def _float(value: float | str, where: str) -> float:
+    """A finite number; YAML 1.1 reads 1e-3 as text."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except ValueError:
+        raise TrainingError(f"{where} must be of type float, not {_shown(value)}") from None
+    if not math.isfinite(number):
+        raise TrainingError(f"{where} must be a finite number, not {_shown(value)}")
+    return number
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if args == (str, ...) and isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        raise TrainingError(f"{where} must be a list, not {value!r}")
+        raise TrainingError(f"{where} must be a list, not {_shown(value)}")
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     if len(args) != len(value):
