@@ -73,7 +73,7 @@ class Optimization:
     """bf16 (autocast over float32 weights; OMGSR) or fp32."""
     autoencoder_precision: str = "bf16"
     """What E and D compute in where `precision` is bf16: bf16 as in OMGSR, whose autocast covers them, or
-    fp32, so that x_hat is finer than bfloat16's 1/256, for more memory. Eq. (2)'s sum is float32 in either."""
+    fp32, so that x_hat is finer than bfloat16's 1/256, for more memory. Eq. (2) is float32 in either."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward: less memory, a third more time. Off in OMGSR."""
     compile: bool = False
