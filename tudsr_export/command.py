@@ -20,7 +20,7 @@ from tudsr_runtime.tiling.axis import TILE
 if TYPE_CHECKING:
     from tudsr_export.gates import Report
 
-PRECISIONS = ("fp16", "fp32")
+EXPORTED_PRECISIONS = ("fp16", "fp32")
 
 
 def run(options: ExportOptions, tile: int = TILE) -> None:
@@ -67,8 +67,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {options.precision!r}")
+    if options.precision not in EXPORTED_PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(EXPORTED_PRECISIONS)}, not {options.precision!r}")
     name = options.name if options.name is not None else options.output.resolve().name
     if not NAME.fullmatch(name):
         raise UsageError(

@@ -16,6 +16,7 @@ from tudsr_export.engine_gate import build_all
 from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
+from tudsr_export.layouts import StageAdapter, read_adapter
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
 from tudsr_export.part import Graph, Part, write_graphs
 from tudsr_export.plan import ExportPlan, Shape
@@ -46,12 +47,16 @@ def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
         OutputError: the bundle cannot be written there.
     """
     with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
+        adapters = {stage: read_adapter(origin) for stage, origin in sorted(plan.adapters.items())}
         base = Generator.load(plan.base).eval()
         plan = sized(plan, base)
         _require_shapes(plan, base)
         notify(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
+        # What does not fit is found now, and not after the minutes that the stage before it takes.
+        for stage, adapter in adapters.items():
+            attach_stage(base, adapter, stage, plan.timesteps.get(stage), plan.prompt)
         export = _Export(plan, folder, base, report, notify)
-        for stage, adapter in sorted(plan.adapters.items()):
+        for stage, adapter in adapters.items():
             export.stage(stage, adapter)
         export.autoencoder()
         facts = export.facts(write_golden(folder, export.tiles[0], export.outputs))
@@ -102,7 +107,7 @@ class _Export:
         self.encoder = Part(BASE_ENCODER, encoder.eval(), ("image", "z_L"), plan.precision)
         self.decoder = Part(DECODER, decoder.eval(), ("z_H", "image"), plan.precision)
 
-    def stage(self, stage: int, adapter: Path) -> None:
+    def stage(self, stage: int, adapter: StageAdapter) -> None:
         """Merge, fold and export one stage's UNet; the references move on through the stage."""
         plan = self.plan
         generator, settings = attach_stage(self.base, adapter, stage, plan.timesteps.get(stage), plan.prompt)

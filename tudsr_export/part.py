@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tudsr_export.float32_graph import widen
+from tudsr_export.float32_graph import write_float32_graph
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
+from tudsr_export.half_arithmetic import HalfArithmetic
 from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
 from tudsr_export.operations import count_macs
 from tudsr_export.plan import Shape
@@ -79,9 +81,10 @@ class Part:
 
     def run(self, x: Tensor) -> Tensor:
         """The exported module, in torch; float32 in and out."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.float32
-        result: Tensor = self.exported()(x.to(dtype)).float()
-        return result
+        if self.precision == "fp32":
+            return cast(Tensor, self.module(x))
+        with HalfArithmetic():
+            return cast(Tensor, self.exported()(x.half()).float())
 
     def forget_float32(self) -> None:
         """Keep only what is exported."""
@@ -141,7 +144,7 @@ def _compared(
     compare(report, precision, subject, run_onnx(model, x), expected)
     if precision == "fp32":
         return [graph]
-    wide = widen(model)
+    wide = write_float32_graph(model)
     compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
     return [graph, replace(graph, model=wide.name, files=external_files(wide), precision="fp32")]
 

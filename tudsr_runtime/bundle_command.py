@@ -100,13 +100,12 @@ def bundle_verify(
     terminal.result(
         f"{opened.folder}: {counted(len(files), 'file')}, {size:.1f} MB, all as the manifest says"
     )
-    golden = opened.manifest.golden
-    if golden is None:
+    if opened.manifest.golden is None:
         terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")
         return
     choice = select(backend, device, precision, opened.precisions)
     terminal.note(f"back end: {choice}")
-    figures = run_golden(opened, golden, choice, threads)
+    figures = run_golden(opened, choice, threads, lambda text: terminal.note(f"note: {text}"))
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

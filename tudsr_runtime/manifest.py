@@ -16,6 +16,7 @@ from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 SCHEMA_VERSION = 1
 MIN_TILE, MAX_TILE = 64, 4096
 MAX_PLANS = 64
+MAX_MACS = 10**18
 PRECISIONS = ("fp32", "fp16", "bf16")
 DTYPES = ("float32", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -79,7 +80,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
-        _require(self.macs is None or self.macs >= 0, f"macs must not be negative, not {self.macs}")
+        counted = self.macs is None or 0 <= self.macs <= MAX_MACS
+        _require(counted, "macs must be 0 to 10^18")
         _require(self.batch > 0, f"batch must be positive, not {self.batch}")
         _require(len(self.inputs) == 1 and len(self.outputs) == 1, "a graph has one input and one output")
         named = [file.path for file in self.files]
@@ -173,7 +175,7 @@ class MeasuredPlan:
 
 
 def read_plans(text: str, stages: int) -> tuple[MeasuredPlan, ...]:
-    """The JSON list that `benchmarks/plans.py` writes, for a bundle of so many stages. Raises BundleError."""
+    """Read what `benchmarks/plans.py` writes, for a bundle of `stages` stages. Raises BundleError."""
     try:
         plans = read_typed(tuple[MeasuredPlan, ...], parse_json(text), BundleError, whole="the list of plans")
         _check_plans(plans, stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
-from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.select import BUILT, select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tile_times import stored_times
@@ -45,12 +47,12 @@ class Upscaler:
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
-        threads: CPU threads; None leaves it to the back end.
+        threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
         overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
             measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
-        strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
-            faithful to the input: a stage decodes z_L + s (z_H - z_L).
+        strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
+            of its input (0) to the model's result (1). Less is more faithful.
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
         tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
@@ -80,36 +82,36 @@ class Upscaler:
     ) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
-        if overlap is not None and (isinstance(overlap, bool) or not isinstance(overlap, int)):
-            raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
         if not isinstance(bundle, str | Path | Bundle):
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
         if not isinstance(device, str):
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
-        per_stage = _per_stage(strength)
+        self._strength = _per_stage(strength)
         self._color = color_method(color)
         self._sanity = sanity
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
         manifest = self.bundle.manifest
         if tile is not None and tile not in self.bundle.tiles:
             sizes = ", ".join(map(str, self.bundle.tiles))
             raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
-        self._overlap = overlap if overlap is not None else manifest.overlap or OVERLAP
-        plan_upscale(1, 1, tile=tile or manifest.tile, overlap=self._overlap)  # Rejects what cannot be.
+        self._tile = tile or manifest.tile
+        self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
         choice = select(backend, device, precision, self.bundle.precisions)
+        if not isinstance(bundle, Bundle) and choice.backend not in BUILT:
+            self.bundle.check()
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify, tile)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
         self._costs = stored_times(self.bundle, choice, threads, notify) or _counted(self.bundle)
-        self.settings = {
+        self.settings: dict[str, object] = {
             "overlap": self._overlap,
             "color": color,
-            "strength": per_stage,
+            "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
         } | ({} if tile is None else {"tile": tile})
         """What the result depends on besides bundle, picture, factors and size."""
@@ -245,6 +247,30 @@ class Upscaler:
                 if tile is None or not self._engines.give_way(tile):
                     raise
 
+    def with_look(
+        self,
+        *,
+        strength: float | Sequence[float] | None = None,
+        color: str | None = None,
+        overlap: int | None = None,
+    ) -> Upscaler:
+        """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
+
+        Nothing is loaded for it, and `close` of either releases the engines of both. Errors as the
+        constructor's.
+        """
+        other = copy.copy(self)
+        other._exhausted = None
+        changed: dict[str, object] = {}
+        if strength is not None:
+            other._strength = changed["strength"] = _per_stage(strength)
+        if color is not None:
+            other._color, changed["color"] = color_method(color), color
+        if overlap is not None:
+            other._overlap = changed["overlap"] = _checked(overlap, self._tile)
+        other.settings = {**self.settings, **changed}
+        return other
+
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows."""
         self._engines.close()
@@ -267,6 +293,8 @@ class Upscaler:
             yield from map(_to_image, _exact_size(rows, plan))
         except MemoryError as error:
             raise _too_large(plan) from error
+        except RuntimeError as error:
+            raise as_exhausted(error) or error from error
         except MemoryExhausted as error:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"
@@ -274,9 +302,8 @@ class Upscaler:
 
     def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
-        places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in places]
+        again = [self._engines.again(*place) for place in plan.places]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:
@@ -287,7 +314,8 @@ class Upscaler:
 
             parallel = max(stage.parallel for stage in stages)
             runs = [stage.run for stage in stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity)
+            strength = [self._strength[stage.stage] for stage in plan.stages]
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength)
 
         return in_background(run)
 
@@ -299,6 +327,13 @@ def _counted(bundle: Bundle) -> TileCosts | None:
     if None in counted.values():
         return None
     return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})
+
+
+def _checked(overlap: int, tile: int) -> int:
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
+    plan_upscale(1, 1, tile=tile, overlap=overlap)  # Rejects what cannot be.
+    return overlap
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

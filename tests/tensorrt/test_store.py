@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.tensorrt.conftest import Machine
+from tests.tensorrt.fakes import NO_MEMORY_TO_BUILD
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
@@ -33,7 +34,7 @@ from tudsr_runtime.engines.tensorrt.store import (
     ensure_engines,
     expected_seconds,
 )
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, OutputError
 from tudsr_runtime.files import exclusive
 
 MakeBundle = Callable[..., Path]
@@ -47,7 +48,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def wanted(machine: Machine, bundle: Bundle) -> Wanted:
-    return Wanted(bundle, machine.library, "sm89")
+    return Wanted(bundle, machine.library, machine.target)
 
 
 class Notes(Reporter):
@@ -68,7 +69,9 @@ def test_the_folder_and_its_record(wanted: Wanted, machine: Machine, cache: Path
     notes = Notes()
     found = ensure_engines(wanted, reporter=notes)
     version = machine.trt.__version__
-    assert found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-sm89"
+    assert (
+        found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-{machine.target}"
+    )
     names = {f"{name}.{end}" for name in COMPONENTS for end in ("plan", "layers.json")}
     assert {one.name for one in found.path.iterdir()} == {RECORD_NAME, *names}
     assert read_record(found.path) == found.record
@@ -86,6 +89,14 @@ def test_the_folder_and_its_record(wanted: Wanted, machine: Machine, cache: Path
 def test_the_second_time_nothing_is_built(wanted: Wanted) -> None:
     assert ensure_engines(wanted).built
     assert not ensure_engines(wanted).built
+
+
+def test_before_a_run_sizes_are_looked_at_and_bytes_where_they_are_loaded(wanted: Wanted) -> None:
+    plan = ensure_engines(wanted).path / "unet_stage1.plan"
+    flip(plan)
+    assert not ensure_engines(wanted, thorough=False).built
+    plan.write_bytes(plan.read_bytes()[:-1])
+    assert ensure_engines(wanted, thorough=False).built
 
 
 @pytest.fixture
@@ -128,6 +139,20 @@ def test_only_the_engines_of_a_plan_are_built_and_others_are_added(machine: Mach
     begun, notes, _ = build((1, 128))
     assert begun == {"unet_stage2"}
     assert notes == ["building the engines again: unet_stage2.plan has changed since it was built"]
+
+
+def test_only_sound_engines_are_kept_beside_new_ones(machine: Machine, sized: Bundle) -> None:
+    """Not read before a run, but where a build takes its time anyway."""
+
+    def wanted(*places: tuple[int, int]) -> Wanted:
+        return Wanted(sized, machine.library, "sm89", None, engines_of(sized, places))
+
+    flip(ensure_engines(wanted((1, 128))).path / "unet_stage2.plan")
+    assert not ensure_engines(wanted((1, 128)), thorough=False).built
+    added = ensure_engines(wanted((0, 64)), thorough=False)
+    kept = {"vae_encoder", "vae_decoder"}
+    new = {f"{name}-64" for name in ("vae_encoder", "unet_stage1", "vae_decoder")}
+    assert {plan.component for plan in added.record.plans.values()} == kept | new
 
 
 def test_engines_of_another_version_are_not_kept(machine: Machine, sized: Bundle) -> None:
@@ -201,7 +226,7 @@ def test_a_new_library_and_a_new_graph_are_told(
     ensure_engines(wanted)
     other = open_bundle(make_bundle(tmp_path / "other", unet="identity", dtype="float16", tile=64))
     notes = Notes()
-    assert ensure_engines(Wanted(other, machine.library, "sm89"), reporter=notes).built
+    assert ensure_engines(Wanted(other, machine.library, machine.target), reporter=notes).built
     assert notes.notes == ["building the engines again: the graph unet_stage1/model.onnx has changed"]
     machine.trt.__version__ = "11.9.0" if machine.name == "tensorrt" else "2.0.0"
     notes = Notes()
@@ -214,7 +239,7 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError, match="Could not find any implementation for node the_node") as caught:
         ensure_engines(wanted)
     assert caught.value.exit_code == 6
-    folder = engine_folder(wanted.bundle, wanted.library, "sm89")
+    folder = engine_folder(wanted.bundle, wanted.library, wanted.target)
     assert [one.name for one in folder.parent.iterdir()] == [f".{folder.name}.lock"]
     machine.trt.refuses = set()
     ensure_engines(wanted)
@@ -223,6 +248,19 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError):
         ensure_engines(wanted)
     assert (folder / RECORD_NAME).is_file()
+
+
+def test_a_build_that_runs_out_of_memory_says_so(wanted: Wanted, machine: Machine) -> None:
+    """TensorRT only warns of the kernels that it leaves out; the error is that none is left."""
+    machine.trt.refuses = {"build"}
+    for lines in (NO_MEMORY_TO_BUILD, NO_MEMORY_TO_BUILD[2:]):
+        machine.trt.says = {"build": lines}
+        with pytest.raises(MemoryExhausted, match=r"building .*model\.onnx: Skipping tactic 8 due to insuff"):
+            ensure_engines(wanted)
+    unrelated = ("[E]", "Error Code 2: Internal Error (Assertion shape.nbDims == 4 failed.)")
+    machine.trt.says = {"build": (*NO_MEMORY_TO_BUILD[1:3], unrelated)}
+    with pytest.raises(DeviceError, match="Assertion shape"):
+        ensure_engines(wanted)
 
 
 def test_a_folder_of_someone_else_is_not_replaced(wanted: Wanted, tmp_path: Path) -> None:
@@ -242,11 +280,11 @@ def test_a_graph_that_differs_from_the_manifest_is_refused(wanted: Wanted, bundl
 
 
 def test_another_precision_lies_apart(machine: Machine, bundle: Bundle) -> None:
-    path = engine_folder(bundle, machine.library, "sm89", "fp32")
-    assert path.name.endswith("-sm89-fp32")
-    assert not engine_folder(bundle, machine.library, "sm89", "fp16").name.endswith("fp16")
+    path = engine_folder(bundle, machine.library, machine.target, "fp32")
+    assert path.name.endswith(f"-{machine.target}-fp32")
+    assert not engine_folder(bundle, machine.library, machine.target, "fp16").name.endswith("fp16")
     with pytest.raises(BundleError, match="has no variant with precision fp32"):
-        ensure_engines(Wanted(bundle, machine.library, "sm89", "fp32"))
+        ensure_engines(Wanted(bundle, machine.library, machine.target, "fp32"))
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
@@ -354,7 +392,7 @@ def test_engines_of_an_earlier_tudsr_are_found_and_run(machine: Machine, tmp_pat
     """tests/tensorrt/recorded was written by tudsr before `engines/tensorrt` was a folder."""
     shutil.copytree(Path(__file__).with_name("recorded"), tmp_path / "recorded")
     bundle, engines = open_bundle(tmp_path / "recorded" / "bundle"), tmp_path / "recorded" / "engines"
-    found = ensure_engines(Wanted(bundle, machine.library, "sm89"), engines)
+    found = ensure_engines(Wanted(bundle, machine.library, machine.target), engines)
     assert not found.built
     assert found.record.to_json() == (engines / RECORD_NAME).read_text()
     choice = Choice(machine.name, "cuda", "for the test", engines=engines)

@@ -105,7 +105,7 @@ def test_engines_come_beside_the_graphs_by_compute_capability(
     bundle: Bundle, machine: Machine, tmp_path: Path
 ) -> None:
     folders = []
-    for target, machine.cuda._target in (("sm89", (8, 9)), ("sm120", (12, 0))):
+    for target, machine.cuda._target in (("sm89-fake-gpu-24gib", (8, 9)), ("sm120-fake-gpu-24gib", (12, 0))):
         folders.append(ensure_engines(Wanted(bundle, machine.library, target), tmp_path / target).path)
     names = write_repository(bundle, tmp_path / "models", folders)
     assert set(names) == ONNX_MODELS | {f"{name}_tensorrt" for name in ONNX_MODELS}
@@ -127,7 +127,7 @@ def test_engines_come_beside_the_graphs_by_compute_capability(
 def test_engines_that_triton_cannot_take_are_refused_and_nothing_is_written(
     bundle: Bundle, machine: Machine, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
-    folder = ensure_engines(Wanted(bundle, machine.library, "sm89"), tmp_path / "e").path
+    folder = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "e").path
     models = tmp_path / "models"
     if machine.name == "tensorrt-rtx":
         with pytest.raises(UsageError, match="are of tensorrt-rtx; Triton loads those of TensorRT itself"):

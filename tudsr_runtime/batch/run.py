@@ -29,6 +29,7 @@ from tudsr_runtime.batch.outputs import (
     make_folders,
 )
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
 from tudsr_runtime.planes import FloatArray
@@ -63,11 +64,18 @@ class Batch:
     sizes: Callable[[Plan], Iterable[str]] = lambda _: ()
     """What to say, before anything is computed, about disk and memory of what was weighed."""
     tally: Tally = field(default_factory=Tally)
+    gave_up: bool = False
+    """Whether outputs were refused so often that the rest was not tried."""
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
 
-    def plan(self, sources: Sequence[Source], *, create_folders: bool) -> list[Job]:
+    def plan(
+        self, sources: Sequence[Source], elsewhere: Sequence[Source] = (), *, create_folders: bool
+    ) -> list[Job]:
         """The jobs that are to be done; the others are reported as failed or skipped.
+
+        Args:
+            elsewhere: pictures that are not to be done here, nor to be replaced by a result.
 
         Raises:
             OutputError: no folder of the outputs can be written to.
@@ -80,7 +88,7 @@ class Batch:
                 jobs.append(plan_job(self.request, self.upscaler, source))
             except Exception as error:  # whatever it is, the others go on
                 self.fail(source.path, error)
-        jobs = self._settle(jobs, [source.path for source in sources])
+        jobs = self._settle(jobs, [source.path for source in (*sources, *elsewhere)])
         return self._prepare(jobs) if create_folders else jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
@@ -101,12 +109,13 @@ class Batch:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Work through the jobs. Raises TudsrError only for a single input, or if nothing can be computed."""
+        before = self.tally.ok
         self.provide([job.plan for job in jobs])
         try:
             self._run_all(jobs)
         except (KeyboardInterrupt, SystemExit):
             if not self.request.single:
-                done = f"{self.tally.ok} of {len(jobs)} done"
+                done = f"{self.tally.ok - before} of {len(jobs)} done"
                 self.terminal.note(f"stopped, {done}; the same command goes on with the others")
             raise
 
@@ -165,8 +174,9 @@ class Batch:
         What tudsr did not raise on purpose is a bug of it, and is reported with its traceback.
         """
         self.tally.failed += 1
-        if isinstance(error, MemoryError):
-            error = MemoryExhausted(f"{path}: out of memory")
+        exhausted = as_exhausted(error)
+        if exhausted is not None:
+            error = MemoryExhausted(f"{path}: {exhausted}", hint=exhausted.hint)
         if self.request.as_json:
             self.terminal.json(failure(error, path))
             mark_told(error)
@@ -174,14 +184,19 @@ class Batch:
             raise error
         self.terminal.error(error, path)
 
-    def finish(self, seconds: float) -> None:
-        """Print the summary; BatchError if any picture failed."""
+    def sum_up(self, seconds: float) -> None:
+        """Print the summary."""
         tally = self.tally
         if self.request.as_json:
             self.terminal.json({"summary": {**vars(tally), "seconds": round(seconds, 3)}})
         counts = ", ".join(f"{count} {name}" for name, count in vars(tally).items() if count)
         if not self.request.single:
             self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
+
+    def finish(self, seconds: float) -> None:
+        """Print the summary; BatchError if any picture failed."""
+        self.sum_up(seconds)
+        tally = self.tally
         if tally.failed:
             raised = BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
             if self.request.as_json:
@@ -319,6 +334,7 @@ class Batch:
         return self.upscaler.with_smaller_tiles(attempt)
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
+        self.gave_up = True
         for job in jobs:
             reason = f"{job.source}: not tried, the last {MAX_REFUSALS} outputs could not be written"
             self.fail(job.source, OutputError(reason))

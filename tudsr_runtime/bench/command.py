@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -12,8 +12,9 @@ from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import describe_clocks, describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
-from tudsr_runtime.bench.table3 import measure_rows, row_record, table_markdown
-from tudsr_runtime.bench.tiles import measure_tiles, tile_record, tiles_markdown
+from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, table_markdown
+from tudsr_runtime.bench.tiles import every_place, measure_tiles, tile_record, tiles_markdown
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.tile_times import store_times
@@ -24,8 +25,9 @@ PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-
 
 def latency(options: LatencyOptions) -> None:
     """Time one enlargement and its parts. Raises as `Upscaler.upscale`, and OutputError."""
-    with _upscaler(options) as upscaler:
-        side = options.size
+    terminal = Terminal()
+    side = options.size
+    with _upscaler(options, terminal, lambda made: made.plan(side, side, options.scale).places) as upscaler:
         found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
     _publish(options, "latency", facts, latency_markdown(found), latency_record(found))
@@ -34,7 +36,7 @@ def latency(options: LatencyOptions) -> None:
 def table3(options: BenchOptions) -> None:
     """Time the paper's four rows. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
-    with _upscaler(options) as upscaler:
+    with _upscaler(options, terminal, _of_table3) as upscaler:
         rows = []
         for row in measure_rows(upscaler, options.warmup, options.repeats):
             terminal.note(f"{row.plan.output_width} px: {row.whole.p50:.3f} s")
@@ -48,7 +50,7 @@ def table3(options: BenchOptions) -> None:
 def tiles(options: BenchOptions) -> None:
     """Time a tile of every size, and keep it for the planner. Raises as `table3`."""
     terminal = Terminal()
-    with _upscaler(options) as upscaler:
+    with _upscaler(options, terminal, every_place) as upscaler:
         found = []
         for one in measure_tiles(upscaler, options.warmup, options.repeats):
             terminal.note(f"stage {one.stage + 1}, {one.tile} px: {one.each.p50:.4f} s a tile")
@@ -60,17 +62,32 @@ def tiles(options: BenchOptions) -> None:
     terminal.note(f"kept in {kept}: sizes of tiles are chosen by it from now on")
 
 
-def _upscaler(options: BenchOptions) -> Upscaler:
+def _of_table3(upscaler: Upscaler) -> Iterator[tuple[int, int]]:
+    for row in PUBLISHED:
+        yield from row.plan(upscaler).places
+
+
+def _upscaler(
+    options: BenchOptions, terminal: Terminal, places: Callable[[Upscaler], Iterable[tuple[int, int]]]
+) -> Upscaler:
+    """What is measured, with the engines for `places`, each a stage from 0 and a size of tiles: those that the
+    cache lacks are built first, which is said."""
     # Random weights are as fast as trained ones, and their results are let through.
-    return Upscaler(
+    upscaler = Upscaler(
         options.bundle,
         backend=options.backend,
         device=options.device,
         threads=options.threads,
         precision=options.precision,
         sanity=False,
+        notify=lambda text: terminal.note(f"note: {text}"),
         engines=options.engines,
     )
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
+    return upscaler
 
 
 def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""From a scale to the stages' factors, the canvases and the number of tiles, before anything is computed."""
+"""What a scale comes to, before anything is computed: the stages' factors, the canvases and the tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
-from tudsr_runtime.factors import MAX_SCALE, Factors, format_factors, parse_factors, product
+from tudsr_runtime.factors import MAX_SCALE, MAX_SIDE, Factors, format_factors, parse_factors, product
 from tudsr_runtime.manifest import MeasuredPlan
 from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis
 from tudsr_runtime.tiling.cost import Cut, TileCosts, cuts
@@ -83,6 +83,11 @@ class Plan:
         return sum(stage.tiles for stage in self.stages)
 
     @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Which stage (from 0) runs tiles of which size in px, for each stage that runs."""
+        return tuple((stage.stage, stage.columns.tile) for stage in self.stages)
+
+    @property
     def cost(self) -> float | None:
         """What all stages take, in `costs.unit`; None where it is unknown."""
         each = [stage.cost for stage in self.stages]
@@ -129,10 +134,12 @@ def plan_upscale(
     Raises:
         UsageError: scale, factors or overlap is invalid.
         BundleError: the factors ask for a stage that the bundle does not have.
-        InputError: the picture has no pixels.
+        InputError: the picture has no pixels, or a side of more than 2^31 - 1.
     """
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width}x{height} px has nothing to upscale")
+    if max(width, height) > MAX_SIDE:
+        raise InputError(f"a picture may have at most {MAX_SIDE} px a side")
     if size is not None:
         if scale is not None:
             raise UsageError(f"scale {scale} and size {size} both say how large the result is; give one")
@@ -156,6 +163,8 @@ def _checked_size(size: object) -> tuple[int, int]:
         width, height = map(operator.index, size)  # type: ignore[call-overload]  # what is no pair ends here
     except (TypeError, ValueError):
         raise UsageError(f"size must be (width, height) in whole px, not {size!r}") from None
+    if max(width, height) > MAX_SIDE:
+        raise UsageError(f"size must be at most {MAX_SIDE} px a side")
     return width, height
 
 
@@ -170,7 +179,7 @@ def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
 
 
 def _checked(scale: object) -> float:
-    if not is_number(scale) or not 1 <= float(scale) <= MAX_SCALE:
+    if not is_number(scale) or not 1 <= scale <= MAX_SCALE:
         raise UsageError(f"scale must be 1 to {MAX_SCALE}, not {scale!r}")
     return float(scale)
 

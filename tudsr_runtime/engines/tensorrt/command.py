@@ -137,24 +137,27 @@ def engine_sizes(bundle: Bundle, choice: Choice, places: Iterable[tuple[int, int
         yield f"stage {stage + 1} with {tile} px: engines, {size}"
 
 
-def build_for_device(
-    bundle: Bundle, choice: Choice, places: Iterable[tuple[int, int]], terminal: Terminal
-) -> EngineFolder:
-    """Build or find the engines that `tudsr upscale` is about to run: those of each (stage, size of tile).
+def build_missing(
+    bundle: Bundle, choice: Choice, places: Collection[tuple[int, int]], terminal: Terminal
+) -> None:
+    """Build the engines that are about to run, of each (stage, size of tile), unless the cache has them or
+    their folder was named.
 
-    Raises as `build`.
+    Their bytes are compared with the record where they are loaded, and not here too. Raises as `build`.
     """
+    if choice.engines is not None or not places:
+        return
     library = open_library(choice.backend)
     _, number = split_device(choice.device)
     target, _ = choose_target(library, None, number)
     precision = choice.precision.name if choice.precision else None
     wanted = Wanted(bundle, library, target, precision, engines_of(bundle, places))
-    return _ensure(wanted, None, terminal)
+    _ensure(wanted, None, terminal, thorough=False)
 
 
-def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal) -> EngineFolder:
+def _ensure(wanted: Wanted, output: Path | None, terminal: Terminal, thorough: bool = True) -> EngineFolder:
     started = time.monotonic()
-    found = ensure_engines(wanted, output, Narrator(terminal))
+    found = ensure_engines(wanted, output, Narrator(terminal), thorough)
     if found.built:
         seconds = time.monotonic() - started
         terminal.note(f"engines built in {seconds:.1f} s; {len(found.record.plans)} in {found.path}")

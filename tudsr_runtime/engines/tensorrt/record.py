@@ -52,7 +52,9 @@ class BuiltPlan:
 class EngineRecord:
     """The content of engine.json. `plans` goes by the graph's file in the bundle ("unet_stage1/model.onnx").
 
-    `platform` is "any" or, as in "linux_x86_64", the one system where the engines run.
+    `target` is "sm89" or the like; of TensorRT itself with the card behind it, such as
+    "sm89-nvidia-geforce-rtx-4090-24gib". `platform` is "any" or, as in "linux_x86_64", the
+    one system where the engines run.
     """
 
     schema_version: int
@@ -67,6 +69,11 @@ class EngineRecord:
     def __post_init__(self) -> None:
         if self.schema_version != RECORD_SCHEMA:
             raise ValueError(f"schema_version is {self.schema_version}, this tudsr reads {RECORD_SCHEMA}")
+
+    @property
+    def capability(self) -> str:
+        """Compute capability of the target, such as "sm89"."""
+        return self.target.partition("-")[0]
 
     def to_json(self) -> str:
         """The text of engine.json."""

@@ -87,10 +87,15 @@ class Wanted:
 
 
 def ensure_engines(
-    wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
+    wanted: Wanted,
+    folder: Path | None = None,
+    reporter: Reporter | None = None,
+    thorough: bool = True,
 ) -> EngineFolder:
     """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build those
     that are missing. The others of the folder stay if they are of this bundle and could serve.
+
+    Without `thorough` the size of each file is compared with its record, its bytes are not.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
@@ -103,7 +108,7 @@ def ensure_engines(
     make_folder(path.parent, private=True)
     lock = path.with_name(f".{path.name}.lock")
     with exclusive(lock, lambda: reporter.note(f"another process builds {path}; waiting for it")):
-        found, reason = _serving(path, wanted)
+        found, reason = _serving(path, wanted, thorough)
         if found is not None:
             return EngineFolder(path, found, built=False)
         kept = _kept(path, wanted) if reason else {}
@@ -137,7 +142,7 @@ def _kept(path: Path, wanted: Wanted) -> dict[str, BuiltPlan]:
     }
 
 
-def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | None]:
+def _serving(path: Path, wanted: Wanted, thorough: bool) -> tuple[EngineRecord | None, str | None]:
     """The record of engines that serve, else why those that are there do not (None: there are none)."""
     if not path.exists():
         return None, None
@@ -148,19 +153,20 @@ def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | Non
         record = read_record(path)
     except DeviceError as error:
         return None, str(error)
-    reason = wanted.misfit(record) or _damage(path, wanted.plans(record))
+    reason = wanted.misfit(record) or _damage(path, wanted.plans(record), thorough)
     return (None, reason) if reason else (record, None)
 
 
-def _damage(path: Path, plans: Iterable[BuiltPlan]) -> str | None:
+def _damage(path: Path, plans: Iterable[BuiltPlan], thorough: bool = True) -> str | None:
     """Which file of these engines is not the one that was built, if any."""
     for plan in plans:
         for file in (plan.file, plan.layers):
             try:
-                actual = file_sha256(path / file.path)
+                same = (path / file.path).stat().st_size == file.bytes
+                same = same and (not thorough or file_sha256(path / file.path) == file.sha256)
             except OSError as error:
                 return f"{file.path} cannot be read ({error.strerror or error})"
-            if actual != file.sha256:
+            if not same:
                 return f"{file.path} has changed since it was built"
     return None
 
@@ -229,6 +235,7 @@ def _build_missing(
             for file in (plan.file, plan.layers):
                 link_or_copy(path / file.path, partial / file.path)
         for number, (name, variant) in enumerate(missing.items(), 1):
+            bundle.check(variant.files)
             expected = expected_seconds(library, _graph_bytes(variant.files), plans.values())
             reporter.component(number, len(missing), name, expected)
             built = build_engine(

@@ -83,7 +83,7 @@ def _name(bundle: Bundle, part: str, tile: int) -> str:
 
 
 def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Path, EngineRecord]]:
-    """The engines by target, all of them TensorRT's, of this bundle, and of one version."""
+    """The engines by compute capability, all of them TensorRT's, of this bundle, and of one version."""
     found: dict[str, tuple[Path, EngineRecord]] = {}
     for folder in folders:
         record = read_record(folder)
@@ -92,14 +92,17 @@ def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Pa
                 f"the engines in {folder} are of {record.library}; Triton loads those of TensorRT itself",
                 hint="leave --engines out: Triton runs the ONNX graphs too",
             )
-        if record.target in found:
-            raise UsageError(f"{folder} and {found[record.target][0]} are both for {record.target}")
+        if record.capability in found:
+            other = found[record.capability][0]
+            raise UsageError(
+                f"{folder} and {other} are both for {record.capability}; Triton tells no more of a card"
+            )
         for variant in engine_variants(bundle).values():
             plan = record.plans.get(variant.model)
             needed = variant.tile == bundle.manifest.tile
             if (plan is None and needed) or (plan is not None and plan.graph != variant.files):
                 raise DeviceError(f"the engines in {folder} are not of this bundle's {variant.model}")
-        found[record.target] = (folder, record)
+        found[record.capability] = (folder, record)
     return found
 
 
