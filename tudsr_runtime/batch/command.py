@@ -94,7 +94,7 @@ def _upscale(
         terminal.note(f"note: {note}")
     with open_upscaler(options, terminal) as upscaler:
         provide = partial(build_missing, upscaler, terminal)
-        batch = Batch(request, upscaler, terminal, records, provide, partial(_sizes, upscaler))
+        batch = Batch(request, upscaler, terminal, records, provide, partial(sizes, upscaler))
         if comparison is not None and not options.dry_run:
             batch.on_result = comparison.add
         for path, error in found.unreadable:
@@ -139,7 +139,7 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         yield upscaler
 
 
-def _sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
+def sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
     """A line for each stage and size of tiles that was weighed: what it takes on the disk and on the GPU."""
     bundle, choice = upscaler.bundle, upscaler.choice
     places = [(stage.stage, cut.tile) for stage in plan.stages for cut in stage.weighed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
@@ -18,7 +18,6 @@ from tudsr_runtime.files import make_folder
 from tudsr_runtime.installation import engine_libraries
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.tile_times import store_times
-from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -26,9 +25,7 @@ def latency(options: LatencyOptions) -> None:
     """Time one enlargement and its parts. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
     side = options.size
-    with _upscaler(
-        options, terminal, lambda made: _places([made.plan(side, side, options.scale)])
-    ) as upscaler:
+    with _upscaler(options, terminal, lambda made: made.plan(side, side, options.scale).places) as upscaler:
         found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
     _publish(options, "latency", facts, latency_markdown(found), latency_record(found))
@@ -37,7 +34,7 @@ def latency(options: LatencyOptions) -> None:
 def table3(options: BenchOptions) -> None:
     """Time the paper's four rows. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
-    with _upscaler(options, terminal, lambda made: _places(row.plan(made) for row in PUBLISHED)) as upscaler:
+    with _upscaler(options, terminal, _of_table3) as upscaler:
         rows = []
         for row in measure_rows(upscaler, options.warmup, options.repeats):
             terminal.note(f"{row.plan.output_width} px: {row.whole.p50:.3f} s")
@@ -63,15 +60,16 @@ def tiles(options: BenchOptions) -> None:
     terminal.note(f"kept in {kept}: sizes of tiles are chosen by it from now on")
 
 
-def _places(plans: Iterable[Plan]) -> set[tuple[int, int]]:
-    return {place for plan in plans for place in plan.places}
+def _of_table3(upscaler: Upscaler) -> Iterator[tuple[int, int]]:
+    for row in PUBLISHED:
+        yield from row.plan(upscaler).places
 
 
 def _upscaler(
-    options: BenchOptions, terminal: Terminal, places: Callable[[Upscaler], Collection[tuple[int, int]]]
+    options: BenchOptions, terminal: Terminal, places: Callable[[Upscaler], Iterable[tuple[int, int]]]
 ) -> Upscaler:
-    """What is measured, with the engines for these (see `Plan.places`): those that the cache lacks are built
-    first, which is said."""
+    """What is measured, with the engines for `places`, each a stage from 0 and a size of tiles: those that
+    the cache lacks are built first, which is said."""
     # Random weights are as fast as trained ones, and their results are let through.
     upscaler = Upscaler(
         options.bundle,
@@ -86,7 +84,7 @@ def _upscaler(
     if upscaler.choice.backend in BUILT:
         from tudsr_runtime.engines.tensorrt.command import build_missing
 
-        build_missing(upscaler.bundle, upscaler.choice, places(upscaler), terminal)
+        build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
     return upscaler
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ def measure_tiles(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Til
 
 
 def every_place(upscaler: Upscaler) -> list[tuple[int, int]]:
-    """Each stage (from 0) with each size of tiles in px."""
-    bundle = upscaler.bundle
-    return [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
+    """(stage from 0, size of tile in px) of all that the bundle has."""
+    return list(product(range(len(upscaler.bundle.manifest.stages)), upscaler.bundle.tiles))
 
 
 def _run(runner: LoadedStage, tile: int) -> None:
