@@ -29,6 +29,8 @@ from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_serve.options import ServeOptions
+from tudsr_train.options import TrainOptions
 
 
 class _Grouped(TyperCommand):
@@ -123,7 +125,7 @@ def _from_options(command: Callable[..., None], without: Sequence[str] = ()) -> 
 
 @contextmanager
 def _failures_as_json(wanted: bool) -> Iterator[None]:
-    """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
+    """Where JSON is wanted, write what ends the command to stdout as an object, too."""
     from tudsr_runtime.terminal import Terminal, failure, was_told
 
     try:
@@ -349,63 +351,34 @@ def doctor(
         run(bundle, as_json)
 
 
-Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.  [default: `out` of the file]")
-]
-Resume = Annotated[
-    str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
-]
-
-
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
-]
-Check = Annotated[
-    bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
-]
-
-
 @train_app.command("base")
-def train_base(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_base(options: TrainOptions) -> None:
     """Train a base model from nothing."""
-    _train("base", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("base", options)
 
 
 @train_app.command("stage1")
-def train_stage1(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_stage1(options: TrainOptions) -> None:
     """Train the LoRA of stage 1 (Algorithm 1)."""
-    _train("stage1", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("stage1", options)
 
 
 @train_app.command("stage2")
-def train_stage2(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_stage2(options: TrainOptions) -> None:
     """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    _train("stage2", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("stage2", options)
 
 
 @train_app.command("plot")
@@ -422,21 +395,6 @@ def train_plot(
     from tudsr_train.command import plot
 
     plot(run, output)
-
-
-def _train(
-    stage: str,
-    config: Path,
-    overrides: list[str],
-    out: Path | None,
-    resume: str,
-    print_config: bool,
-    check: bool,
-) -> None:
-    with _needs("train"):
-        from tudsr_train.command import TrainOptions, run
-
-        run(stage, config, TrainOptions(overrides, out, resume, print_config, check))
 
 
 @app.command()
@@ -462,6 +420,29 @@ def build(options: BuildOptions) -> None:
     from tudsr_runtime.engines.tensorrt.command import build as run
 
     run(options)
+
+
+@app.command(cls=_Grouped)
+@_from_options
+def serve(options: ServeOptions) -> None:
+    """Enlarge pictures over HTTP, and on a page for the browser.
+
+    The address is printed. Only programs of this machine can ask, unless --host says otherwise.
+    """
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options)
+
+
+@app.command("app", cls=_Grouped)
+@_from_options
+def open_app(options: ServeOptions) -> None:
+    """Enlarge pictures on a page in the browser: `tudsr serve`, and the page is opened."""
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options, browser=True)
 
 
 @eval_app.command("pictures")
@@ -577,9 +558,11 @@ def _report_usage(error: Any) -> int:
 
 def _report(error: Exception) -> int:
     from tudsr_runtime.errors import TudsrError
+    from tudsr_runtime.machine import as_exhausted
     from tudsr_runtime.streams import printable_lines
     from tudsr_runtime.terminal import describe
 
+    error = as_exhausted(error) or error
     deliberate = isinstance(error, TudsrError)
     if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
         typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True, nl=False)

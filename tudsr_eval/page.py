@@ -40,7 +40,7 @@ def write_page(
     pictures: int,
     title: str = "tudsr eval",
 ) -> None:
-    """Write the page with at most so many subjects as pictures, evenly spread; the others as figures alone.
+    """Write the page, with pictures of at most `pictures` subjects, evenly spread, and the others' figures.
 
     Raises:
         OutputError: it cannot be written.

@@ -6,12 +6,14 @@ import math
 import re
 
 MAX_SCALE = 32
+MAX_SIDE = 2**31 - 1
+"""Px of a side of any picture."""
 Factors = tuple[tuple[int, int], ...]
 """(stage from 0, factor) of each stage that runs, in order."""
 
 
 def parse_factors(text: object) -> Factors:
-    """What the text says. Raises ValueError where it cannot be meant."""
+    """What the text says. Raises ValueError where that is not possible."""
     match = re.fullmatch(r"(\d{1,2}|-)x(\d{1,2}|-)", str(text), re.ASCII)
     chosen = tuple((i, int(part)) for i, part in enumerate(match.groups()) if part != "-") if match else ()
     if not chosen or not 1 <= product(chosen) <= MAX_SCALE:

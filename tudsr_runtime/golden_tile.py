@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle
-from tudsr_runtime.engines.backend import Choice
+from tudsr_runtime.engines.backend import Choice, Notify
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_runtime.manifest import Golden
@@ -46,14 +46,19 @@ def centre(output: FloatArray) -> FloatArray:
     return output[:, :, begin : begin + edge, begin : begin + edge]
 
 
-def run_golden(bundle: Bundle, choice: Choice, threads: int | None = None) -> list[Figure]:
+def run_golden(
+    bundle: Bundle,
+    choice: Choice,
+    threads: int | None = None,
+    notify: Notify = lambda _: None,
+) -> list[Figure]:
     """Run the golden tile through all stages.
 
     Raises:
         BundleError: the tile or what is stored of it has another size than the manifest says.
         NotFiniteError: a stage made NaN or infinity. Otherwise as `Backend.load` and `Engine.run`.
     """
-    with LoadedEngines(bundle, choice, threads) as engines:
+    with LoadedEngines(bundle, choice, threads, notify=notify) as engines:
         return golden_figures(bundle, engines)
 
 
@@ -63,7 +68,10 @@ def golden_figures(bundle: Bundle, engines: LoadedEngines) -> list[Figure]:
     Raises as `run_golden`.
     """
     golden = bundle.manifest.golden
-    return [] if golden is None else list(_figures(bundle, golden, engines))
+    if golden is None:
+        return []
+    bundle.check((golden.input, *golden.outputs))
+    return list(_figures(bundle, golden, engines))
 
 
 def require_close(figures: list[Figure]) -> None:

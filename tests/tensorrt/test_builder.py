@@ -16,7 +16,7 @@ from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.tensorrt.build_log import Phases
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.library import TARGETS, Library, choose_target, open_library
-from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.errors import BundleError, DeviceError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def test_every_target_is_one_that_the_library_builds_for(rtx: Library) -> None:
 def test_an_operator_that_does_not_exist_is_named(rtx: Library, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "m.onnx", "Relu", "MyThing", domain="nowhere")
     with pytest.raises(
-        DeviceError, match=r"cannot build .*m\.onnx for sm89: node 1 'the_mything' \(MyThing\): "
+        BundleError, match=r"cannot build .*m\.onnx for sm89: node 1 'the_mything' \(MyThing\): "
     ):
         build_engine(graph, "sm89", rtx)
 
 
 def test_what_is_no_graph_is_refused(rtx: Library, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a graph")
-    with pytest.raises(DeviceError, match=r"tensorrt-rtx .* cannot build .*m\.onnx for sm89: ") as caught:
+    with pytest.raises(BundleError, match=r"tensorrt-rtx .* cannot build .*m\.onnx for sm89: ") as caught:
         build_engine(tmp_path / "m.onnx", "sm89", rtx)
-    assert caught.value.exit_code == 6
+    assert caught.value.exit_code == 5
 
 
 def test_an_interrupted_build_ends_and_the_interruption_is_what_is_raised(
@@ -93,12 +93,13 @@ def test_tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -
     no_gpu(monkeypatch)
     with pytest.raises(DeviceError, match="tensorrt has no GPU to build for"):
         choose_target(native, "sm89")
-    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1)
+    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=150_754_820_096)
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (0, 1), cudaGetDeviceProperties=lambda _: (0, properties)
     )
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
-    assert choose_target(native, None) == ("sm90", "this machine's NVIDIA H200")
+    for asked in (None, "sm90", "sm90-nvidia-h200-140gib"):
+        assert choose_target(native, asked) == ("sm90-nvidia-h200-140gib", "this machine's NVIDIA H200")
     with pytest.raises(DeviceError, match="NVIDIA H200 is sm90, not sm89"):
         choose_target(native, "sm89")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.batch.target_size import target_size
-from tudsr_runtime.engines.select import BY_NAME
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -93,7 +93,8 @@ def _upscale(
     for note in found.notes:
         terminal.note(f"note: {note}")
     with open_upscaler(options, terminal) as upscaler:
-        batch = Batch(request, upscaler, terminal, records)
+        provide = partial(build_missing, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records, provide)
         if comparison is not None and not options.dry_run:
             batch.on_result = comparison.add
         for path, error in found.unreadable:
@@ -102,7 +103,6 @@ def _upscale(
         if options.dry_run:
             batch.show(jobs)
         else:
-            build_missing(upscaler, terminal)
             batch.run(jobs)
         if comparison is not None and not options.dry_run:
             comparison.write(terminal.note)
@@ -139,13 +139,13 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         yield upscaler
 
 
-def build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
-    """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
-    choice = upscaler.choice
-    if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.engines.tensorrt.command import build_for_device
+def build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
+    """Build what the plans need and the cache lacks, where the back end runs engines."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt import command
 
-        build_for_device(upscaler.bundle, choice, terminal)
+        places = {place for plan in plans for place in plan.places}
+        command.build_missing(upscaler.bundle, upscaler.choice, places, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:

@@ -140,7 +140,7 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=LOOK,
             metavar="S[,S2]",
-            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
+            help="From the plain Lanczos enlargement (0) to the model's result (1), one number a stage.",
         ),
     ] = "1"
     color: Annotated[
@@ -165,8 +165,13 @@ class UpscaleOptions:
         ),
     ] = None
     overlap: Annotated[
-        int, typer.Option(rich_help_panel=LOOK, metavar="PX", help="Least overlap of neighbouring tiles.")
-    ] = 128
+        int | None,
+        typer.Option(
+            rich_help_panel=LOOK,
+            metavar="PX",
+            help="Least overlap of neighbouring tiles.  [default: the bundle's, else 128]",
+        ),
+    ] = None
     backend: Annotated[
         str,
         typer.Option(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.estimate import Estimator, host_bytes
 from tudsr_runtime.batch.inputs import Source
-from tudsr_runtime.batch.job import Job, Request, outline, plan_job
+from tudsr_runtime.batch.job import Job, Request, outline, plan_job, weighed_record, weighing
 from tudsr_runtime.batch.outputs import (
     check_name,
     find_collisions,
@@ -30,10 +30,12 @@ from tudsr_runtime.batch.outputs import (
     make_folders,
 )
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -58,6 +60,8 @@ class Batch:
     upscaler: Upscaler
     terminal: Terminal
     records: Records = field(default_factory=Records)
+    provide: Callable[[Iterable[Plan]], object] = lambda _: None
+    """Called with what is going to be computed, before that is begun; makes what the engines need."""
     tally: Tally = field(default_factory=Tally)
     on_result: Callable[[Path, Path], None] = lambda *_: None
     """Told of every input and its result, those of an earlier run too."""
@@ -98,12 +102,16 @@ class Batch:
             memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
+            for choice in weighing(plan):
+                self.terminal.detail(f"{job.source}: {choice}")
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
-            self._report(job, "planned", line, job.notes, estimate=estimate)
+            weighed = weighed_record(plan)
+            self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Work through the jobs. Raises TudsrError only for a single input."""
+        """Work through the jobs. Raises TudsrError only for a single input, or if nothing can be computed."""
         before = self.tally.ok
+        self.provide([job.plan for job in jobs])
         try:
             self._run_all(jobs)
         except (KeyboardInterrupt, SystemExit):
@@ -167,8 +175,9 @@ class Batch:
         What tudsr did not raise on purpose is a bug of it, and is reported with its traceback.
         """
         self.tally.failed += 1
-        if isinstance(error, MemoryError):
-            error = MemoryExhausted(f"{path}: out of memory")
+        exhausted = as_exhausted(error)
+        if exhausted is not None:
+            error = MemoryExhausted(f"{path}: {exhausted}", hint=exhausted.hint)
         if self.request.as_json:
             self.terminal.json(failure(error, path))
             mark_told(error)
@@ -317,6 +326,9 @@ class Batch:
         wrapped = dataclasses.replace(picture, wrap=self.upscaler.wrap)
 
         def attempt() -> tuple[str, ...]:
+            now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
+            if now.stages != plan.stages:
+                self.provide([now])
             upscaled = partial(
                 self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
             )

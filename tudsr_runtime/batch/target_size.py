@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tudsr_runtime.errors import UsageError
-from tudsr_runtime.factors import MAX_SCALE
+from tudsr_runtime.factors import MAX_SCALE, MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def target_size(
     """The size of the options of those names; None where none but `scale` is given.
 
     Raises:
-        UsageError: two of them say different things, or one is not positive.
+        UsageError: two of them say different things, or one is not positive, or longer than any picture.
     """
     pair = [name for name, value in (("--width", width), ("--height", height)) if value is not None]
     others = {"--scale": scale, "--longest": longest, "--megapixels": megapixels}
@@ -75,8 +75,13 @@ def target_size(
     ]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} both say how large the result is; give one")
-    if megapixels is not None and not 0 < megapixels < math.inf:
-        raise UsageError(f"megapixels must be positive, not {megapixels}")
+    if megapixels is not None and not 0 < megapixels <= MAX_SIDE**2 / 1e6:
+        raise UsageError(
+            f"megapixels must be positive, and at most {MAX_SIDE**2 / 1e6:.3g}, not {megapixels}"
+        )
+    for name, side in (("width", width), ("height", height), ("longest", longest)):
+        if side is not None and side > MAX_SIDE:
+            raise UsageError(f"{name} must be at most {MAX_SIDE} px")
     size = TargetSize(width, height, longest, megapixels)
     return None if size == TargetSize() else size
 

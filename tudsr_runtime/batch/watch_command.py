@@ -57,8 +57,8 @@ def watch(folder: Path, output: Path, options: WatchOptions) -> None:
     selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
     look = Look(folder, output, options.recursive, selection, records, terminal)
     with Alarm(folder, options.recursive, terminal.note) as alarm, open_upscaler(plain, terminal) as upscaler:
-        build_missing(upscaler, terminal)
-        batch, started = Batch(request, upscaler, terminal, records), time.monotonic()
+        provide = partial(build_missing, upscaler, terminal)
+        batch, started = Batch(request, upscaler, terminal, records, provide), time.monotonic()
         terminal.note(f"watching {folder}, Ctrl-C ends it")
         try:
             _loop(look, batch, Arrivals(options.settle), alarm)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError
+from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.planes import FloatArray, TileFunction
 
 Notify = Callable[[str], None]
@@ -19,9 +20,21 @@ End = tuple[str, str, tuple[object, ...]]
 
 AUTO = "auto"
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate|bad.?alloc|memory allocation|AllocateRaw|not enough memory|"
-    r"available memory of \d+ is smaller|OUT_OF_(HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|ALLOC_FAILED",
+    r"out.?of.?(host.|device.)?memory|failed to allocate|could not be allocated|bad.?alloc|memory allocation|"
+    r"AllocateRaw|not enough memory|insufficient.(gpu.)?memory|available memory of \d+ is smaller|"
+    r"cannot allocate|failed to map segment|resource temporarily unavailable|pthread_create failed|"
+    r"OUT_OF_RESOURCES|ALLOC_FAILED",
     re.IGNORECASE,
+)
+
+
+_NOT_TELLING = re.compile(
+    r"Exception from \S+:\d+:$|Check '.*' failed at \S+:\d+:$|FrontEnd API failed|Loading input model$|"
+    r"Model wasn't fully converted|Summary:$"
+)
+"""Lines of OpenVINO's exceptions that say where it happened, not what."""
+_IN_SOURCE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z\[])|\b\w+\.cc:\d+ \w+ "
 )
 
 
@@ -56,6 +69,7 @@ class Engine(Protocol):
 
         Raises:
             MemoryExhausted: the device has too little memory.
+            BundleError: the graph cannot be computed.
             DeviceError: the engine library failed otherwise.
         """
 
@@ -115,8 +129,9 @@ class Backend(Protocol):
         """Load one graph.
 
         Raises:
-            DeviceError: the device is not the one that would run it, or the library refused the graph.
-            BundleError: the graph's inputs and outputs are not those that the manifest lists.
+            DeviceError: the device is not the one that would run it, or refused the graph.
+            BundleError: the graph is damaged or of a kind that the library does not know, or its inputs and
+                outputs are not those that the manifest lists.
             MemoryExhausted: it does not fit into memory.
         """
 
@@ -176,15 +191,50 @@ def graph_precision(asked: str, offered: Sequence[str], preferred: str | None = 
     return Precision(asked, "as asked")
 
 
-def as_engine_error(error: Exception, doing: str) -> TudsrError:
-    """The error to raise for an engine library's exception; these name their cause only in their text."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = f"{doing}: {lines[0][:300]}"
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+def lacks_memory(text: str) -> bool:
+    """Whether an engine library's words say that memory is short; it is all that there is to go by."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
+def as_engine_error(error: Exception, doing: str, by_graph: bool = False) -> TudsrError:
+    """The error to raise for an engine library's exception; these name their cause only in their text.
+
+    `by_graph`: the device is beyond doubt, so that what is no lack of memory is the graph's own fault.
+    """
+    said = _said(error)
+    if isinstance(error, MemoryError) or as_exhausted(error) or lacks_memory(said):
         return MemoryExhausted(
-            f"out of memory while {text}", hint="close other programs, or on a GPU: --device cpu"
+            f"out of memory while {doing}: {_cause(said, _OUT_OF_MEMORY) or 'MemoryError'}",
+            hint="close other programs, or on a GPU: --device cpu",
         )
-    return DeviceError(f"failed while {text}")
+    text = f"failed while {doing}: {_cause(said) or type(error).__name__}"
+    if by_graph:
+        return BundleError(text, hint="get or export the bundle again; tudsr runs only its own graphs")
+    return DeviceError(text)
+
+
+def import_error(library: str, error: ImportError, hint: str) -> TudsrError:
+    """The error to raise where a library cannot be imported: it is not there, or memory is short."""
+    text = f"{library} cannot be imported ({error})"
+    if _OUT_OF_MEMORY.search(str(error)):
+        return MemoryExhausted(f"out of memory: {text}", hint="close other programs, or raise ulimit -v")
+    return DeviceError(text, hint=hint)
+
+
+def _said(error: Exception) -> str:
+    """The text of a library's exception; of one that could not be made, as its text is none, the bytes."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode("utf-8", errors="replace").strip()
+    return str(error).strip()
+
+
+def _cause(said: str, about: re.Pattern[str] | None = None) -> str:
+    """The lines that say what is wrong, without places in the library's source; those `about` it, if any."""
+    lines = [line.strip() for line in _IN_SOURCE.sub("", said).splitlines()]
+    telling = [line for line in lines if line and not _NOT_TELLING.match(line)]
+    if about is not None:
+        telling = [line for line in telling if about.search(line)][:1] or telling[:1]
+    return " ".join(telling[:4])[:300]
 
 
 def as_end(spec: TensorSpec) -> End:

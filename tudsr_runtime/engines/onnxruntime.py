@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tudsr_runtime.bundle import Variant
 from tudsr_runtime.engines.backend import (
@@ -23,11 +24,13 @@ from tudsr_runtime.engines.backend import (
     as_engine_error,
     check_interface,
     graph_precision,
+    import_error,
     split_device,
 )
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import FloatArray, TileFunction
+from tudsr_runtime.streams import raw_stderr_hidden
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -39,7 +42,10 @@ PROVIDERS = {
 ONE_GRAPH = frozenset({"coreml", "migraphx"})
 """Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
 ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-ERRORS_ONLY = 3
+NOTHING_BUT_THE_END = 4
+"""The severity of log lines that ONNX Runtime writes to stderr: its exceptions say the same."""
+BY_GRAPH = frozenset({"InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented"})
+"""Exceptions of ONNX Runtime that no device is to blame for."""
 
 # y = Identity(x) on one float32: creating a session for it shows whether a provider really starts.
 IDENTITY_GRAPH = (
@@ -57,7 +63,10 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            return Unavailable(f"ONNX Runtime cannot be imported ({error})", _how_to_install(kind))
+            refused = import_error("ONNX Runtime", error, _how_to_install(kind))
+            if not isinstance(refused, DeviceError):
+                raise refused from error
+            return Unavailable(str(refused), _how_to_install(kind))
         provider = PROVIDERS[kind]
         if provider not in onnxruntime.get_available_providers():
             return Unavailable(f"the installed ONNX Runtime has no {provider}", _how_to_install(kind))
@@ -78,7 +87,7 @@ class OnnxRuntime:
         return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
-        """On CUDA, one tile that stays on the device from the first engine to the last."""
+        """Run a tile that stays on the device from the first engine to the last; None but on CUDA."""
         sessions = [engine for engine in engines if isinstance(engine, SessionEngine)]
         return BoundChain(sessions).run if split_device(sessions[0].device)[0] == "cuda" else None
 
@@ -93,13 +102,22 @@ class SessionEngine:
         self.component = component
         self.input = variant.inputs[0]
         self.output = variant.outputs[0].name
+        self.shape = variant.outputs[0].shape
         self.device = device
 
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
         feed = {self.input.name: x.astype(self.input.dtype, copy=False)}
-        with _named(f"running {self.component}"):
+        with _named(f"running {self.component}", by_graph=self.device == "cpu"):
             (y,) = self.session.run([self.output], feed)
+        return self.checked(y)
+
+    def checked(self, y: NDArray[Any]) -> FloatArray:
+        """The output in float32. Raises BundleError where it is not what the graph announced."""
+        if y.shape != self.shape:
+            raise BundleError(
+                f"{self.component} gives {y.shape}, not the {self.shape} that its graph announces"
+            )
         result: FloatArray = y.astype(np.float32, copy=False)
         return result
 
@@ -132,16 +150,16 @@ class BoundChain:
                 engine.session.run_with_iobinding(binding)
                 value = binding.get_outputs()[0]
         with _named(f"copying a tile from {first.device}"):
-            y: FloatArray = value.numpy().astype(np.float32, copy=False)
-        return y
+            y = value.numpy()
+        return self._engines[-1].checked(y)
 
 
 @contextlib.contextmanager
-def _named(doing: str) -> Iterator[None]:
+def _named(doing: str, by_graph: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} with ONNX Runtime") from error
+        raise as_engine_error(error, f"{doing} with ONNX Runtime", by_graph) from error
 
 
 def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
@@ -150,22 +168,25 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(f"ONNX Runtime cannot be imported ({error})", hint=_how_to_install(kind)) from None
+        raise import_error("ONNX Runtime", error, _how_to_install(kind)) from error
     if kind == "cuda":
         _preload_cuda(onnxruntime)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = NOTHING_BUT_THE_END
     options.intra_op_num_threads = threads or 0
     # The arena keeps all that it ever held, and a tile is no faster for it.
     options.enable_cpu_mem_arena = False
     doing = "starting ONNX Runtime" if isinstance(graph, bytes) else f"loading {graph}"
     try:
         # Without enable_fallback=0 a failing CUDA session would go on silently on the CPU.
-        session = onnxruntime.InferenceSession(
-            graph, options, providers=_providers(kind, number), enable_fallback=0
-        )
+        with raw_stderr_hidden():
+            session = onnxruntime.InferenceSession(
+                graph, options, providers=_providers(kind, number), enable_fallback=0
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} on {device}") from error
+        ours = isinstance(graph, bytes)
+        by_graph = not ours and (device == "cpu" or type(error).__name__ in BY_GRAPH)
+        raise as_engine_error(error, f"{doing} on {device}", by_graph) from error
     active = session.get_providers()[0]
     if active != PROVIDERS[kind]:
         raise DeviceError(

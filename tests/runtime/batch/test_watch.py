@@ -130,7 +130,7 @@ def test_what_is_there_and_what_comes_is_done_and_a_restart_goes_on(start: Start
 def test_many_files_at_once_are_all_done_once(
     start: Start, tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
-    """Each result is flushed to the disk three times: 1,000, by the variable, take minutes on some."""
+    """Each result is flushed to the disk three times, so 1,000 take minutes on some: by the variable."""
     files = int(os.environ.get("TUDSR_WATCH_FILES", "120"))
     make_bundle(tmp_path / "tiny", tile=64)
     for number in range(files):

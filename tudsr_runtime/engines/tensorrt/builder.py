@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tudsr_runtime.bundle import TensorSpec
+from tudsr_runtime.engines.backend import as_engine_error, lacks_memory
 from tudsr_runtime.engines.tensorrt.build_log import (
     BuildLog,
     BuildProgress,
@@ -28,6 +29,7 @@ from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
 TENSORRT_TYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}
+NO_KERNEL = "Could not find any implementation"
 POLL_SECONDS = 0.1
 T = TypeVar("T")
 
@@ -86,9 +88,10 @@ def build_engine(
         progress: called from another thread with the finished part, 0 to 1, and the phase.
 
     Raises:
-        DeviceError: the library or GPU is not there, or the graph cannot be built; the message names the
-            node and TensorRT's reason.
-        BundleError: an input or output is not of fixed shape, or of another type than half and float.
+        DeviceError: the library or GPU is not there, or the graph cannot be built.
+        BundleError: the graph is damaged or of a kind that TensorRT does not know, and the message names the
+            node and TensorRT's reason; or an input or output is not of fixed shape, or of another type than
+            half and float.
         UsageError: no such library or target.
     """
     opened = open_library(library) if isinstance(library, str) else library
@@ -118,7 +121,7 @@ class _Build:
         if self._watcher.failure is not None:
             raise self._watcher.failure
         if plan is None:
-            raise self._refused(self._log.errors[0] if self._log.errors else "TensorRT gave no reason")
+            raise self._failed()
         layers = read_layers(self._log.layers)
         view = memoryview(plan)
         return BuiltEngine(
@@ -145,7 +148,10 @@ class _Build:
         if parser.parse_from_file(str(self._graph)):
             return
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise self._refused("; ".join(_describe(error) for error in errors) or "it is no ONNX graph")
+        raise BundleError(
+            str(self._refused("; ".join(_describe(error) for error in errors) or "it is no ONNX graph")),
+            hint="get or export the bundle again; tudsr builds only its own graphs",
+        )
 
     def _configure(self, builder: Any, timing_cache: bytes) -> tuple[Any, Any]:
         trt = self._trt
@@ -163,6 +169,13 @@ class _Build:
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         return config, cache
+
+    def _failed(self) -> TudsrError:
+        """Kernels are left out where memory is short, which TensorRT only warns of, until a node has none."""
+        errors, shortages = self._log.errors, self._log.shortages
+        if shortages and any(NO_KERNEL in error or lacks_memory(error) for error in errors):
+            return as_engine_error(RuntimeError(shortages[-1]), f"building {self._graph}")
+        return self._refused(errors[0] if errors else "TensorRT gave no reason")
 
     def _refused(self, reason: str) -> TudsrError:
         name = f"{self._library.name} {self._library.version}"
