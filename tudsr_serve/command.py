@@ -55,7 +55,7 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
         listening = held.enter_context(listen(options.host, options.port))
         upscalers = {
             name: held.enter_context(_upscaler(bundle, options, terminal))
-            for name, bundle in _bundles(options.bundle or ("nano",)).items()
+            for name, bundle in _bundles(options.bundle or ("nano",), terminal).items()
         }
         address = _address(options.host, listening)
         if settings.rules.token is None and not is_local(options.host):
@@ -147,14 +147,14 @@ def _token(file: Path | None) -> str | None:
     return given
 
 
-def _bundles(names: Sequence[str]) -> dict[str, Bundle]:
+def _bundles(names: Sequence[str], terminal: Terminal) -> dict[str, Bundle]:
     """The bundles by the names that clients know them by, which are never paths."""
     found: dict[str, Bundle] = {}
     for given in names:
         name = Path(given).resolve().name if os.sep in given else Path(given).name
         if name in found:
             raise UsageError(f"two bundles would be called {name!r}", hint="rename one's folder")
-        found[name] = open_bundle(given)
+        found[name] = open_bundle(given, notify=lambda text: terminal.note(f"note: {text}"))
     return found
 
 
