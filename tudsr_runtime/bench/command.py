@@ -70,8 +70,8 @@ def _of_table3(upscaler: Upscaler) -> Iterator[tuple[int, int]]:
 def _upscaler(
     options: BenchOptions, terminal: Terminal, places: Callable[[Upscaler], Iterable[tuple[int, int]]]
 ) -> Upscaler:
-    """What is measured, with the engines for `places`, each a stage from 0 and a size of tiles: those that the
-    cache lacks are built first, which is said."""
+    """What is measured, with the engines for `places`, each a stage from 0 and a size of tiles: those that
+    the cache lacks are built first, which is said."""
     # Random weights are as fast as trained ones, and their results are let through.
     upscaler = Upscaler(
         options.bundle,
