@@ -14,8 +14,9 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -25,9 +26,11 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
-from tudsr_runtime.batch.options import UpscaleOptions
+from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_serve.options import ServeOptions
+from tudsr_train.options import TrainOptions
 
 
 class _Grouped(TyperCommand):
@@ -77,14 +80,16 @@ eval_app = _group("Say how good pictures are, beside those of rivals.")
 app.add_typer(eval_app, name="eval", cls=_EvalGroup)
 
 
-def _from_options(command: Callable[..., None]) -> Callable[..., None]:
+def _from_options(command: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
     """A command for Typer, whose parameter `options`, a dataclass, is replaced by the fields of it.
 
-    A field `Annotated[tuple[str, ...], typer.Option(...)]` is an option that may be repeated.
+    A field `Annotated[tuple[str, ...], typer.Option(...)]` is an option that may be repeated. Fields named in
+    `without` keep their defaults.
     """
     own = typing.get_type_hints(command, include_extras=True)
     kind = own["options"]
-    types = typing.get_type_hints(kind, include_extras=True)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    types = {name: hint for name, hint in hints.items() if name not in without}
     repeated = {
         name for name, found in types.items() if typing.get_origin(typing.get_args(found)[0]) is tuple
     }
@@ -93,7 +98,7 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.name != "options":
             parameters.append(parameter.replace(annotation=own[parameter.name]))
             continue
-        for field in dataclasses.fields(kind):
+        for field in (field for field in dataclasses.fields(kind) if field.name in types):
             of, help_text = typing.get_args(types[field.name])
             if field.name in repeated:
                 of = list[typing.get_args(of)[0]]  # type: ignore[misc]  # all that Typer repeats
@@ -120,7 +125,7 @@ def _from_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _failures_as_json(wanted: bool) -> Iterator[None]:
-    """For those who read stdout: what ends the command is an object there too, as that of a picture is."""
+    """Where JSON is wanted, write what ends the command to stdout as an object, too."""
     from tudsr_runtime.terminal import Terminal, failure, was_told
 
     try:
@@ -176,6 +181,25 @@ def upscale(
     from tudsr_runtime.batch.command import upscale as run
 
     run(inputs, options)
+
+
+@app.command(cls=_Grouped)
+@partial(_from_options, without=NOT_OF_WATCH)
+def watch(
+    folder: Annotated[
+        Path, typer.Argument(metavar="IN", parser=_path, help="Folder that pictures come into.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", parser=_path, help="Folder of the results.")],
+    options: WatchOptions,
+) -> None:
+    """Enlarge every picture that comes into a folder, until Ctrl-C.
+
+    What is there already is done first. Stopped and started again, it goes on where it was.
+    """
+    with _needs("watch"):
+        from tudsr_runtime.batch.watch_command import watch as run
+
+        run(folder, output, options)
 
 
 @bundle_app.command("info")
@@ -246,63 +270,50 @@ def bundle_triton(
     run(bundle, repository, engines)
 
 
-Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Training configuration (YAML).")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable.")
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.  [default: `out` of the file]")
-]
-Resume = Annotated[
-    str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
-]
+@app.command()
+def doctor(
+    bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to try.")] = "nano",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Say what of this machine works, what does not, and what to do: to be pasted into a report.
 
+    Versions, processor, GPU, cache, the bundle, and one tile timed with every back end. No name of yours, of
+    your files or of your machine is told. Exit code 6 where something is wrong.
+    """
+    from tudsr_runtime.doctor.command import doctor as run
 
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
-]
-Check = Annotated[
-    bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
-]
+    with _failures_as_json(as_json):
+        run(bundle, as_json)
 
 
 @train_app.command("base")
-def train_base(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_base(options: TrainOptions) -> None:
     """Train a base model from nothing."""
-    _train("base", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("base", options)
 
 
 @train_app.command("stage1")
-def train_stage1(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_stage1(options: TrainOptions) -> None:
     """Train the LoRA of stage 1 (Algorithm 1)."""
-    _train("stage1", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("stage1", options)
 
 
 @train_app.command("stage2")
-def train_stage2(
-    config: Config,
-    overrides: Overrides = [],  # noqa: B006
-    out: Out = None,
-    resume: Resume = "auto",
-    print_config: PrintConfig = False,
-    check: Check = False,
-) -> None:
+@_from_options
+def train_stage2(options: TrainOptions) -> None:
     """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    _train("stage2", config, overrides, out, resume, print_config, check)
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("stage2", options)
 
 
 @train_app.command("plot")
@@ -319,21 +330,6 @@ def train_plot(
     from tudsr_train.command import plot
 
     plot(run, output)
-
-
-def _train(
-    stage: str,
-    config: Path,
-    overrides: list[str],
-    out: Path | None,
-    resume: str,
-    print_config: bool,
-    check: bool,
-) -> None:
-    with _needs("train"):
-        from tudsr_train.command import TrainOptions, run
-
-        run(stage, config, TrainOptions(overrides, out, resume, print_config, check))
 
 
 @app.command()
@@ -359,6 +355,29 @@ def build(options: BuildOptions) -> None:
     from tudsr_runtime.engines.tensorrt.command import build as run
 
     run(options)
+
+
+@app.command(cls=_Grouped)
+@_from_options
+def serve(options: ServeOptions) -> None:
+    """Enlarge pictures over HTTP, and on a page for the browser.
+
+    The address is printed. Only programs of this machine can ask, unless --host says otherwise.
+    """
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options)
+
+
+@app.command("app", cls=_Grouped)
+@_from_options
+def open_app(options: ServeOptions) -> None:
+    """Enlarge pictures on a page in the browser: `tudsr serve`, and the page is opened."""
+    with _needs("serve"):
+        from tudsr_serve.command import serve as run
+
+        run(options, browser=True)
 
 
 @eval_app.command("pictures")

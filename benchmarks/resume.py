@@ -46,7 +46,7 @@ def grow(folder: Path, start: int, count: int) -> None:
 
 
 def seconds(folder: Path, bundle: str, skipped: int) -> float:
-    """Of one run, which skips so many pictures."""
+    """Seconds of one run, which skips `skipped` pictures."""
     options = ["-o", folder / "out", "--scale", "2", "--bundle", bundle, "--json", "-q"]
     started = time.perf_counter()
     run = subprocess.run(

@@ -165,7 +165,7 @@ def compare(found: Iterator[Pair], by: dict[str, Method], learned: Any) -> Score
 
 
 def sets(realsr: Path | None, every: int) -> dict[str, Callable[[], Iterator[Pair]]]:
-    """Pictures by the title of their table; of each set every so many-th."""
+    """Pictures by the title of their table; of each set one in `every`."""
     found = {f"{kind}, x{s}": partial(pairs, kind, s) for s in SCALES for kind in ("degraded", "clean")}
     if realsr is not None:
         found["real, x4"] = lambda: itertools.islice(real_pairs(realsr), 0, None, 8)
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--realsr", type=Path, help="folder with LR/ and HR/ of real x4 pairs")
     parser.add_argument("--vgg16", type=Path, help="as `tudsr eval --vgg16`")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--every", type=int, default=1, help="of each set only every so many-th picture")
+    parser.add_argument("--every", type=int, default=1, help="take one picture in so many of each set")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("quality", "speed"), help="keep the other part of OUTPUT.json")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks/results/rivals")

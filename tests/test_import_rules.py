@@ -2,8 +2,9 @@
 
 cli.py        -> the command module of each package, inside the command that needs it; their options
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
+tudsr_serve   -> tudsr_runtime, and the [serve] extra
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, version)
+tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, typed, ...)
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
@@ -22,7 +23,7 @@ import pytest
 from tests import tracked
 
 ROOT = tracked.ROOT
-OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval")
+OURS = ("cli", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve")
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript", "safetensors"}
 BANNED = {"torchvision", "basicsr", "piq", "pyiqa"}
 
@@ -126,8 +127,8 @@ def test_only_those_who_conduct_import_the_upscaler() -> None:
 
 
 def test_train_needs_little_of_the_runtime() -> None:
-    names = ("errors", "atomic", "files", "machine", "tiling.axis", "installation", "metrics", "streams")
-    modules = {f"tudsr_runtime.{name}" for name in (*names, "version")}
+    names = "errors atomic files machine installation metrics streams typed version"
+    modules = {f"tudsr_runtime.{name}" for name in names.split()}
 
     def allowed(one: Import) -> bool:
         return one.package not in OURS or one.package == "tudsr_train" or _within(one.module, modules)
@@ -157,6 +158,18 @@ def test_eval_is_light_until_a_learned_metric_is_asked_for() -> None:
         return one.package in (late if one.deferred else light) or one.file.endswith("/options.py")
 
     assert not broken(of_package("tudsr_eval"), allowed)
+
+
+SERVED_BY = {"anyio", "fastapi", "pydantic", "starlette", "uvicorn"}
+
+
+def test_serve_needs_the_runtime_and_its_extra_and_nobody_needs_serve() -> None:
+    light = {*sys.stdlib_module_names, "tudsr_runtime", "tudsr_serve", *SERVED_BY}
+    found = [one for one in of_package("tudsr_serve") if not one.file.endswith("/options.py")]
+    assert not broken(found, lambda one: one.package in light)
+    others = [one for package in OURS if package.startswith("tudsr_") for one in of_package(package)]
+    elsewhere = [one for one in others if not one.file.startswith("tudsr_serve/")]
+    assert not broken(elsewhere, lambda one: one.package not in {"tudsr_serve", *SERVED_BY})
 
 
 def test_export_does_not_import_the_command_line() -> None:
@@ -190,7 +203,9 @@ def test_options_are_light_enough_for_help() -> None:
     assert not broken(found, allowed)
 
 
-@pytest.mark.parametrize("package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"])
+@pytest.mark.parametrize(
+    "package", ["tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve"]
+)
 def test_libraries_that_we_do_not_use(package: str) -> None:
     assert not broken(of_package(package), lambda one: one.package not in BANNED)
 

@@ -15,7 +15,7 @@ from tests import tracked
 from tests.tracked import ROOT
 from tudsr_runtime.version import __version__
 
-PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval"}
+PACKAGES = {"tudsr", "tudsr_runtime", "tudsr_train", "tudsr_export", "tudsr_eval", "tudsr_serve"}
 
 
 def build(function: str, source: Path, folder: Path) -> dict[str, bytes]:
@@ -49,11 +49,16 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_repository(wheel: 
     ours = {name for name in wheel if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in tracked.files(*PACKAGES) if path.suffix == ".py"}
     assert {name for name in ours if name.endswith(".py")} == {*modules, "tudsr/cli.py", "tudsr/__main__.py"}
+    configs = {path.relative_to(ROOT).as_posix() for path in tracked.files("configs")}
+    assert configs
+    assert {f"tudsr_train/{name}" for name in configs} <= ours
     others = {name for name in ours if not name.endswith((".py", "/py.typed"))}
+    others -= {f"tudsr_train/{name}" for name in configs}
     assert {name for name in others if not name.startswith("tudsr_runtime/bundles/")} == {
         "tudsr_export/photo.png",  # what the export compares the finished bundle on
         "tudsr_eval/page.html",
         "tudsr_eval/published.json",
+        "tudsr_serve/page.html",
         "tudsr_runtime/metrics/niqe_pristine.npz",
         "tudsr_runtime/metrics/NOTICE.md",
     }
@@ -101,6 +106,27 @@ def test_the_command_runs_as_a_module_from_a_wheel_and_from_a_checkout(
                 module,
                 done.stderr,
             )
+
+
+def test_a_shipped_configuration_is_found_by_its_name(wheel: dict[str, bytes], tmp_path: Path) -> None:
+    """From a wheel, whose users have no checkout."""
+    pytest.importorskip("torch", reason="`tudsr train` needs the [train] extra")
+    for name, content in wheel.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_bytes(content)
+    # Before all else, an editable install's own path included.
+    start = f"import runpy, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
+    start += "runpy.run_module('tudsr', run_name='__main__')"
+    for given in ("nano/stage1", "configs/nano/stage1.yaml"):
+        done = subprocess.run(
+            [sys.executable, "-c", start, "train", "stage1", "--config", given, "--print-config"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "\nout: runs/nano/stage1\n" in done.stdout
+        assert str(tmp_path / "site" / "tudsr_train" / "configs" / "nano" / "stage1.yaml") in done.stderr
 
 
 def test_no_extra_brings_both_builds_of_onnx_runtime() -> None:

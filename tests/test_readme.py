@@ -7,6 +7,7 @@ and bundles that it names are there; training and export need weights or hours a
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from tests import tracked
 from tests.tracked import ROOT
@@ -41,7 +43,7 @@ TUDSR_LINES = sorted({line for _, line in commands() if line.startswith("tudsr "
 RUN = [
     line
     for line in TUDSR_LINES
-    if re.match(r"tudsr (upscale examples/|eval examples|bundle \w+ nano|--)", line)
+    if re.match(r"tudsr (upscale examples/|eval examples|bundle \w+ nano|doctor$|--)", line)
 ]
 PARSED = [line for line in TUDSR_LINES if line not in RUN]
 
@@ -90,6 +92,43 @@ def test_a_documented_command_is_one(line: str) -> None:
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
         context = command.make_context(name, rest, parent=context)
+
+
+def option(words: list[str], *names: str) -> list[str]:
+    return [after for word, after in itertools.pairwise(words) if word in names]
+
+
+@pytest.mark.parametrize("document", ["README.md", "training.md", "nano.md"])
+def test_training_and_export_are_one_script(document: str) -> None:
+    """What a command reads is in the repository or written by one before; what it writes is neither."""
+    there = {path.relative_to(ROOT).as_posix() for path in tracked.files()}
+    there |= {parent.as_posix() for name in there for parent in Path(name).parents}
+    brought = {"stable-diffusion-2-1-base", "nano"}
+    made: list[str] = []
+    lines = [line for name, line in commands() if name == document]
+    for words in map(shlex.split, lines):
+        words = words[words.index("train") - 1 :] if "train" in words else words
+        reads, writes = [], []
+        if words[1] == "train" and "--config" in words and not {"--print-config", "--check"} & {*words}:
+            (name,) = option(words, "--config")
+            config = yaml.safe_load((ROOT / name).read_text())
+            reads = [config[key] for key in ("base", "start", "stage1") if key in config]
+            writes = [config["out"]]
+        elif words[1] == "export":
+            reads, writes = option(words, "--base", "--stage1", "--stage2"), option(words, "-o")
+        elif words[1] == "upscale":
+            reads = option(words, "--bundle")
+        assert {*reads} <= {*made, *there, *brought}, words
+        replaced = {*writes} & there
+        assert not replaced or "--overwrite" in words, f"{words} replaces {replaced}"
+        made += writes
+    assert made
+
+
+@pytest.mark.parametrize("path", tracked.files("configs"), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_configuration_writes_to_what_git_ignores(path: Path) -> None:
+    assert yaml.safe_load(path.read_text())["out"].startswith(f"runs/{path.parent.name}/")
+    assert tracked.ignored().match_file("runs/x")
 
 
 def test_the_documented_python_runs(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from tudsr_eval.page import as_image
 from tudsr_eval.scores import load
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import OutputError, UsageError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.upscaler import Upscaler
 
 RECORD = "ablation.json"
-PLANS = {4: {"M4": "4x-", "N4": "-x4", "M2N2": "2x2"}, 8: {"M8": "8x-", "N8": "-x8", "M4N2": "4x2"}}
-"""Of Table 4 and Table 5: the paper's names, and --factors."""
+TABLE_PLANS = {4: {"M4": "4x-", "N4": "-x4", "M2N2": "2x2"}, 8: {"M8": "8x-", "N8": "-x8", "M4N2": "4x2"}}
+"""Plans of Tables 4 and 5, by the paper's names, as `--factors` writes them."""
 
 
 def enlarge_by_plans(
@@ -30,10 +31,10 @@ def enlarge_by_plans(
         UsageError: another scale than 4 or 8, or results of another bundle or of other pictures lie there.
         TudsrError: as `Upscaler`, of the first picture that fails.
     """
-    if options.scale not in PLANS:
+    if options.scale not in TABLE_PLANS:
         raise UsageError(f"--scale {options.scale}: the paper's tables are of x4 and x8")
     pictures = pictures_at(folder)
-    plans = PLANS[options.scale]
+    plans = TABLE_PLANS[options.scale]
     with Upscaler(bundle, options.backend, options.device, threads=options.threads) as upscaler:
         _claim(options.output, {"bundle": upscaler.bundle.sha256, "scale": options.scale,
                                 "pictures": str(folder.resolve())})  # fmt: skip
@@ -46,8 +47,8 @@ def enlarge_by_plans(
 def _claim(output: Path, record: dict[str, object]) -> None:
     """Write down what the results in `output` are of, or see that it is the same."""
     path = output / RECORD
+    make_folder(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         there = json.loads(path.read_text("utf-8")) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot use the folder {output}: {error}") from error
@@ -62,7 +63,7 @@ def _enlarge(upscaler: Upscaler, pictures: Sequence[Path], into: Path, scale: in
     """How many were made."""
     missing = [(p, into / f"{p.stem}_x{scale}.png") for p in pictures]
     missing = [(source, target) for source, target in missing if not target.exists()]
-    into.mkdir(exist_ok=True)
+    make_folder(into)
     for source, target in missing:
         large = as_image(upscaler.upscale(load(source), scale, factors))
         with atomic_write(target) as file:

@@ -18,7 +18,8 @@ from tudsr_eval.scores import ALWAYS, GROUPS, Metric, Tiling
 from tudsr_eval.self_check import self_check
 from tudsr_eval.table import markdown
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.errors import BatchError, OutputError, UsageError
+from tudsr_runtime.errors import BatchError, UsageError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
 
 
@@ -108,10 +109,7 @@ def write_results(
     folder: Path, scored: Sequence[Scored], report: str, metrics: dict[str, Metric], page_pictures: int
 ) -> None:
     """scores.jsonl, scores.md and index.html in `folder`, which is made. OutputError where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     lines = "".join(json.dumps(one.record()) + "\n" for one in scored)
     for name, text in (("scores.jsonl", lines), ("scores.md", report)):
         with atomic_write(folder / name) as file:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tudsr_train.losses.dists import DISTS
 
-Pairs = Callable[["Tensor", "Tensor"], list[float]]
+PairMetric = Callable[["Tensor", "Tensor"], list[float]]
 """Pictures (n, 3, h, w) and a reference (1, 3, h, w), both in [0, 1], to n scores."""
 LEARNED = ("dists", "lpips", "fid", "kid")
 OF_SETS = ("fid", "kid")
@@ -58,7 +58,7 @@ class Learned:
     """Networks that are loaded, and what they measure."""
 
     metrics: dict[str, Metric]
-    of_pairs: dict[str, Pairs]
+    of_pairs: dict[str, PairMetric]
     features: Callable[[Array], Floats] | None
 
     def of_picture(self, picture: Array, reference: Array | None) -> dict[str, float]:
@@ -103,7 +103,7 @@ def load_learned(names: Sequence[str], weights: Weights) -> Learned:
         BundleError: weights are absent or not what they should be; says where they are to be had.
     """
     metrics: dict[str, Metric] = {}
-    of_pairs: dict[str, Pairs] = {}
+    of_pairs: dict[str, PairMetric] = {}
     features = None
     if "dists" in names:
         name, network = _load_dists(weights)
@@ -172,7 +172,7 @@ def _load_dists(weights: Weights) -> tuple[str, DISTS]:
     return name.replace("DISTS", "dists"), network.eval()
 
 
-def _load_lpips(weights: Weights) -> Pairs:
+def _load_lpips(weights: Weights) -> PairMetric:
     from tudsr_eval.lpips import load_lpips
 
     return load_lpips(weights.alexnet, weights.lpips)

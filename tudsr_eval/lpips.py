@@ -51,7 +51,7 @@ def _distances(backbone: dict[str, Tensor], linear: dict[str, Tensor], x: Tensor
 
 
 def _features(backbone: dict[str, Tensor], x: Tensor) -> list[Tensor]:
-    """After each of the five ReLUs."""
+    """Feature maps after each of the five ReLUs."""
     import torch.nn.functional as F
 
     shift, scale = (x.new_tensor(of).view(1, 3, 1, 1) for of in (SHIFT, SCALE))

@@ -32,7 +32,7 @@ MIDDLE = 1024
 
 
 def write_page(path: Path, scored: Sequence[Scored], metrics: Mapping[str, Metric], pictures: int) -> None:
-    """Write the page with at most so many subjects as pictures, evenly spread; the others as figures alone.
+    """Write the page, with pictures of at most `pictures` subjects, evenly spread, and the others' figures.
 
     Raises:
         OutputError: it cannot be written.

@@ -20,7 +20,8 @@ from tudsr_eval.matching import Case
 from tudsr_eval.scores import Metric
 from tudsr_eval.table import table
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.errors import DeviceError, OutputError, UsageError
+from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.files import file_sha256, make_folder
 
 VERSION = "0.1.16"
 WORKER = Path(__file__).with_name("pyiqa_worker.py")
@@ -28,7 +29,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 RESULTS = "paper.jsonl"
 INSTALL = f"python3 -m venv iqa && iqa/bin/pip install pyiqa=={VERSION}, then --paper-python iqa/bin/python"
 REPEATS = {"maniqa-pipal": 3}
-"""Those that draw crops are the mean over so many seeds."""
+"""How many seeds the metrics that draw crops are averaged over."""
 PAPER = {
     metric.name: metric
     for metric in (
@@ -43,7 +44,7 @@ PAPER = {
         Metric("maniqa", "MANIQA", "higher", 4),
     )
 }
-"""In the order of the paper's Table 1."""
+"""The metrics of the paper's Table 1, in its order."""
 IDS = {"maniqa": "maniqa-pipal"}
 """pyiqa's names where they are others: its plain `maniqa` is another training, on another scale."""
 
@@ -139,7 +140,7 @@ def _means(scores: PaperScores, cases: Iterable[Case]) -> dict[str, dict[str, fl
 
 def _jobs(cases: Sequence[Case], environment: Environment) -> list[dict[str, Any]]:
     """What the worker is asked: for each metric its pictures, or pairs, or sets."""
-    hashes = {p: _sha256(p) for c in cases for p in (c.prediction, c.reference) if p}
+    hashes = {p: file_sha256(p) for c in cases for p in (c.prediction, c.reference) if p}
     jobs = []
     for name, metric in PAPER.items():
         items = _sets(cases, hashes) if name == "fid" else _singles(cases, hashes, metric.reference)
@@ -185,10 +186,7 @@ def _run_worker(folder: Path, jobs: list[dict[str, Any]], environment: Environme
         "pyiqa": VERSION, "seed": environment.seed, "device": environment.device, "jobs": jobs,
         "weights": [str(path.resolve()) for path in caches],
     }  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     with atomic_write(folder / "paper-request.json") as file:
         file.write(json.dumps(request, indent=1).encode())
     command = [
@@ -254,8 +252,3 @@ def _collected(
             else:
                 found.pictures.setdefault((method, subject), {})[job["name"]] = value
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

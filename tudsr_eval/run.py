@@ -31,7 +31,7 @@ class Scored:
     error: TudsrError | None = None
 
     def record(self) -> dict[str, object]:
-        """As a line of scores.jsonl. What is not finite (equal pictures, no texture) is null, and noted."""
+        """The object of a line of scores.jsonl. What is not finite (equal pictures, no texture) is null."""
         case = self.case
         paths = {"prediction": case.prediction, "reference": case.reference, "input": case.source}
         odd = [f"{name}: {value}" for name, value in self.scores.items() if not math.isfinite(value)]

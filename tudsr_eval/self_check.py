@@ -29,7 +29,7 @@ class Column:
 
 
 COLUMNS = {"psnr": Column("psnr_y", 0.001), "ssim": Column("ssim_y", 0.001), "niqe": Column("niqe", 0.03)}
-"""By pyiqa's name. What else a file holds needs networks and is not compared here."""
+"""Columns that are compared, by pyiqa's name; the others of a file need networks."""
 
 
 def self_check(folder: Path, jobs: int | None = None, note: Callable[[str], object] = print) -> str:

@@ -10,7 +10,7 @@ from tudsr_eval.scores import Metric
 
 
 def methods_of(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """By method, in their order."""
+    """What was scored, by method, in the order of the methods."""
     methods: dict[str, list[Scored]] = {}
     for one in scored:
         methods.setdefault(one.case.method, []).append(one)

@@ -41,11 +41,13 @@ class BundleFacts:
     plan: ExportPlan
     base: Generator
     stages: tuple[StageSettings, ...]
-    graphs: Mapping[str, Sequence[Graph]]
-    """The ONNX files of every component, by its name, the preferred first."""
+    components: dict[str, Component]
+    """By name, the preferred variant of each first."""
     golden: Golden
     islands: Mapping[str, Any]
     """What of a component stays in float32."""
+    overlap: int | None = None
+    """The least overlap of tiles that the seams were measured to be good with."""
 
 
 def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any]) -> None:
@@ -64,10 +66,11 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         ),
         precision=facts.plan.precision,
         stages=tuple(_stage(stage, facts.base) for stage in facts.stages),
-        components={name: _component(folder / name, facts.graphs[name]) for name in sorted(facts.graphs)},
+        components=facts.components,
         provenance=_provenance(facts),
         numerics=numerics,
         golden=facts.golden,
+        overlap=facts.overlap,
         plans=facts.plan.plans,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -79,7 +82,9 @@ def _stage(stage: StageSettings, base: Generator) -> Stage:
     return Stage(stage.name, stage.factor, stage.timestep, alpha_t, stage.encoder, stage.unet, DECODER)
 
 
-def _component(folder: Path, graphs: Sequence[Graph]) -> Component:
+def list_component(folder: Path, graphs: Sequence[Graph]) -> Component:
+    """How the manifest lists a component: its graphs, the preferred first, over files that are each read once
+    for their hash."""
     listed = {
         name: bundle_file(folder / name, folder.parent)
         for name in sorted({name for graph in graphs for name in (graph.model, *graph.files)})
@@ -100,6 +105,7 @@ def _variant(graph: Graph, listed: Mapping[str, BundleFile]) -> Variant:
         OPSET,
         (source,),
         (target,),
+        graph.macs,
     )
 
 

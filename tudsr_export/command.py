@@ -13,14 +13,14 @@ from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_runtime.errors import BundleError, OutputError, UsageError
 from tudsr_runtime.files import make_folder
-from tudsr_runtime.manifest import MIN_TILE, NAME, MeasuredPlan, read_plans
+from tudsr_runtime.manifest import MAX_TILE, MIN_TILE, NAME, MeasuredPlan, read_plans
 from tudsr_runtime.streams import printable_lines
 from tudsr_runtime.tiling.axis import TILE
 
 if TYPE_CHECKING:
     from tudsr_export.gates import Report
 
-PRECISIONS = ("fp16", "fp32")
+EXPORTED_PRECISIONS = ("fp16", "fp32")
 
 
 def run(options: ExportOptions, tile: int = TILE) -> None:
@@ -67,8 +67,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {options.precision!r}")
+    if options.precision not in EXPORTED_PRECISIONS:
+        raise UsageError(f"precision must be {' or '.join(EXPORTED_PRECISIONS)}, not {options.precision!r}")
     name = options.name if options.name is not None else options.output.resolve().name
     if not NAME.fullmatch(name):
         raise UsageError(
@@ -78,8 +78,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
     about = _text("--about", options.about) if options.about else ""
     plans = _plans(options.plans, len(adapters)) if options.plans else ()
     for edge in options.tile:
-        if not MIN_TILE <= edge < TILE:
-            raise UsageError(f"--tile must be {MIN_TILE} to {TILE - 1} px, not {edge}")
+        if not MIN_TILE <= edge <= MAX_TILE:
+            raise UsageError(f"--tile must be {MIN_TILE} to {MAX_TILE} px, not {edge}")
 
     return ExportPlan(
         options.base,
@@ -95,7 +95,7 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         timesteps,
         options.prompt,
         options.batch,
-        options.tile,
+        options.tile or None,
         plans,
     )
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tudsr_export.bundle_writer import DECODER, BundleFacts, write_bundle_files
+from tudsr_export.bundle_writer import DECODER, BundleFacts, list_component, write_bundle_files
 from tudsr_export.calibration import calibration_tiles, synthetic_tile
 from tudsr_export.engine_gate import build_all
 from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
+from tudsr_export.layouts import StageAdapter, read_adapter
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
 from tudsr_export.part import Graph, Part, write_graphs
 from tudsr_export.plan import ExportPlan, Shape
 from tudsr_export.round_trip import RoundTrip
+from tudsr_export.seams import Seams
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import MANIFEST_NAME
 from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.manifest import Golden
+from tudsr_runtime.tiling.axis import TILE
 from tudsr_train.generator import Generator, one_step
 
+MORE_TILES = (256, 576)
+"""Further sizes of tiles of a large base: for canvases of up to 256 px, and for those of 1024 or 2048 px."""
+LARGE = 300_000_000
+"""Parameters of the UNet from which a tile takes so long that these are worth their disk space."""
 HALF_RETRIES = 4
 """How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
 
@@ -39,11 +47,16 @@ def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
         OutputError: the bundle cannot be written there.
     """
     with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
+        adapters = {stage: read_adapter(origin) for stage, origin in sorted(plan.adapters.items())}
         base = Generator.load(plan.base).eval()
+        plan = sized(plan, base)
         _require_shapes(plan, base)
         notify(f"base {base.base_id}, {base.prediction_type}, sha256 {base.base_sha256[:12]}")
+        # What does not fit is found now, and not after the minutes that the stage before it takes.
+        for stage, adapter in adapters.items():
+            attach_stage(base, adapter, stage, plan.timesteps.get(stage), plan.prompt)
         export = _Export(plan, folder, base, report, notify)
-        for stage, adapter in sorted(plan.adapters.items()):
+        for stage, adapter in adapters.items():
             export.stage(stage, adapter)
         export.autoencoder()
         facts = export.facts(write_golden(folder, export.tiles[0], export.outputs))
@@ -52,6 +65,15 @@ def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
         export.trip.compare(folder, plan.precision, report)
         build_all(folder, export.graphs, report, notify)
         write_bundle_files(folder, facts, report.as_json())
+
+
+def sized(plan: ExportPlan, base: Generator) -> ExportPlan:
+    """The plan with the sizes of tiles that a base of this size gets, where none were asked for."""
+    if plan.tiles is not None:
+        return plan
+    parameters = sum(parameter.numel() for parameter in base.unet.parameters())
+    large = plan.tile == TILE and parameters >= LARGE
+    return replace(plan, tiles=MORE_TILES if large else ())
 
 
 def _require_shapes(plan: ExportPlan, base: Generator) -> None:
@@ -77,14 +99,15 @@ class _Export:
         self.stages: list[StageSettings] = []
         self.outputs: list[Tensor] = []
         """What every stage makes of the first tile, clamped."""
-        self.trip = RoundTrip(sorted((plan.tile, *plan.tiles), reverse=True), len(plan.adapters))
+        self.trip = RoundTrip(plan.tile, len(plan.adapters))
+        self.seams = Seams(plan.tile)
         self.graphs: dict[str, list[Graph]] = {}
         self.islands: dict[str, Any] = {}
         encoder, decoder = vae_graphs(base.vae)
         self.encoder = Part(BASE_ENCODER, encoder.eval(), ("image", "z_L"), plan.precision)
         self.decoder = Part(DECODER, decoder.eval(), ("z_H", "image"), plan.precision)
 
-    def stage(self, stage: int, adapter: Path) -> None:
+    def stage(self, stage: int, adapter: StageAdapter) -> None:
         """Merge, fold and export one stage's UNet; the references move on through the stage."""
         plan = self.plan
         generator, settings = attach_stage(self.base, adapter, stage, plan.timesteps.get(stage), plan.prompt)
@@ -118,7 +141,12 @@ class _Export:
 
     def facts(self, golden: Golden) -> BundleFacts:
         """All that is known in the end, but for the figures."""
-        return BundleFacts(self.plan, self.base, tuple(self.stages), self.graphs, golden, self.islands)
+        components = {
+            name: list_component(self.folder / name, graphs) for name, graphs in sorted(self.graphs.items())
+        }
+        return BundleFacts(
+            self.plan, self.base, tuple(self.stages), components, golden, self.islands, self.seams.overlap
+        )
 
     def forget(self) -> None:
         """Free the base's UNet; from here on the bundle's own graphs take its place in memory."""
@@ -147,7 +175,7 @@ class _Export:
             self.report.relative(MERGED, settings.encoder, generator.encode(self.now[0]), z_L)
 
     def _restore_photo(self, generator: Generator, settings: StageSettings) -> None:
-        """The photograph through the generator, for what the finished bundle will make of it."""
+        """The photograph through the generator, for what the bundle will make of it; and the seams."""
         alpha_t = self.base.alphas_cumprod[settings.timestep]
 
         def restore(x: Tensor) -> Tensor:
@@ -156,6 +184,7 @@ class _Export:
             return generator.decode(one_step(z_L, prediction, alpha_t, settings.formula))
 
         self.trip.through(restore)
+        self.seams.through(restore, settings.name, self.report)
 
     def _encoder(self, generator: Generator, settings: StageSettings) -> Part:
         if settings.encoder == BASE_ENCODER:

@@ -17,7 +17,7 @@ WIDE_NAME = "model_fp32.onnx"
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def widen(narrow: Path) -> Path:
+def write_float32_graph(narrow: Path) -> Path:
     """Write a graph beside a half graph, over its weights, with `_fp32` behind its name; returns the file.
 
     Every half value becomes float32, inputs and outputs too. Weights in the graph's external file are

@@ -6,6 +6,7 @@
     half_vs_float32     whole pictures in torch, all stages so far, half against float32; PSNR
     onnx_vs_torch       each graph in ONNX Runtime against the generator in float32; largest error, or PSNR
     runtime_vs_torch    a photograph through the bundle and tudsr's own runtime, against the generator; PSNR
+    seams               blended tiles against one tile across their seam, for two overlaps; PSNR, no limit
     tensorrt_rtx        each graph parsed and built by TensorRT for RTX, where it is installed
 
 Relative means the largest difference over the reference's largest value.
@@ -59,6 +60,7 @@ RUNTIME = {
     "fp32": Gate("runtime_vs_torch", 60.0, least=True),
     "fp16": Gate("runtime_vs_torch", 45.0, least=True),
 }
+SEAMS = Gate("seams", None, least=True)
 ENGINES = Gate("tensorrt_rtx", None, unit="MB of activations")
 IDENTICAL_DB = 200.0
 """The PSNR of equal pictures, which has no finite value."""

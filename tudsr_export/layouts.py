@@ -15,7 +15,6 @@ PyTorch's loader of plain weights, which refuses one that wants to run code.
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -25,21 +24,24 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.typed import parse_json
 from tudsr_train.adapters import (
-    PROMPT_FILE,
+    PROMPT_EMBEDS_FILE,
     VAE_ENCODER_FOLDER,
     WEIGHTS_FILE,
     AdapterRecord,
+    read_adapter_record,
     read_peft,
-    read_record,
 )
-from tudsr_train.generator import EPSILON, RESIDUAL, read_prompt
+from tudsr_train.bases.prompt import read_prompt
+from tudsr_train.foreign import misread
+from tudsr_train.generator import EPSILON, RESIDUAL
 
 OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -51,7 +53,7 @@ PEFT_ALPHA = 8
 
 
 @dataclass(frozen=True)
-class Lora:
+class PeftLora:
     """One LoRA: PEFT's config, and its weights by PEFT's keys without a prefix."""
 
     config: LoraConfig
@@ -65,9 +67,9 @@ class StageAdapter:
     origin: Path
     layout: str
     sha256: str
-    unet: tuple[Lora, ...]
+    unet: tuple[PeftLora, ...]
     """All active together: their products are summed."""
-    encoder: tuple[Lora, ...] = ()
+    encoder: tuple[PeftLora, ...] = ()
     """LoRA of the VAE's encoder, by names within the VAE."""
     trained: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the UNet that were trained whole and replace the base's."""
@@ -115,19 +117,19 @@ def _read_folder(folder: Path) -> StageAdapter:
 
 def _read_peft_folder(folder: Path) -> StageAdapter:
     """What `tudsr_train.adapters.save_adapter` writes, or only PEFT's two files of it."""
-    record, unet = read_record(folder), Lora(*read_peft(folder))
+    record, unet = read_adapter_record(folder), PeftLora(*read_peft(folder))
     files, encoder = [folder / WEIGHTS_FILE], folder / VAE_ENCODER_FOLDER
     if encoder.is_dir():
         files.append(encoder / WEIGHTS_FILE)
     elif record and record.vae_encoder_rank:
         raise BundleError(f"{folder}: the adapter's LoRA of the VAE encoder ({encoder.name}/) is missing")
-    stored = folder / PROMPT_FILE
+    stored = folder / PROMPT_EMBEDS_FILE
     return StageAdapter(
         folder,
         "tudsr" if record else "peft",
         _sha256(files),
         (unet,),
-        (Lora(*read_peft(encoder)),) if encoder.is_dir() else (),
+        (PeftLora(*read_peft(encoder)),) if encoder.is_dir() else (),
         timestep=record.timestep if record else None,
         prompt=read_prompt(stored) if stored.is_file() else None,
         record=record,
@@ -140,7 +142,7 @@ def _read_omgsr(folder: Path) -> StageAdapter:
         folder,
         "omgsr",
         _sha256((unet / WEIGHTS_FILE, encoder / WEIGHTS_FILE)),
-        (Lora(*read_peft(unet)),),
+        (PeftLora(*read_peft(unet)),),
         (_encoder_lora(encoder),),
         timestep=273,
         formula=EPSILON,
@@ -148,12 +150,12 @@ def _read_omgsr(folder: Path) -> StageAdapter:
     )
 
 
-def _encoder_lora(folder: Path) -> Lora:
+def _encoder_lora(folder: Path) -> PeftLora:
     """A PEFT folder of the VAE's encoder alone, renamed to what its modules are called within the VAE."""
     config, weights = read_peft(folder)
     weights = {f"encoder.{key}": value for key, value in weights.items()}
     config.target_modules = _modules(weights)
-    return Lora(config, weights)
+    return PeftLora(config, weights)
 
 
 def _modules(weights: Iterable[str]) -> list[str]:
@@ -165,27 +167,28 @@ def _read_diffusers(file: Path) -> StageAdapter:
     from diffusers.utils import convert_unet_state_dict_to_peft, get_peft_kwargs
 
     weights, metadata = _load_safetensors(file)
-    weights, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(weights)
-    if any(key.startswith("text_encoder") for key in weights):
-        raise BundleError(f"{file}: a LoRA of the text encoder too, which a bundle with a fixed prompt lacks")
-    weights = convert_unet_state_dict_to_peft(_without_prefix(weights, "unet."))
-    alphas = convert_unet_state_dict_to_peft(_without_prefix(alphas or {}, "unet."))
-    ranks = {key: value.shape[1] for key, value in weights.items() if key.endswith("lora_B.weight")}
-    if not ranks or any(".lora_" not in key for key in weights):
-        raise BundleError(f"{file}: not a LoRA of a UNet in diffusers' layout")
-    known = get_peft_kwargs(ranks, alphas, weights) | metadata
+    with misread(f"{file}: not a LoRA of a UNet in diffusers' layout"):
+        weights, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(weights)
+        if any(key.startswith("text_encoder") for key in weights):
+            raise BundleError(
+                f"{file}: a LoRA of the text encoder too, which a bundle with a fixed prompt lacks"
+            )
+        weights = convert_unet_state_dict_to_peft(_without_prefix(weights, "unet."))
+        alphas = convert_unet_state_dict_to_peft(_without_prefix(alphas or {}, "unet."))
+        ranks = {key: value.shape[1] for key, value in weights.items() if key.endswith("lora_B.weight")}
+        if not ranks or any(".lora_" not in key for key in weights):
+            raise BundleError(f"{file}: not a LoRA of a UNet in diffusers' layout")
+        known = get_peft_kwargs(ranks, alphas, weights) | metadata
     known["target_modules"] = _modules(weights)
-    return StageAdapter(file, "diffusers", file_sha256(file), (Lora(_config(file, known), weights),))
+    return StageAdapter(file, "diffusers", file_sha256(file), (PeftLora(_config(file, known), weights),))
 
 
 def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, and what the file says of its LoRA's rank and alpha."""
-    try:
+    with misread(f"{file}: the adapter cannot be read"):
         with safe_open(file, "pt") as opened:
-            stored = json.loads((opened.metadata() or {}).get(DIFFUSERS_METADATA, "{}"))
+            stored = parse_json((opened.metadata() or {}).get(DIFFUSERS_METADATA, "{}"))
         weights = load_file(file)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BundleError(f"{file}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
     return weights, _without_prefix(stored, "unet.")
 
 
@@ -196,21 +199,17 @@ def _without_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _config(file: Path, values: Mapping[str, Any]) -> LoraConfig:
     """A LoraConfig from what a file of some version of PEFT says; what this one does not know is dropped."""
     fields = LoraConfig.__dataclass_fields__
-    try:
+    with misread(f"{file}: its LoRA is of a kind that cannot be read"):
         return LoraConfig(**{key: value for key, value in values.items() if key in fields})
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{file}: its LoRA is of a kind that cannot be read: {error}") from error
 
 
 def _read_pickle(file: Path) -> StageAdapter:
     saved = _load_pickle(file)
-    try:
+    with misread(f"{file}: the checkpoint is incomplete"):
         if "lora_rank_unet_pix" in saved:
             return _pisa_sr(file, saved)
         if "unet_lora_encoder_modules" in saved:
             return _osediff(file, saved)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{file}: the checkpoint is incomplete: {error!r}") from error
     raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint", hint="a PEFT folder")
 
 
@@ -226,7 +225,9 @@ def _load_pickle(file: Path) -> dict[str, Any]:
             f"{file}: refused, for it holds more than weights, which could be code ({_reason(error)})",
             hint="a checkpoint from its publisher, or one converted to safetensors",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise BundleError(f"{file}: the checkpoint cannot be read: {_reason(error)}") from error
     if not isinstance(saved, dict):
         raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint, but a {type(saved).__name__}")
@@ -274,11 +275,11 @@ def _pisa_sr(file: Path, saved: Mapping[str, Any]) -> StageAdapter:
     return StageAdapter(file, "pisa-sr", file_sha256(file), unet, timestep=1, formula=RESIDUAL, prompt="")
 
 
-def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: str) -> Lora:
+def _lora(rank: int, modules: Iterable[str], state: Mapping[str, Tensor], name: str) -> PeftLora:
     """The adapter `name` out of a model's state, in which PEFT writes its name into every key."""
     weights = {key.replace(f".{name}.", "."): value for key, value in state.items() if f".{name}." in key}
     config = LoraConfig(r=rank, lora_alpha=PEFT_ALPHA, target_modules=sorted(set(modules)))
-    return Lora(config, weights)
+    return PeftLora(config, weights)
 
 
 def _sha256(files: Iterable[Path]) -> str:

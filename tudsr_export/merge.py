@@ -17,10 +17,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_export.gates import require_finite
-from tudsr_export.layouts import Lora, StageAdapter, read_adapter
+from tudsr_export.layouts import PeftLora, StageAdapter, read_adapter
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
-from tudsr_train.generator import EPSILON, Generator, encode_prompt
+from tudsr_train.bases.prompt import encode_prompt
+from tudsr_train.generator import EPSILON, Generator
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""
@@ -66,9 +67,14 @@ class StageSettings:
 
 
 def attach_stage(
-    base: Generator, origin: Path, stage: int, timestep: int | None = None, prompt: str | None = None
+    base: Generator,
+    origin: Path | StageAdapter,
+    stage: int,
+    timestep: int | None = None,
+    prompt: str | None = None,
 ) -> tuple[Generator, StageSettings]:
-    """A generator with the adapter at `origin` attached to fresh copies of the base's parts, not merged.
+    """A generator with an adapter, or that at `origin`, attached to fresh copies of the base's parts, not
+    merged.
 
     What the adapter does not change is shared with `base`, which stays as it is.
 
@@ -81,7 +87,8 @@ def attach_stage(
             or no timestep of the base.
         NotFiniteError: the adapter holds NaN or infinity.
     """
-    adapter = read_adapter(origin)
+    adapter = origin if isinstance(origin, StageAdapter) else read_adapter(origin)
+    origin = adapter.origin
     generator = Generator(
         copy.deepcopy(base.vae) if adapter.encoder else base.vae,
         copy.deepcopy(base.unet),
@@ -116,6 +123,11 @@ def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int 
         raise BundleError(
             f"{origin}: timestep {chosen} is outside the schedule of {base.base_id}, "
             f"0 to {len(base.alphas_cumprod) - 1}"
+        )
+    if not 0 < float(base.alphas_cumprod[chosen]) <= 1:
+        raise BundleError(
+            f"{origin}: in the schedule of {base.base_id} nothing is left of the picture at timestep "
+            f"{chosen} (alphas_cumprod is {float(base.alphas_cumprod[chosen]):g})"
         )
     return StageSettings(
         stage,
@@ -181,7 +193,7 @@ def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> No
     unet.load_state_dict(dict(trained), strict=False)
 
 
-def _attach_all(model: ModelMixin, loras: Iterable[Lora], name: str, origin: Path) -> None:
+def _attach_all(model: ModelMixin, loras: Iterable[PeftLora], name: str, origin: Path) -> None:
     names: list[str] = []
     if not hasattr(model, "add_adapter"):
         raise BundleError(f"{origin}: the adapter is for a VAE's encoder, but this base's has no weights")

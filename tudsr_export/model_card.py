@@ -54,7 +54,7 @@ with the golden tile in `golden/` on the machine where the bundle runs.
 """
 
 
-PLANS = """\
+PLANS_SECTION = """\
 ## Factors
 
 | scale up to | factors | PSNR | SSIM | texture |
@@ -112,7 +112,7 @@ def _plans(plans: tuple[MeasuredPlan, ...]) -> str:
         (f"x{p.scale:g}", p.factors, f"{p.psnr_db:.2f} dB", f"{p.ssim:.4f}", f"{p.texture:.3f}")
         for p in plans
     )
-    return PLANS.format(rows=_rows(rows)) if plans else ""
+    return PLANS_SECTION.format(rows=_rows(rows)) if plans else ""
 
 
 def _gate_rows(gate: str, entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:

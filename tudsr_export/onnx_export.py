@@ -25,7 +25,7 @@ EXTERNAL_FROM = {"fp32": 256 * 2**20, "fp16": 2**16}
 half graph are shared with a second one (`tudsr_export.float32_graph`)."""
 FOLD_UP_TO = 2**20
 """Elements of a tensor up to which what can be computed from constants is computed."""
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def export_onnx(
     the versions of torch, onnxscript and onnx.
     """
     folder.mkdir(exist_ok=True)
-    example = torch.zeros(source.shape, dtype=DTYPES[precision])
+    example = torch.zeros(source.shape, dtype=TORCH_DTYPES[precision])
     with _quiet_exporter():
         program = torch.onnx.export(
             module,

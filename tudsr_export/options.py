@@ -44,7 +44,10 @@ class ExportOptions:
     ] = ()
     tile: Annotated[
         tuple[int, ...],
-        typer.Option(metavar="PX", help="Another, smaller tile size of every graph; repeatable."),
+        typer.Option(
+            metavar="PX",
+            help="Another tile size of every graph; repeatable.  [default: 256 and 576 of a large base]",
+        ),
     ] = ()
     name: Annotated[str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")] = None
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = (

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tudsr_export.float32_graph import widen
+from tudsr_export.float32_graph import write_float32_graph
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
+from tudsr_export.half_arithmetic import HalfArithmetic
 from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, Port, export_onnx, external_files
+from tudsr_export.operations import count_macs
 from tudsr_export.plan import Shape
 
 TENSOR_DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -29,6 +32,8 @@ class Graph:
     shape: Shape
     precision: str
     ports: tuple[Port, Port]
+    macs: int
+    """Multiply-adds of one run."""
 
 
 @dataclass
@@ -76,9 +81,10 @@ class Part:
 
     def run(self, x: Tensor) -> Tensor:
         """The exported module, in torch; float32 in and out."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.float32
-        result: Tensor = self.exported()(x.to(dtype)).float()
-        return result
+        if self.precision == "fp32":
+            return cast(Tensor, self.module(x))
+        with HalfArithmetic():
+            return cast(Tensor, self.exported()(x.half()).float())
 
     def forget_float32(self) -> None:
         """Keep only what is exported."""
@@ -114,7 +120,7 @@ def write_graphs(
         model = export_onnx(
             part.exported(), folder, *ports, part.precision, external_from=external, name=name
         )
-        models[shape] = Graph(name, external_files(model), shape, part.precision, ports)
+        models[shape] = Graph(name, external_files(model), shape, part.precision, ports, count_macs(model))
     part.release()
     graphs = []
     for shape, graph in models.items():
@@ -138,9 +144,9 @@ def _compared(
     compare(report, precision, subject, run_onnx(model, x), expected)
     if precision == "fp32":
         return [graph]
-    wide = widen(model)
+    wide = write_float32_graph(model)
     compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
-    return [graph, Graph(wide.name, external_files(wide), graph.shape, "fp32", graph.ports)]
+    return [graph, replace(graph, model=wide.name, files=external_files(wide), precision="fp32")]
 
 
 def compare(report: Report, precision: str, subject: str, actual: Tensor, expected: Tensor) -> None:

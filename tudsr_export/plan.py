@@ -45,8 +45,8 @@ class ExportPlan:
     """None: the adapter's, else the base's."""
     batches: tuple[int, ...] = ()
     """Further batch sizes of every graph, besides 1."""
-    tiles: tuple[int, ...] = ()
-    """Further tile sizes of every graph, besides `tile`."""
+    tiles: tuple[int, ...] | None = ()
+    """Further tile sizes of every graph, besides `tile`; None: those that a base of its size gets."""
     plans: tuple[MeasuredPlan, ...] = ()
     """The factors that the bundle was measured to be good for."""
 
@@ -54,5 +54,5 @@ class ExportPlan:
     def shapes(self) -> tuple[Shape, ...]:
         """Every size that graphs are exported for, the bundle's own first."""
         own = Shape(1, self.tile)
-        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles))
+        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles or ()))
         return tuple(dict.fromkeys((own, *more)))

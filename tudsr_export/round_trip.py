@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,12 @@ class RoundTrip:
     and the manifest make of the tiles.
     """
 
-    def __init__(self, tiles: Sequence[int], stages: int) -> None:
-        """`tiles` are all tile sizes, the greatest first; the runtime takes the smallest that fits."""
-        self._overlap, self._photo = min(OVERLAP, tiles[0] // 2), runtime_photo(tiles[0])
+    def __init__(self, tile: int, stages: int) -> None:
+        """`tile` is the bundle's own size, to which both sides keep."""
+        self._tile, self._overlap, self._photo = tile, min(OVERLAP, tile // 2), runtime_photo(tile)
         height, width = self._photo.shape[:2]
         plan = plan_upscale(
-            width, height, SCALES[stages], None, stages=stages, tile=tiles, overlap=self._overlap
+            width, height, SCALES[stages], None, stages=stages, tile=tile, overlap=self._overlap
         )
         self._factors, self._left = plan.notation, list(plan.stages)
         self._now: FloatArray = np.ascontiguousarray(self._photo.transpose(2, 0, 1) * 2 - 1)
@@ -52,7 +52,13 @@ class RoundTrip:
     def compare(self, bundle: Path, precision: str, report: Report) -> None:
         """The gate runtime_vs_torch. Raises what the runtime raises, and NotFiniteError where it fails."""
         with Upscaler(
-            bundle, backend="onnxruntime", device="cpu", overlap=self._overlap, color="none", sanity=False
+            bundle,
+            backend="onnxruntime",
+            device="cpu",
+            overlap=self._overlap,
+            color="none",
+            sanity=False,
+            tile=self._tile,
         ) as upscaler:
             actual = upscaler.upscale(self._photo, factors=self._factors)
         expected = (self._now.transpose(1, 2, 0) + 1) / 2

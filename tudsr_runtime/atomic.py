@@ -18,6 +18,9 @@ from tudsr_runtime.files import lock
 CLAIM = ".claim"
 """Suffix of the file that says that a process is at work on a result."""
 
+OLD = ".old"
+"""Suffix of a folder that has been moved aside for a new one; its name holds what it was called."""
+
 ACL = "system.posix_acl_access"
 
 _unfinished: set[Path] = set()
@@ -45,7 +48,7 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
     with _as_output_error(path):
-        # Replacing a device such as /dev/null, or a folder, is never what was meant.
+        # Nobody wants a device such as /dev/null, or a folder, to be replaced.
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {path}: it exists and is not a plain file")
         replaced = target if replace and target.exists() else None
@@ -72,6 +75,7 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
 
     Everything below it is flushed to disk first. With `overwrite`, a folder that is already there is moved
     aside, then removed once the new one is in place; without it, an existing `path` is an error at once.
+    What killed processes left beside `path` is cleared up first (`sweep_folders`).
 
     Args:
         own: as in `require_replaceable`; "" where the caller knows what is there.
@@ -83,20 +87,22 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
     target = Path(os.path.realpath(path))
     partial = _sibling(target)
     with _as_output_error(path):
+        sweep_folders(target.parent)
         _refuse_existing(path, target, overwrite, own)
-        _unfinished.add(partial)
-        try:
-            partial.mkdir(0o700 if target.exists() else 0o777)
-            yield partial
-            if target.exists():
-                pass_on_access(target, partial)
-            _sync_tree(partial)
-            _refuse_existing(path, target, overwrite, own)
-            _swap_folder(partial, target)
-            _sync_folder(target.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            _unfinished.discard(partial)
+        with _claimed(partial):
+            _unfinished.add(partial)
+            try:
+                partial.mkdir(0o700 if target.exists() else 0o777)
+                yield partial
+                if target.exists():
+                    pass_on_access(target, partial)
+                _sync_tree(partial)
+                _refuse_existing(path, target, overwrite, own)
+                _swap_folder(partial, target)
+                _sync_folder(target.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                _unfinished.discard(partial)
 
 
 def require_replaceable(path: Path, own: str) -> None:
@@ -139,6 +145,47 @@ def sweep(folder: Path) -> int:
                 path.unlink()
                 removed += path.suffix != CLAIM
     return removed
+
+
+def sweep_folders(folder: Path) -> None:
+    """Remove the unfinished folders that killed processes left in `folder`, and put back what one of them had
+    moved aside and not replaced yet. Those of living processes stay."""
+    for path in folder.glob(".tudsr-*"):
+        with suppress(OSError):
+            if path.suffix in (".tmp", OLD) and path.is_dir() and _has_no_claim(path):
+                _clear_up(path)
+
+
+def _clear_up(path: Path) -> None:
+    replaced = path.with_name(path.stem.split(".", 2)[-1])
+    if path.suffix == OLD and not replaced.exists():
+        path.replace(replaced)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_no_claim(path: Path) -> bool:
+    mark = _mark(path)
+    if mark.is_file() and not _is_abandoned(mark):
+        return False
+    mark.unlink(missing_ok=True)
+    return True
+
+
+def _mark(path: Path) -> Path:
+    """The file that is locked while a process works on the folder `path`; not everywhere can a folder be."""
+    return path.with_name(".".join(path.name.split(".")[:2]) + CLAIM)
+
+
+@contextmanager
+def _claimed(partial: Path) -> Iterator[None]:
+    mark = _mark(partial)
+    try:
+        with _create_locked(mark, 0o600):
+            yield
+    finally:
+        with suppress(OSError):
+            mark.unlink()
 
 
 def pass_on_access(old: Path, new: Path) -> None:
@@ -248,7 +295,7 @@ def _swap_folder(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.replace(target)
         return
-    aside = _sibling(target)
+    aside = partial.with_name(f"{partial.stem}.{target.name}{OLD}")
     target.replace(aside)
     try:
         partial.replace(target)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     sha256: str
+    _sound: set[BundleFile] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -95,6 +96,26 @@ class Bundle:
             f"batch {batch}, tile {tile}; it has: {offers}"
         )
 
+    def check(self, files: Iterable[BundleFile] | None = None) -> None:
+        """Compare files (None: all) with the hashes in the manifest, each once in the life of this object.
+
+        Raises:
+            BundleError: one is damaged or cannot be read.
+        """
+        for file in self.manifest.files() if files is None else files:
+            if file not in self._sound:
+                _check_hash(self.folder / file.path, file)
+                self._sound.add(file)
+
+    def macs(self, stage: int, tile: int) -> int | None:
+        """Multiply-adds of one tile of that size through a stage (from 0); None if the bundle does not say.
+
+        Raises BundleError: a component has no graph of that size.
+        """
+        found = self.manifest.stages[stage]
+        each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
+        return None if None in each else sum(macs for macs in each if macs is not None)
+
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""
         return self.folder / variant.model
@@ -118,10 +139,13 @@ def open_bundle(name_or_dir: str | Path, verify: bool = True) -> Bundle:
     except BundleError as error:
         raise BundleError(f"{folder / MANIFEST_NAME}: {error}", hint=error.hint) from None
     try:
-        _check_files(folder, manifest, hashes=verify)
+        _check_files(folder, manifest)
     except OSError as error:
         raise BundleError(f"cannot read the bundle {folder}: {error.strerror or error}") from error
-    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    bundle = Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    if verify:
+        bundle.check()
+    return bundle
 
 
 def _locate(name_or_dir: str | Path) -> Path:
@@ -153,7 +177,18 @@ def _read_manifest(folder: Path) -> bytes:
     return raw
 
 
-def _check_files(folder: Path, manifest: Manifest, hashes: bool) -> None:
+def _check_hash(path: Path, file: BundleFile) -> None:
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    if actual != file.sha256:
+        raise BundleError(
+            f"{path} is damaged: sha256 {actual[:8]}..., the manifest says {file.sha256[:8]}..."
+        )
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
     present = dict(_walk(folder))
     listed = {file.path: file for file in manifest.files()}
     _refuse(folder, "lacks files that its manifest lists", listed.keys() - present.keys())
@@ -162,12 +197,6 @@ def _check_files(folder: Path, manifest: Manifest, hashes: bool) -> None:
         if present[name] != file.bytes:
             raise BundleError(
                 f"{folder / name} is damaged: {present[name]} bytes, the manifest says {file.bytes}"
-            )
-    for name, file in listed.items() if hashes else ():
-        actual = file_sha256(folder / name)
-        if actual != file.sha256:
-            raise BundleError(
-                f"{folder / name} is damaged: sha256 {actual[:8]}..., the manifest says {file.sha256[:8]}..."
             )
 
 

@@ -31,7 +31,16 @@ def _facts(opened: Bundle) -> Iterator[tuple[str, object]]:
     yield "made by", f"tudsr {manifest.tudsr_version}"
     yield "licence", manifest.licence
     yield "precision", manifest.precision
-    yield "tile", f"{manifest.tile} px"
+    yield "tiles", f"{', '.join(map(str, opened.tiles))} px; made for {manifest.tile} px"
+    yield (
+        "overlap",
+        f"at least {manifest.overlap} px (measured)" if manifest.overlap else "not measured, 128 px",
+    )
+    for number, stage in enumerate(manifest.stages):
+        counted = {tile: opened.macs(number, tile) for tile in opened.tiles}
+        takes = (f"{macs / 1e12:.3g} at {tile} px" for tile, macs in counted.items() if macs is not None)
+        if shown := ", ".join(takes):
+            yield f"TMAC of {stage.name}", shown
     base = manifest.provenance.get("base")
     if isinstance(base, dict):
         yield "base", f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
@@ -65,7 +74,7 @@ def _gates(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if "status" in entry:
             yield gate, str(entry["status"])
         elif least and values:
-            yield gate, f"{min(values):.1f} dB (at least {limit})"
+            yield gate, f"{min(values):.1f} dB" + (f" (at least {limit})" if limit is not None else "")
         elif values:
             unit = f" {entry['unit']}" if "unit" in entry else ""
             yield (
@@ -91,13 +100,12 @@ def bundle_verify(
     terminal.result(
         f"{opened.folder}: {counted(len(files), 'file')}, {size:.1f} MB, all as the manifest says"
     )
-    golden = opened.manifest.golden
-    if golden is None:
+    if opened.manifest.golden is None:
         terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")
         return
     choice = select(backend, device, precision, opened.precisions)
     terminal.note(f"back end: {choice}")
-    figures = run_golden(opened, golden, choice, threads, lambda text: terminal.note(f"note: {text}"))
+    figures = run_golden(opened, choice, threads, lambda text: terminal.note(f"note: {text}"))
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

@@ -13,7 +13,7 @@ Factors = tuple[tuple[int, int], ...]
 
 
 def parse_factors(text: object) -> Factors:
-    """What the text says. Raises ValueError where it cannot be meant."""
+    """What the text says. Raises ValueError where that is not possible."""
     match = re.fullmatch(r"(\d{1,2}|-)x(\d{1,2}|-)", str(text), re.ASCII)
     chosen = tuple((i, int(part)) for i, part in enumerate(match.groups()) if part != "-") if match else ()
     if not chosen or not 1 <= product(chosen) <= MAX_SCALE:

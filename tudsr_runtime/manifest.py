@@ -14,11 +14,14 @@ from tudsr_runtime.factors import MAX_SCALE, parse_factors, product
 from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 
 SCHEMA_VERSION = 1
-MIN_TILE = 64
+MIN_TILE, MAX_TILE = 64, 4096
 MAX_PLANS = 64
+MAX_MACS = 10**18
 PRECISIONS = ("fp32", "fp16", "bf16")
 DTYPES = ("float32", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MIN_OVERLAP = 17
+"""Least overlap in px of tiles that can be blended (`tudsr_runtime.tiling.axis`)."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,7 +64,8 @@ class BundleFile:
 class Variant:
     """One exported graph of a component: the ONNX file `model` and all files it needs (itself included).
 
-    `precision` is that of its arithmetic; variants may share a file of weights.
+    `precision` is that of its arithmetic; variants may share a file of weights. `macs`, which may be missing,
+    are the multiply-adds of one run.
     """
 
     model: str
@@ -72,9 +76,12 @@ class Variant:
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    macs: int | None = dataclasses.field(default=None, metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
+        counted = self.macs is None or 0 <= self.macs <= MAX_MACS
+        _require(counted, "macs must be 0 to 10^18")
         _require(self.batch > 0, f"batch must be positive, not {self.batch}")
         _require(len(self.inputs) == 1 and len(self.outputs) == 1, "a graph has one input and one output")
         named = [file.path for file in self.files]
@@ -168,7 +175,7 @@ class MeasuredPlan:
 
 
 def read_plans(text: str, stages: int) -> tuple[MeasuredPlan, ...]:
-    """The JSON list that `benchmarks/plans.py` writes, for a bundle of so many stages. Raises BundleError."""
+    """Read what `benchmarks/plans.py` writes, for a bundle of `stages` stages. Raises BundleError."""
     try:
         plans = read_typed(tuple[MeasuredPlan, ...], parse_json(text), BundleError, whole="the list of plans")
         _check_plans(plans, stages)
@@ -189,8 +196,11 @@ def _check_plans(plans: tuple[MeasuredPlan, ...], stages: int) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of bundle.json. `provenance` and `numerics` are free-form JSON objects; `plans`, which may
-    be missing, says which factors the bundle was measured to be good for.
+    """The content of bundle.json. `provenance` and `numerics` are free-form JSON objects.
+
+    `tile` is the size in px that the model was made for, and that every component has a graph for. What may
+    be missing: `plans`, the factors that the bundle was measured to be good for; `overlap`, the least overlap
+    of neighbouring tiles in px that its seams were measured to be good with.
 
     Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.
     """
@@ -208,14 +218,19 @@ class Manifest:
     numerics: dict[str, Any]
     golden: Golden | None = None
     plans: tuple[MeasuredPlan, ...] = dataclasses.field(default=(), metadata=OMITTED_IF_DEFAULT)
+    overlap: int | None = dataclasses.field(default=None, metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
         _require(1 <= len(self.stages) <= 2, f"there must be one or two stages, not {len(self.stages)}")
-        _require(MIN_TILE <= self.tile <= 4096, f"tile must be {MIN_TILE} to 4096 px, not {self.tile}")
+        fits = MIN_TILE <= self.tile <= MAX_TILE
+        _require(fits, f"tile must be {MIN_TILE} to {MAX_TILE} px, not {self.tile}")
         whole = self.tile % self.latent.pixels_per_cell == 0
         _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
+        overlap, half = self.overlap, self.tile // 2
+        fits = overlap is None or MIN_OVERLAP <= overlap <= half
+        _require(fits, f"overlap must be {MIN_OVERLAP} to {half} px, not {overlap}")
         self._check_components()
         self._check_files()
         _check_plans(self.plans, len(self.stages))
@@ -245,10 +260,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of bundle.json: keys in a fixed order, two spaces, a newline at the end."""
-        tree = dataclasses.asdict(self)
-        if not self.plans:
-            del tree["plans"]
-        return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(_plain(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def files(self) -> tuple[BundleFile, ...]:
         """Every file that the manifest lists, each once."""
@@ -293,9 +305,24 @@ class Manifest:
                 )
 
     def _shapes(self, name: str, tile: int) -> dict[str, tuple[int, int, int]]:
-        """Shapes of image and latent for a tile of that size, which may be smaller than the bundle's."""
+        """Shapes of image and latent for a tile of that size, which need not be the bundle's."""
         cell = self.latent.pixels_per_cell
-        fits = MIN_TILE <= tile <= self.tile and tile % cell == 0
-        _require(fits, f"{name}: tile {tile} is not {MIN_TILE} to {self.tile} px and a multiple of {cell}")
+        fits = MIN_TILE <= tile <= MAX_TILE and tile % cell == 0
+        _require(fits, f"{name}: tile {tile} is not {MIN_TILE} to {MAX_TILE} px and a multiple of {cell}")
         edge = tile // cell + 2 * self.latent.margin
         return {"image": (3, tile, tile), "latent": (self.latent.channels, edge, edge)}
+
+
+def _plain(value: Any) -> Any:
+    """A manifest or a part of it as JSON has it, without the keys that may be missing and say nothing."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        field.name: _plain(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if not (field.metadata == OMITTED_IF_DEFAULT and getattr(value, field.name) == field.default)
+    }

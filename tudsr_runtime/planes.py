@@ -1,4 +1,4 @@
-"""Between the levels that a file holds and the planes that the model sees, one band of rows at a time."""
+"""The levels that a file holds to the planes that the model sees, and back, one band of rows at a time."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def failure_of(stream: TextIO) -> OSError | None:
 
 
 def discard(handle: int) -> None:
-    """From now on, what is written to this open file goes nowhere."""
+    """Let whatever is written to this open file from now on go nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, handle)
     os.close(nowhere)

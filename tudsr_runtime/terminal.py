@@ -25,7 +25,7 @@ NAMES_AS_BYTES = "tudsr.names-as-bytes"
 """How stdout writes what it has no letters for: as the file system does."""
 
 LINE_SECONDS = 10
-"""Between two lines of progress."""
+"""Seconds between two lines of progress."""
 
 BROKEN_PIPE_EXIT = 141
 """128 + SIGPIPE, what a shell reports for a program whose reader has gone."""

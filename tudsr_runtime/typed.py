@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 OMITTED_IF_DEFAULT = {"omitted_if_default": True}
 """Metadata of a dataclass field whose key may always be missing."""
-KINDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
-KINDS |= {list: "a list", dict: "an object"}
+KIND_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+KIND_NAMES |= {list: "a list", dict: "an object"}
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -35,7 +35,7 @@ def read_typed(
     *,
     whole: str,
     defaults: bool = False,
-    before: Mapping[Any, Callable[[Any], Any]] | None = None,
+    special: Mapping[Any, Special] | None = None,
 ) -> T:
     """`tree` as the dataclass `kind`.
 
@@ -46,20 +46,26 @@ def read_typed(
         error: makes the exception to raise of a message.
         whole: what `tree` is called in a message ("the manifest").
         defaults: whether a key may be missing that has a default.
-        before: by annotated type, what makes plain data of other ways to write it.
+        special: by annotated type, what reads it in another way.
     """
-    return typing.cast(T, _Reader(error, whole, defaults, before or {}).read(kind, tree, ""))
+    return typing.cast(T, Reader(error, whole, defaults, special or {}).read(kind, tree, ""))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class Reader:
+    """What `read_typed` reads with; its arguments."""
+
     error: Callable[[str], Exception]
     whole: str
     defaults: bool
-    before: Mapping[Any, Callable[[Any], Any]]
+    special: Mapping[Any, Special]
 
     def read(self, kind: Any, value: Any, where: str) -> Any:
-        value = self.before[kind](value) if kind in self.before else value
+        """`value`, found at the place `where` (".stages[0].factor"), as a `kind`."""
+        return (self.special.get(kind) or Reader.plain)(self, kind, value, where)
+
+    def plain(self, kind: Any, value: Any, where: str) -> Any:
+        """Read a value as `read` does, but by none of the special ways on this level."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is types.UnionType:
             return None if value is None else self.read(arguments[0], value, where)
@@ -76,7 +82,7 @@ class _Reader:
         items = self._typed(list, value, where)
         kinds = (kinds[0],) * len(items) if kinds[-1] is Ellipsis else kinds
         if len(items) != len(kinds):
-            raise self._misfit(where, f"must have {len(kinds)} values, not {len(items)}")
+            raise self.misfit(where, f"must have {len(kinds)} values, not {len(items)}")
         return tuple(
             self.read(kind, item, f"{where}[{index}]")
             for index, (kind, item) in enumerate(zip(kinds, items, strict=True))
@@ -113,10 +119,15 @@ class _Reader:
                 return number
         elif type(value) is kind:
             return value
-        raise self._misfit(where, f"must be {KINDS[kind]}, not {str(value)[:40]!r}")
+        raise self.misfit(where, f"must be {KIND_NAMES[kind]}, not {str(value)[:40]!r}")
 
-    def _misfit(self, where: str, complaint: str) -> Exception:
+    def misfit(self, where: str, complaint: str) -> Exception:
+        """The error to raise about what is at `where`."""
         return self.error(f"{_short(where) or self.whole} {complaint}")
+
+
+Special = Callable[[Reader, Any, Any, str], Any]
+"""The reader, the annotated type, the value and its place, to an object of that type."""
 
 
 def _short(where: str) -> str:

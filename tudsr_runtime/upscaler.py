@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -18,7 +19,7 @@ from PIL import Image
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.calls import Calls
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
-from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.select import BUILT, select
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError
 from tudsr_runtime.machine import as_exhausted, require_memory
@@ -26,6 +27,7 @@ from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import FloatArray, Levels, PlanarView
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
+from tudsr_runtime.tiling.cost import TileCosts
 from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
@@ -56,12 +58,14 @@ class Upscaler:
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
-        overlap: least overlap of neighbouring tiles in px, 17 to half a tile.
+        overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
+            measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
-        strength: how much of the model's change is made, 0 to 1; a pair for stage 1 and stage 2. Less is more
-            faithful to the input: a stage decodes z_L + s (z_H - z_L).
+        strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
+            of its input (0) to the model's result (1). Less is more faithful.
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
+        tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -77,49 +81,52 @@ class Upscaler:
         backend: str = AUTO,
         device: str = AUTO,
         threads: int | None = None,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         color: str = DEFAULT_COLOR,
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
         notify: Notify = _tell_nobody,
         engines: Path | None = None,
+        tile: int | None = None,
     ) -> None:
         arguments = locals()
         self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
         self._process = os.getpid()
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
-        if isinstance(overlap, bool) or not isinstance(overlap, int):
-            raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
         if not isinstance(bundle, str | Path | Bundle):
             raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
         if not isinstance(device, str):
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
-        per_stage = _per_stage(strength)
+        self._strength = _per_stage(strength)
         self._color = color_method(color)
         self.color = color
         """Name of the colour correction."""
         self._sanity = sanity
-        self._overlap = overlap
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        plan_upscale(1, 1, tile=self.bundle.manifest.tile, overlap=overlap)  # Rejects what cannot be.
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
+        manifest = self.bundle.manifest
+        self._tile = tile or manifest.tile
+        self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
         choice = select(backend, device, precision, self.bundle.precisions)
+        if not isinstance(bundle, Bundle) and choice.backend not in BUILT:
+            self.bundle.check()
         self.choice: Choice = dataclasses.replace(choice, engines=engines)
         """The back end, device and arithmetic that run, and why."""
-        self._engines = LoadedEngines(self.bundle, self.choice, threads, per_stage, notify)
+        self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
         self._under_way: set[Calls] = set()
-        self.settings = {
-            "overlap": overlap,
+        self._costs = _counted(self.bundle)
+        self.settings: dict[str, object] = {
+            "overlap": self._overlap,
             "color": color,
-            "strength": per_stage,
+            "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
-        }
+        } | ({} if tile is None else {"tile": tile})
         """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
@@ -146,6 +153,7 @@ class Upscaler:
             tile=self._engines.tiles,
             overlap=self._overlap,
             plans=manifest.plans,
+            costs=self._costs,
         )
 
     @overload
@@ -263,6 +271,31 @@ class Upscaler:
                 if tile is None or not self._engines.give_way(tile):
                     raise
 
+    def with_look(
+        self,
+        *,
+        strength: float | Sequence[float] | None = None,
+        color: str | None = None,
+        overlap: int | None = None,
+    ) -> Upscaler:
+        """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
+
+        Nothing is loaded for it, and `close` of either releases the engines of both. Errors as the
+        constructor's.
+        """
+        other = copy.copy(self)
+        other._exhausted = None
+        changed: dict[str, object] = {}
+        if strength is not None:
+            other._strength = changed["strength"] = _per_stage(strength)
+        if color is not None:
+            other._color, other.color, changed["color"] = color_method(color), color, color
+        if overlap is not None:
+            other._overlap = changed["overlap"] = _checked(overlap, self._tile)
+        other._arguments = {**self._arguments, **changed}
+        other.settings = {**self.settings, **changed}
+        return other
+
     def close(self) -> None:
         """Release the engines. They are loaded again if another picture follows.
 
@@ -318,11 +351,10 @@ class Upscaler:
         self, x: PlanarView, plan: Plan, progress: Progress | None, turned: bool, calls: Calls
     ) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
-        places = [(stage.stage, stage.columns.tile) for stage in plan.stages]
         stages = [self.stage(stage) for stage in plan.stages]
         again = [
             second and partial(calls.run, second)
-            for second in (self._engines.again(*place) for place in places)
+            for second in (self._engines.again(*place) for place in plan.places)
         ]
 
         def run(stop: threading.Event) -> Rows:
@@ -334,9 +366,26 @@ class Upscaler:
 
             parallel = max(stage.parallel for stage in stages)
             runs = [partial(calls.run, stage.run) for stage in stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, turned)
+            strength = [self._strength[stage.stage] for stage in plan.stages]
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, turned, strength)
 
         return in_background(run, on_stop=lambda: calls.end("nobody wants the picture any more"))
+
+
+def _counted(bundle: Bundle) -> TileCosts | None:
+    """The operations that the bundle's manifest counts; None if it does not, of some size."""
+    places = [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
+    counted = {place: bundle.macs(*place) for place in places}
+    if None in counted.values():
+        return None
+    return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})
+
+
+def _checked(overlap: int, tile: int) -> int:
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
+    plan_upscale(1, 1, tile=tile, overlap=overlap)  # Rejects what cannot be.
+    return overlap
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

@@ -13,36 +13,43 @@ The keys in `vae_encoder/` start at the autoencoder (`base_model.model.encoder.c
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
-from tudsr_train.generator import Generator, read_prompt
+from tudsr_runtime.typed import read_typed
+from tudsr_train.bases.prompt import read_prompt
+from tudsr_train.foreign import misread, read_config, require_no_repetition
+from tudsr_train.generator import Generator
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-RECORD_FILE = "tudsr.json"
-PROMPT_FILE = "prompt_embeds.safetensors"
+ADAPTER_RECORD_FILE = "tudsr.json"
+PROMPT_EMBEDS_FILE = "prompt_embeds.safetensors"
 VAE_ENCODER_FOLDER = "vae_encoder"
 PEFT_PREFIX = "base_model.model."
-MISREAD = (TypeError, KeyError, AttributeError, re.error)
-"""What PEFT raises about settings of another type, or of another kind of adapter."""
+MOST_FACTOR = 16
+"""Greatest factor of a stage, which the runtime knows too."""
+MOST_RANK = 256
+"""A LoRA's rank may be greater only where its weights are."""
+ORDINARY_STARTS = (True, False, "gaussian", "orthogonal")
+"""Values of `init_lora_weights` by which nothing is done to the base's own weights."""
 
 TARGETS = (
     "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
@@ -74,10 +81,12 @@ class AdapterRecord:
     """Rank of the LoRA in `vae_encoder/`; 0 where the VAE encoder is the base's own."""
 
     def __post_init__(self) -> None:
-        bounds = {"stage": (1, 2), "timestep": (0, 10**6), "factor": (1, 16), "vae_encoder_rank": (0, 10**5)}
-        for name, (least, most) in bounds.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name} is {str(value)[:40]}, not {least} to {most}")
+        if self.stage not in (1, 2):
+            raise ValueError(f"stage must be 1 or 2, not {self.stage}")
+        if not 1 <= self.factor <= MOST_FACTOR:
+            raise ValueError(f"factor must be 1 to {MOST_FACTOR}, not {self.factor}")
+        if self.timestep < 0 or self.vae_encoder_rank < 0:
+            raise ValueError(f"timestep {self.timestep} or rank {self.vae_encoder_rank} is negative")
 
 
 def prompt_sha256(prompt_embeds: Tensor) -> str:
@@ -169,8 +178,8 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
     if has_vae_encoder_adapter(generator, name):
         (folder / VAE_ENCODER_FOLDER).mkdir()
         _write_peft(generator.vae, name, folder / VAE_ENCODER_FOLDER)
-    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_FILE)
-    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_EMBEDS_FILE)
+    (folder / ADAPTER_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
 def _write_peft(model: ModelMixin, name: str, folder: Path) -> None:
@@ -198,7 +207,7 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
     """
     folder = Path(folder)
     config, weights = read_peft(folder)
-    record = read_record(folder)
+    record = read_adapter_record(folder)
     if record and record.base_sha256 != generator.base_sha256:
         raise BundleError(
             f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
@@ -212,8 +221,8 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
         raise BundleError(
             f"{folder}: the adapter's LoRA of the VAE encoder ({VAE_ENCODER_FOLDER}/) is missing"
         )
-    if (folder / PROMPT_FILE).is_file():
-        generator.set_prompt(read_prompt(folder / PROMPT_FILE))
+    if (folder / PROMPT_EMBEDS_FILE).is_file():
+        generator.set_prompt(read_prompt(folder / PROMPT_EMBEDS_FILE))
     generator.use(name)
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)
@@ -227,7 +236,7 @@ def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name
     Raises BundleError (exit 5) where the folder holds no adapter, or one of another base; TrainingError where
     its layers or its rank are others.
     """
-    record = read_record(folder)
+    record = read_adapter_record(folder)
     if record and record.base_sha256 != generator.base_sha256:
         raise BundleError(
             f"{folder}: the adapter was trained on base {record.base_sha256[:12]}, "
@@ -247,20 +256,20 @@ def copy_adapter(generator: Generator, parameters: dict[str, nn.Parameter], name
         parameter.copy_(weights[key])
 
 
-def read_record(folder: Path) -> AdapterRecord | None:
+def read_adapter_record(folder: Path) -> AdapterRecord | None:
     """The record in an adapter folder, or None where there is none; BundleError where it is damaged."""
-    path = folder / RECORD_FILE
+    path = folder / ADAPTER_RECORD_FILE
     if not path.is_file():
         return None
+
+    def wrong(complaint: str) -> BundleError:
+        return BundleError(f"{path}: not a record of an adapter: {complaint}")
+
     try:
-        record = AdapterRecord(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{path}: not a record of an adapter: {error}") from error
-    for one in fields(record):
-        value = getattr(record, one.name)
-        if type(value).__name__ != one.type:
-            raise BundleError(f"{path}: not a record of an adapter: {one.name} is {value!r}, no {one.type}")
-    return record
+        tree = read_config(path)
+    except (OSError, ValueError) as error:
+        raise wrong(str(error)) from error
+    return read_typed(AdapterRecord, tree, wrong, whole="the record", defaults=True)
 
 
 def attach(
@@ -268,16 +277,14 @@ def attach(
 ) -> None:
     """Add an adapter to a diffusers model as `name`, not active yet; `weights` have PEFT's keys, unprefixed.
 
-    Raises BundleError (exit 5), which names `origin`, where a weight has no place or a place no weight.
+    Raises BundleError (exit 5), which names `origin`, where a weight has no place or a place no weight, or
+    the config is of another kind than of a plain LoRA.
     """
-    try:
+    with misread(f"{origin}: the adapter does not fit the base"):
+        config = _harmless(config, weights)
         with _several_adapters_are_meant():
             model.add_adapter(config, adapter_name=name)
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except (RuntimeError, ValueError, *MISREAD) as error:
-        raise BundleError(
-            f"{origin}: the adapter does not fit the base: {str(error).splitlines()[0]}"
-        ) from error
     missing = [key for key in result.missing_keys if f".{name}." in key]
     if result.unexpected_keys or missing:
         worst = [*result.unexpected_keys, *missing][0]
@@ -287,14 +294,43 @@ def attach(
         )
 
 
+def _harmless(config: LoraConfig, weights: dict[str, Tensor]) -> LoraConfig:
+    """A config that PEFT can follow in no time and with no more memory than the weights take.
+
+    Where its modules are named by a regular expression, which may be made so that it is matched for ever,
+    those that have weights take its place. Raises ValueError.
+    """
+    ranks = [value.shape[0] for key, value in weights.items() if key.endswith("lora_A.weight") and value.ndim]
+    most = max([MOST_RANK, *ranks])
+    for rank in (config.r, *(config.rank_pattern or {}).values()):
+        if not 1 <= rank <= most:
+            raise ValueError(f"its rank is {rank}, that of its weights {max(ranks, default=0)}")
+    if config.init_lora_weights not in ORDINARY_STARTS:
+        raise ValueError(
+            f"init_lora_weights {str(config.init_lora_weights)[:40]!r} means that the base's weights were "
+            "changed as well; PEFT can convert it to an ordinary LoRA"
+        )
+    for where in ("rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save"):
+        require_no_repetition(getattr(config, where), where)
+    for expression in (config.target_modules, config.exclude_modules):
+        if isinstance(expression, str):
+            re.compile(expression)
+    config = copy.copy(config)
+    if isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str):
+        config.target_modules = {key.partition(".lora_")[0] for key in weights if ".lora_" in key}
+        config.exclude_modules = None
+    return config
+
+
 def read_peft(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Config and weights (PEFT's keys, unprefixed) of a PEFT folder; BundleError where it cannot be read."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise BundleError(f"{folder}: no adapter here ({name} is missing)")
-    try:
+    with misread(f"{folder}: the adapter cannot be read"):
+        read_config(folder / CONFIG_FILE)
         config = LoraConfig.from_pretrained(str(folder))
+        if not isinstance(config, LoraConfig):
+            raise ValueError(f"it is no LoRA, but a {type(config).__name__}")
         weights = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError, *MISREAD) as error:
-        raise BundleError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
     return config, {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}

@@ -16,27 +16,25 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import TrainingError
 from tudsr_train.bases.nano import create_base
+from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
-from tudsr_train.data.pairs import Task
-from tudsr_train.generator import PROMPT_FILE, Generator
+from tudsr_train.data.pairs import PairDataset
+from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import Session
+from tudsr_train.training import Training
 
 
-class BasePairs(Dataset[tuple[Tensor, Tensor]]):
+class BasePairs(PairDataset):
     """Pairs of t_1 or of t_2, by the number of their batch, so that a batch has one timestep."""
 
-    def __init__(self, config: BaseConfig, session: Session, length: int) -> None:
-        self.config, self.length = config, length
-        task = Task(config.R, config.M, config.R)
-        self.degraded = session.draw(config, task, config.seed, length)
-        late = replace(task, reductions=(config.N,))
-        self.after_stage1 = session.draw(config, late, config.seed, length, config.mild)
+    def __init__(
+        self, config: BaseConfig, degraded: PairDataset, after_stage1: PairDataset, length: int
+    ) -> None:
+        self.config, self.degraded, self.after_stage1 = config, degraded, after_stage1
+        self.length = length
 
     def __len__(self) -> int:
         return self.length
@@ -49,28 +47,6 @@ class BasePairs(Dataset[tuple[Tensor, Tensor]]):
         if self.timestep(number // self.config.optimization.batch_size) == self.config.t2:
             return self.after_stage1[number]
         return self.degraded[number]
-
-
-def train_base(config: BaseConfig, out: Path, resume: str) -> None:
-    """Train the base and write it to `out`, in the diffusers layout; the run's state is in `out`.run."""
-    base = Base(config, out)
-    base.session.go(base.loop, base.pairs, base.algorithm, resume)
-    if base.session.accelerator.is_main_process:
-        averaged = base.loop.networks[0].averaged()
-        with averaged, atomic_dir(out, overwrite=True, own=PROMPT_FILE) as folder:
-            if config.start:
-                shutil.copytree(config.start, folder, dirs_exist_ok=True)
-            else:
-                create_base(folder, config.model, config.seed)
-            _save(base.gan.generator, folder)
-    base.session.finish()
-
-
-def _save(G: Generator, folder: Path) -> None:
-    """Write what was trained over the untrained weights in a base's folder."""
-    G.unet.save_pretrained(folder / "unet")
-    if any(True for _ in G.vae.parameters()):
-        G.vae.save_pretrained(folder / "vae")
 
 
 def _trained(G: Generator) -> dict[str, nn.Parameter]:
@@ -86,12 +62,6 @@ def _without_rows(count: int, gradient: Tensor) -> Tensor:
     return kept
 
 
-def check_base(config: BaseConfig, out: Path) -> list[str]:
-    """What `Session.check` finds: data, weights, losses and memory of one batch. Writes nothing."""
-    base = Base(config, out)
-    return base.session.check(base.loop, base.pairs, base.algorithm)
-
-
 def _require_same(G: Generator, fresh: Generator, start: str) -> None:
     """A base to go on from must have the network of this configuration; its prompt is kept."""
     found, wanted = (
@@ -105,31 +75,48 @@ def _require_same(G: Generator, fresh: Generator, start: str) -> None:
         raise TrainingError(f"start: {start} is no base of this `model`")
 
 
-class Base:
-    """Everything that a run needs, from its configuration."""
+class Base(Training[BaseConfig]):
+    """A run that makes a base."""
 
-    def __init__(self, config: BaseConfig, out: Path) -> None:
-        self.config, self.session = config, Session(config, out)
+    result_file = PROMPT_FILE
+    pairs: BasePairs
+
+    def prepare(self) -> tuple[Generator, dict[str, nn.Parameter], dict[str, str]]:
+        config = self.config
         with tempfile.TemporaryDirectory() as fresh:
             create_base(Path(fresh), config.model, config.seed)
             G = Generator.load(config.start or fresh)
             if config.start:
                 _require_same(G, Generator.load(fresh), config.start)
         G.requires_grad_(True).train()
-        self.gan = self.session.adversaries(G)
-        parents = {"start": G.base_sha256} if config.start else {}
-        self.loop = self.session.loop(self.gan, _trained(G), parents)
-        with self.session.accelerator.main_process_first():
-            length = self.loop.batches * config.optimization.batch_size
-            self.pairs = BasePairs(config, self.session, length)
-        task = Task(config.R, config.M, config.R)
-        self.loop.validate = self.session.grid(config, task, self._columns)
-        self.loop.validate_every = config.validation.every
+        return G, _trained(G), {"start": G.base_sha256} if config.start else {}
+
+    def training_pairs(self, length: int) -> BasePairs:
+        config, seed = self.config, self.config.seed
+        late = replace(self.task, reductions=(config.N,))
+        degraded = self.draw(config.data, self.task, config.degradation, seed, length)
+        return BasePairs(config, degraded, self.draw(config.data, late, config.mild, seed, length), length)
 
     def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
         """Yield L_G of one batch, at the timestep of its number."""
         x_hat = self.gan.G(x_L, self.pairs.timestep(number))
         yield self.gan.L_G(x_hat, x_H, [])
 
-    def _columns(self, x_L: Tensor) -> dict[str, Tensor]:
+    def columns(self, x_L: Tensor) -> dict[str, Tensor]:
         return {"input": x_L, "base": self.gan.G(x_L, self.config.t1).x}
+
+    def write(self, folder: Path) -> None:
+        """Write the base in the diffusers layout: what was trained over the untrained weights."""
+        if self.config.start:
+            shutil.copytree(self.config.start, folder, dirs_exist_ok=True)
+        else:
+            create_base(folder, self.config.model, self.config.seed)
+        G = self.gan.generator
+        G.unet.save_pretrained(folder / "unet")
+        if any(True for _ in G.vae.parameters()):
+            G.vae.save_pretrained(folder / "vae")
+
+
+def train_base(config: BaseConfig, out: Path, resume: str) -> None:
+    """Train the base and write it to `out`, in the diffusers layout; the run's state is in `out`.run."""
+    Base(config, out).run(resume)

@@ -5,68 +5,53 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
-
-Train = Callable[[Any, Path, str], None]
-Check = Callable[[Any, Path], list[str]]
-"""Of one kind of configuration each, and its folder."""
+from tudsr_train.options import TrainOptions
 
 STAGES = ("base", "stage1", "stage2")
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options of `tudsr train`, besides the configuration."""
-
-    overrides: list[str] = field(default_factory=list)
-    """`key.sub=value`, applied to the file."""
-    out: Path | None = None
-    """Result folder; None takes the configuration's own `out`."""
-    resume: str = "auto"
-    """auto, never, or the folder of a checkpoint."""
-    print_config: bool = False
-    """Print the resolved configuration and stop."""
-    check: bool = False
-    """Read data and weights, go through one pair, print what was found, and stop."""
-
-
-def run(stage: str, config: Path, options: TrainOptions) -> None:
-    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`.
+def run(stage: str, options: TrainOptions) -> None:
+    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`, or a shipped one's
+    name (`find_config`).
 
     Raises:
         UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
-        adapter. DeviceError: no such device. MemoryExhausted: not enough of the GPU's memory.
+        adapter. OutputError: the result would replace what no run beside it has made. DeviceError: no such
+        device. MemoryExhausted: not enough of the GPU's memory.
     """
     if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r}; {', '.join(STAGES)} are known")
     with _memory_explained():
-        _run(stage, config, options)
+        _run(stage, options)
 
 
-def _run(stage: str, path: Path, options: TrainOptions) -> None:
+def _run(stage: str, options: TrainOptions) -> None:
     from tudsr_train import base, stage1, stage2
-    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config
-    from tudsr_train.config_file import load_config, to_yaml
+    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
+    from tudsr_train.config_file import find_config, load_config, to_yaml
+    from tudsr_train.training import Training
 
-    table: dict[str, tuple[type[BaseConfig | Stage1Config | Stage2Config], Train, Check]] = {
-        "base": (BaseConfig, base.train_base, base.check_base),
-        "stage1": (Stage1Config, stage1.train_stage1, stage1.check_stage1),
-        "stage2": (Stage2Config, stage2.train_stage2, stage2.check_stage2),
+    table: dict[str, tuple[type[StageConfig], Callable[[Any, Path, bool], Training[Any]]]] = {
+        "base": (BaseConfig, base.Base),
+        "stage1": (Stage1Config, stage1.Stage1),
+        "stage2": (Stage2Config, stage2.Stage2),
     }
-    kind, train, check = table[stage]
+    kind, prepared = table[stage]
+    path, said = find_config(options.config)
+    sys.stderr.write(f"{said}\n" if said else "")
     config = load_config(kind, path, options.overrides)
     if options.print_config:
         sys.stdout.write(to_yaml(config))
         return
-    out = _out(options.out, config.out)
+    run = prepared(config, _out(options.out, config.out), options.overwrite)
     if options.check:
-        sys.stdout.write("".join(f"{line}\n" for line in check(config, out)))
-        return
-    train(config, out, options.resume)
+        sys.stdout.write("".join(f"{line}\n" for line in run.check()))
+    else:
+        run.run(options.resume)
 
 
 def plot(run: Path, output: Path | None) -> None:

@@ -87,6 +87,8 @@ class Optimization:
     """Checkpoints that stay; older ones are removed. Ours."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this stay for good; 0 for none. Ours."""
+    store: str = "fp32"
+    """What the result's weights are rounded to, fp32 or fp16; fp16 files are half as large. Ours."""
     log_every: int = 50
     """Optimizer steps between lines of the log. Ours."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -103,6 +105,8 @@ class Optimization:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:
             raise TrainingError(f"optimization: ema must be below 1, not {self.ema}")
+        if self.store not in ("fp32", "fp16"):
+            raise TrainingError(f"optimization: store {self.store!r} is not known; fp32 and fp16 are")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"
@@ -182,7 +186,7 @@ class BaseConfig:
     start: str = ""
     """Folder of a base of the same `model` to go on from, instead of random weights. Ours."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours."""
+    """Seed of the first weights and of every draw. Ours."""
     R: int = 192
     """Side of a training picture, pixels. Ours."""
     model: NanoBase = field(default_factory=NanoBase)
@@ -219,21 +223,9 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
-class Stage1Config:
-    """`tudsr train stage1`: Algorithm 1."""
+class AdapterConfig:
+    """What both stages' configurations share; in a file their own settings come before these."""
 
-    base: str = ""
-    """Folder or hub id of the base, in the diffusers layout. Paper 4.1: SD2.1-base."""
-    out: str = ""
-    """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
-    seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
-    R: int = 512
-    """Side of a training picture, pixels. Paper 3.7."""
-    M: tuple[int, ...] = (4,)
-    """Upsampling factors that training pairs are drawn from. 4 in the lineage (OSEDiff, OMGSR)."""
-    t1: int = 200
-    """Fixed timestep. Paper 4.1."""
     prompt: str = ""
     """Text that the base's text encoder encodes once. Empty in OMGSR; the paper has a c and does not say."""
     prompt_embeds: str = ""
@@ -256,13 +248,35 @@ class Stage1Config:
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
-        _check_posterior(self.posterior)
+        if self.posterior not in ("sample", "mode"):
+            raise TrainingError(f"posterior is {self.posterior!r}; sample and mode are known")
+
+
+@dataclass(frozen=True)
+class Stage1Config(AdapterConfig):
+    """`tudsr train stage1`: Algorithm 1."""
+
+    base: str = ""
+    """Folder or hub id of the base, in the diffusers layout. Paper 4.1: SD2.1-base."""
+    out: str = ""
+    """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
+    seed: int = 0
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
+    R: int = 512
+    """Side of a training picture, pixels. Paper 3.7."""
+    M: tuple[int, ...] = (4,)
+    """Upsampling factors that training pairs are drawn from. 4 in the lineage (OSEDiff, OMGSR)."""
+    t1: int = 200
+    """Fixed timestep. Paper 4.1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_shared(self)
         _require(self, "", 0, "t1")
 
 
 @dataclass(frozen=True)
-class Stage2Config:
+class Stage2Config(AdapterConfig):
     """`tudsr train stage2`: Algorithm 2."""
 
     base: str = ""
@@ -272,7 +286,7 @@ class Stage2Config:
     out: str = ""
     """Folder of the adapter; the run's state lies beside it, in `out`.run. `--out` comes first."""
     seed: int = 0
-    """Of the first weights and of every draw. Ours; OMGSR has 123."""
+    """Seed of the first weights and of every draw. Ours; OMGSR has 123."""
     R: int = 512
     """Side of a chunk, and of x_L, pixels. Paper 3.8."""
     M: tuple[int, ...] = (4,)
@@ -287,40 +301,19 @@ class Stage2Config:
     """What `optimization.accumulation` counts: chunks (a chunk takes the image's place as micro-batch),
     images (all N^2 chunks of each), or none (an optimizer step after every chunk). The paper's
     "gradient updates per chunk" allows all three; with chunks both stages step alike."""
-    prompt: str = ""
-    """Text that the base's text encoder encodes once. Empty in OMGSR; the paper has a c and does not say."""
-    prompt_embeds: str = ""
-    """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
-    posterior: str = "sample"
-    """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
-    init: str = ""
-    """Folder of an adapter of the same base and shape whose weights to start from, such as that of stage 1;
-    empty for fresh ones. Ours."""
-    init_discriminator: str = ""
-    """Folder of a run's checkpoint (`OUT.run/step-NNNNNN`) whose D to start from. Ours."""
-    lora: Lora = field(default_factory=Lora)
-    data: Pictures = field(default_factory=Data)
-    softness: Softness = field(default_factory=Softness)
-    degradation: Recipe = field(default_factory=RealESRGAN)
-    loss: LossWeights = field(default_factory=LossWeights)
-    dists: DistsConfig = field(default_factory=DistsConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    validation: Validation = field(default_factory=Validation)
     optimization: Optimization = field(default_factory=lambda: Optimization(steps=3500))
 
     def __post_init__(self) -> None:
-        _check_posterior(self.posterior)
+        super().__post_init__()
         _check_shared(self)
         _require(self, "", 0, "t1", "t2")
         _require(self, "", 1, "N")
 
 
-def _check_posterior(posterior: str) -> None:
-    if posterior not in ("sample", "mode"):
-        raise TrainingError(f"posterior is {posterior!r}; sample and mode are known")
+StageConfig = BaseConfig | Stage1Config | Stage2Config
 
 
-def _check_shared(config: BaseConfig | Stage1Config | Stage2Config) -> None:
+def _check_shared(config: StageConfig) -> None:
     _require(config, "", 0, "seed")
     _require(config, "", 1, "R", "M")
     _require(config.loss, "loss: ", 0, *vars(config.loss))

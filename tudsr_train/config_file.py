@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
-import difflib
 import inspect
 import itertools
 import textwrap
-import types
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.typed import Reader, read_typed
 from tudsr_train.data.recipes import PRESETS, MixedRecipe, PlainRecipe, Recipe
 from tudsr_train.data.sources import Data, MixedData, Pictures
 
 T = TypeVar("T")
+CONFIGS = "configs"
+"""Folder of the shipped configurations."""
 
 
-def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
+def find_config(given: Path) -> tuple[Path, str]:
+    """The file itself; else the shipped configuration of that name, such as `nano/stage1`, and what to say.
+
+    `configs/nano/stage1.yaml` names it too, where there is no such file. What is neither comes back as it is.
+    """
+    name = given.as_posix().removeprefix(f"{CONFIGS}/").removesuffix(".yaml")
+    found = shipped_configs().get(name)
+    if given.exists() or found is None:
+        return given, ""
+    return found, f"configuration {name}: {found}"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that travel with the package, by name."""
+    folder = Path(__file__).with_name(CONFIGS)
+    if not folder.is_dir():  # a checkout, which has them at its root
+        folder = Path(__file__).parents[1] / CONFIGS
+    files = sorted(folder.glob("*/*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     """Read a YAML file into `kind`, then apply `key.sub=value` overrides.
 
     Raises TrainingError (exit 10) for a missing file, an unknown key (naming the nearest known one) or a
@@ -31,7 +55,8 @@ def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such config file") from error
+        hint = f"a file, or one of {', '.join(shipped_configs())}"
+        raise TrainingError(f"{path}: no such config file", hint=hint) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
     for override in overrides:
@@ -42,7 +67,14 @@ def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
             _assign(tree, key.strip().split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise TrainingError(f"--set {override}: {str(error).splitlines()[0]}") from error
-    return _build(kind, tree, str(path))
+    return read_typed(
+        kind,
+        _with_presets(kind, tree),
+        lambda message: TrainingError(f"{path}: {message}"),
+        whole="the configuration",
+        defaults=True,
+        special=SPECIAL,
+    )
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -55,110 +87,87 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _build(kind: type[T], tree: Any, where: str) -> T:
-    return kind(**_values(kind, tree, where))
-
-
-def _values(kind: type, tree: Any, where: str) -> dict[str, Any]:
+def _with_presets(kind: type, tree: Any) -> Any:
+    """`tree` with a preset in every degradation that names none: that of the field's default."""
     if not isinstance(tree, dict):
-        raise TrainingError(f"{where}: expected keys and values, found {tree!r}")
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            raise TrainingError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    return {
-        key: _recipe(value, f"{where}: {key}", _preset(kind, key))
-        if hints[key] == Recipe
-        else _convert(hints[key], value, f"{where}: {key}")
-        for key, value in tree.items()
-    }
+        return tree
+    hints, fields = typing.get_type_hints(kind), typing.cast(Any, dataclasses.fields(kind))
+    defaults = {one.name: one.default_factory().preset for one in fields if hints[one.name] == Recipe}
+    return tree | {name: _named(tree[name], preset) for name, preset in defaults.items() if name in tree}
 
 
-def _preset(kind: type, key: str) -> str:
-    """The recipe that a degradation stands on which names none: that of the field's default."""
-    (field,) = (one for one in dataclasses.fields(kind) if one.name == key)
-    assert field.default_factory is not dataclasses.MISSING
-    return str(field.default_factory().preset)
+def _named(tree: Any, preset: str) -> Any:
+    if isinstance(tree, list):
+        return [_named(part, preset) for part in tree]
+    return {"preset": preset} | tree if isinstance(tree, dict) else tree
 
 
-def _recipe(tree: Any, where: str, default: str) -> Recipe:
+def _recipe(reader: Reader, kind: Any, tree: Any, where: str) -> Recipe:  # noqa: ARG001
     """A degradation, or a list of them with a `weight` each."""
     if isinstance(tree, list):
-        weights, trees = _weighted(tree, where)
-        parts = (_plain_recipe(one, f"{where}[{i}]", default) for i, one in enumerate(trees))
-        return MixedRecipe(tuple(parts), weights)
-    return _plain_recipe(tree, where, default)
+        return MixedRecipe(*_mixture(reader, _plain_recipe, tree, where))
+    return _plain_recipe(reader, tree, where)
 
 
-def _pictures(tree: Any, where: str) -> Pictures:
+def _pictures(reader: Reader, kind: Any, tree: Any, where: str) -> Pictures:  # noqa: ARG001
     """A source, or a list of them with a `weight` each."""
     if isinstance(tree, list):
-        weights, trees = _weighted(tree, where)
-        return MixedData(tuple(_build(Data, one, f"{where}[{i}]") for i, one in enumerate(trees)), weights)
-    return _build(Data, tree, where)
+        return MixedData(*_mixture(reader, _source, tree, where))
+    return _source(reader, tree, where)
 
 
-def _weighted(trees: list[Any], where: str) -> tuple[tuple[float, ...], list[Any]]:
-    """Weights of a mixture's parts, 1 where none is given, and the parts without them."""
+def _mixture(
+    reader: Reader, part: Callable[[Reader, Any, str], T], trees: list[Any], where: str
+) -> tuple[tuple[T, ...], tuple[float, ...]]:
+    """The parts of a mixture, and their weights: 1 where none is given."""
     weights, parts = [], []
     for i, tree in enumerate(trees):
-        weight = tree.get("weight", 1.0) if isinstance(tree, dict) else 1.0
-        weights.append(_convert(float, weight, f"{where}[{i}]: weight"))
-        parts.append({k: v for k, v in tree.items() if k != "weight"} if isinstance(tree, dict) else tree)
-    return tuple(weights), parts
+        place, own = f"{where}[{i}]", dict(tree) if isinstance(tree, dict) else tree
+        weight = own.pop("weight", 1.0) if isinstance(own, dict) else 1.0
+        weights.append(reader.read(float, weight, f"{place}.weight"))
+        parts.append(part(reader, own, place))
+    return tuple(parts), tuple(weights)
 
 
-def _plain_recipe(tree: Any, where: str, default: str) -> PlainRecipe:
+def _source(reader: Reader, tree: Any, where: str) -> Data:
+    return typing.cast(Data, reader.read(Data, tree, where))
+
+
+def _plain_recipe(reader: Reader, tree: Any, where: str) -> PlainRecipe:
     """The name of a preset, or `preset: NAME` and the values that differ from it."""
     tree = {"preset": tree} if isinstance(tree, str) else tree
-    name = tree.get("preset", default) if isinstance(tree, dict) else ""
-    if name not in PRESETS:
-        raise TrainingError(f"{where} must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
+    name = tree.get("preset") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or name not in PRESETS:
+        raise reader.misfit(where, f"must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
     preset = PRESETS[name]
-    return dataclasses.replace(preset, **_values(type(preset), tree, where))
+    return typing.cast(PlainRecipe, reader.read(type(preset), to_tree(preset) | tree, where))
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint == Pictures:
-        return _pictures(value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        return _convert_tuple(typing.get_args(hint), value, where)
-    if isinstance(hint, types.UnionType):
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TrainingError(f"{where} must be of type {hint.__name__}, not {value!r}")
-    return value
+def _number(reader: Reader, kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return reader.plain(kind, value, where)
 
 
-def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if args == (str, ...) and isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
-        raise TrainingError(f"{where} must be a list, not {value!r}")
-    if args[-1] is Ellipsis:
-        args = (args[0],) * len(value)
-    if len(args) != len(value):
-        raise TrainingError(f"{where} must have {len(args)} values, not {len(value)}")
-    return tuple(
-        _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
-    )
+def _texts(reader: Reader, kind: Any, value: Any, where: str) -> Any:
+    """Several texts, or one that stands for a list of it."""
+    return reader.plain(kind, [value] if isinstance(value, str) else value, where)
+
+
+SPECIAL = {Recipe: _recipe, Pictures: _pictures, float: _number, tuple[str, ...]: _texts}
+"""What a configuration may write in another way than JSON."""
 
 
 def to_tree(config: Any) -> dict[str, Any]:
     """A configuration as plain dictionaries, lists and numbers, as JSON and YAML write them."""
-    return {one.name: _plain(getattr(config, one.name)) for one in dataclasses.fields(config)}
+    return {one.name: _plain(getattr(config, one.name)) for one in _own_first(type(config))}
+
+
+def _own_first(kind: type) -> list[dataclasses.Field[Any]]:
+    """Fields in the order of a file: those of the class, then those of its parent."""
+    inherited = getattr(kind.__base__, "__dataclass_fields__", {})
+    return sorted(dataclasses.fields(kind), key=lambda one: one.name in inherited)
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +182,7 @@ def to_yaml(config: Any, indent: str = "") -> str:
     """A resolved configuration as a YAML file that `load_config` reads, each key under what it means."""
     lines = []
     meanings = docstrings(type(config))
-    for one in dataclasses.fields(config):
+    for one in _own_first(type(config)):
         value = getattr(config, one.name)
         lines += [f"{indent}# {line}" for line in meanings.get(one.name, "").splitlines()]
         if isinstance(value, (MixedData, MixedRecipe)):
@@ -191,13 +200,14 @@ def _on_one_line(tree: Any) -> str:
 
 
 def docstrings(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, by the field's name."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
+    """The docstring below each field of a dataclass, or of its parents, by the field's name."""
     found = {}
-    for above, below in itertools.pairwise(body.body):
-        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[above.target.id] = inspect.cleandoc(text.value)
+    for one in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for above, below in itertools.pairwise(body.body):
+            if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name):
+                text = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    found[above.target.id] = inspect.cleandoc(text.value)
     return found

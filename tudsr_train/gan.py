@@ -19,17 +19,17 @@ from tudsr_train.run.precision import autocast
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureAndLatent:
     """A picture that D may look at, as pixels or as a latent."""
 
     x: Tensor
     """(B, 3, R, R) in [-1, 1]."""
     z: Tensor | None
-    """Its scaled latent (B, C, h, w); None where D looks at pixels and nobody has computed it."""
+    """The picture's scaled latent (B, C, h, w); None where D looks at pixels and nobody has computed it."""
 
-    def detach(self) -> Picture:
+    def detach(self) -> PictureAndLatent:
         """The same picture, out of the graph."""
-        return Picture(self.x.detach(), None if self.z is None else self.z.detach())
+        return PictureAndLatent(self.x.detach(), None if self.z is None else self.z.detach())
 
 
 @dataclass
@@ -44,24 +44,24 @@ class Adversaries:
     posterior: str = "sample"
     """sample or mode: which latent of E's distribution is taken."""
 
-    def G(self, x_L: Tensor, t: int) -> Picture:
+    def G(self, x_L: Tensor, t: int) -> PictureAndLatent:
         """G(x_L, t, c) of Eq. (2), with z_H beside x_H."""
         with autocast(self.optimization, x_L.device):
             z = self.generator.denoise(self._encode(x_L), t)
             x = self.generator.decode(z).clamp(-1, 1)
-        return Picture(x.to(x_L.dtype), z.to(x_L.dtype))
+        return PictureAndLatent(x.to(x_L.dtype), z.to(x_L.dtype))
 
-    def real(self, x_H: Tensor) -> Picture:
+    def real(self, x_H: Tensor) -> PictureAndLatent:
         """x_H as D sees it."""
         if self.discriminator is None or self.discriminator.space == "pixel":
-            return Picture(x_H, None)
+            return PictureAndLatent(x_H, None)
         with torch.no_grad(), autocast(self.optimization, x_H.device):
-            return Picture(x_H, self._encode(x_H).to(x_H.dtype))
+            return PictureAndLatent(x_H, self._encode(x_H).to(x_H.dtype))
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.generator.encode(x, sample=self.posterior == "sample")
 
-    def D(self, picture: Picture) -> list[Tensor]:
+    def D(self, picture: PictureAndLatent) -> list[Tensor]:
         """{logit^l} of Eq. (4), none without a D."""
         if self.discriminator is None:
             return []
@@ -75,7 +75,7 @@ class Adversaries:
         with self.discriminator.frozen() if self.discriminator else contextlib.nullcontext():
             yield
 
-    def L_G(self, x_hat: Picture, x_H: Tensor, logits_gen: list[Tensor]) -> Loss:
+    def L_G(self, x_hat: PictureAndLatent, x_H: Tensor, logits_gen: list[Tensor]) -> Loss:
         """lambda_1 L_ea-dists + lambda_2 L_gen + lambda_3 L_mae, Eq. (8)."""
         loss, terms = self.losses.reconstruction(x_hat.x, x_H)
         if logits_gen:

@@ -10,24 +10,27 @@ The LQ latent is fed as it is: no noise is added to it.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.bases.folder import base_name, base_sha256, find_base
+from tudsr_train.bases.prompt import prompt_of, read_prompt
+from tudsr_train.foreign import misread, read_config, require_modest, without_bars
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 EPSILON, V_PREDICTION, RESIDUAL = "epsilon", "v_prediction", "residual"
 PREDICTION_TYPES = (EPSILON, V_PREDICTION)
+CONFIGS = {
+    "unet": "config.json", "vae": "config.json", "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+}  # fmt: skip
 
 
 def one_step_weights(alpha_t: float | Tensor, prediction_type: str) -> tuple[float | Tensor, float | Tensor]:
@@ -196,13 +199,12 @@ class Generator(nn.Module):
                 f"{base}: no diffusers base here (unet/config.json is missing)",
                 hint="give a folder that holds unet/, vae/ and scheduler/, such as Stable Diffusion 2.1-base",
             )
-        try:
+        with misread(f"{base}: the base cannot be read"), without_bars():
+            _require_modest_configs(folder)
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
             unet = _whole(UNet2DConditionModel, folder / "unet")
             vae = _load_vae(folder / "vae")
             prompt_embeds = read_prompt(Path(prompt_file)) if prompt_file else prompt_of(folder, prompt)
-        except (OSError, ValueError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
-            raise BundleError(f"{base}: the base cannot be read: {str(error).splitlines()[0]}") from error
         channels = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels)
         if len(set(channels)) > 1:
             raise BundleError(
@@ -221,7 +223,7 @@ class Generator(nn.Module):
                 f"{base}: the prompt embedding is {prompt_embeds.shape[-1]} wide, "
                 f"but the UNet attends to {width}"
             )
-        return cls(
+        G = cls(
             vae.eval(),
             unet.eval(),
             prompt_embeds,
@@ -231,6 +233,28 @@ class Generator(nn.Module):
             base_sha256=base_sha256(folder),
             folder=folder,
         )
+        with misread(f"{base}: the base cannot be used"):
+            G.try_out()
+        return G
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Send one small picture through all parts. Raises whatever these raise where their configs, which
+        may ask for inputs that a one-step restorer does not have, do not go together."""
+        if not 0 < self.scaling_factor < math.inf:
+            raise ValueError(f"its autoencoder's scaling factor is {self.scaling_factor}")
+        multiple = self.pixels_per_cell * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        side = multiple * (1 + (self.latent_margin * self.pixels_per_cell) // multiple)
+        x_L = torch.zeros(1, 3, side, side)
+        z_L = self.encode(x_L)
+        if self.decode(self.predict(z_L, 0)).shape != x_L.shape:
+            raise ValueError("its autoencoder does not give back a picture of the same size")
+
+
+def _require_modest_configs(folder: Path) -> None:
+    for part, name in CONFIGS.items():
+        if (folder / part / name).is_file():
+            require_modest(read_config(folder / part / name), f"{part}/{name}")
 
 
 def _load_vae(folder: Path) -> ModelMixin:
@@ -239,7 +263,7 @@ def _load_vae(folder: Path) -> ModelMixin:
     from tudsr_train.bases.feature_autoencoder import FeatureAutoencoder
     from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 
-    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    kind = read_config(folder / "config.json")["_class_name"]
     if kind == "PatchAutoencoder":
         return PatchAutoencoder.from_config(PatchAutoencoder.load_config(folder))
     weighty = {"AutoencoderKL": AutoencoderKL, "FeatureAutoencoder": FeatureAutoencoder}
@@ -256,65 +280,3 @@ def _whole(kind: type[ModelMixin], folder: Path) -> ModelMixin:
             f"{folder.name}/ lacks {len(found['missing_keys'])} weights: {found['missing_keys'][0]}"
         )
     return model
-
-
-def prompt_of(folder: Path, prompt: str = "") -> Tensor:
-    """Embedding c of the fixed prompt, float32 (1, L, D).
-
-    A stored embedding (`prompt/prompt_embeds.safetensors`) stands for the empty prompt; else the base's own
-    text encoder encodes `prompt` once, padded to its full length, and is dropped.
-
-    Raises BundleError (exit 5) where there is neither, TrainingError (exit 10) where the prompt is too long.
-    """
-    stored, encoder_config = folder / PROMPT_FILE, folder / "text_encoder" / "config.json"
-    if stored.is_file() and not (prompt and encoder_config.is_file()):
-        if prompt:
-            raise BundleError(f"{folder}: its prompt is stored ({PROMPT_FILE}); it cannot encode {prompt!r}")
-        return read_prompt(stored)
-    if not encoder_config.is_file():
-        raise BundleError(
-            f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
-        )
-    return encode_prompt(folder, prompt)
-
-
-def encode_prompt(folder: Path, prompt: str) -> Tensor:
-    """Embedding of `prompt` by the text encoder of the base in `folder`, as `prompt_of` describes it.
-
-    Raises BundleError (exit 5) where the base has no text encoder.
-    """
-    if not (folder / "text_encoder" / "config.json").is_file():
-        raise BundleError(f"{folder}: there is no text_encoder/, so no prompt can be encoded")
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    room = tokenizer.model_max_length
-    tokens = tokenizer(prompt, padding="max_length", max_length=room, return_tensors="pt")
-    if tokens.input_ids.shape[1] > room:
-        raise TrainingError(f"the prompt has {tokens.input_ids.shape[1]} tokens, but {room} fit")
-    with torch.no_grad():
-        embedding: Tensor = encoder(tokens.input_ids)[0]
-    return embedding
-
-
-def read_prompt(file: Path) -> Tensor:
-    """An embedding c, float32 (1, L, D), from a safetensors file that holds one tensor.
-
-    Raises BundleError (exit 5) where the file is missing, damaged, or holds several tensors.
-    """
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{file}: no prompt embedding can be read here: {error}") from error
-    if len(tensors) != 1:
-        raise BundleError(f"{file}: expected one tensor (1, L, D), found {len(tensors)}: {sorted(tensors)}")
-    (embedding,) = tensors.values()
-    return embedding.float()
-
-
-def save_prompt(folder: Path, prompt_embeds: Tensor) -> None:
-    """Store the prompt's embedding (1, L, D) where `prompt_of` finds it."""
-    path = folder / PROMPT_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeds": prompt_embeds.contiguous()}, path)

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.adapters import load_adapter
-from tudsr_train.chunking import chunking, joining, upsampling
+from tudsr_runtime.files import file_sha256
+from tudsr_train.adapters import WEIGHTS_FILE, load_adapter
 from tudsr_train.config import Stage2Config
 from tudsr_train.data.pairs import Task
 from tudsr_train.gan import Adversaries
-from tudsr_train.losses.dists_name import dists_name
+from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
-from tudsr_train.session import Session, sha256_of_adapter
+from tudsr_train.training import AdapterTraining
 
 
 def algorithm_2(
@@ -53,6 +54,27 @@ def first_stage(gan: Adversaries, x_L: Tensor, t_1: int) -> Tensor:
     return m
 
 
+def upsampling(m: Tensor, N: int) -> Tensor:
+    """y_L = Upsampling(m, N), bilinear: (B, C, H, W) to (B, C, N H, N W). Implements Eq. (10)."""
+    return F.interpolate(m, scale_factor=N, mode="bilinear", align_corners=False)
+
+
+def chunking(y: Tensor, R: int) -> Iterator[Tensor]:
+    """Cut (B, C, N R, N R) into N^2 chunks (B, C, R, R), row by row. Implements Eq. (11)."""
+    height, width = y.shape[-2:]
+    if height % R or width % R:
+        raise ValueError(f"a picture of {height} x {width} px does not divide into chunks of {R} px")
+    for top in range(0, height, R):
+        for left in range(0, width, R):
+            yield y[..., top : top + R, left : left + R]
+
+
+def joining(chunks: list[Tensor], N: int) -> Tensor:
+    """Undo `chunking`: N^2 chunks (B, C, R, R), row by row, to (B, C, N R, N R)."""
+    rows = [torch.cat(chunks[row * N : (row + 1) * N], dim=-1) for row in range(N)]
+    return torch.cat(rows, dim=-2)
+
+
 def backwards_per_step(config: Stage2Config) -> int:
     """How many chunks make an optimizer step, by `accumulate`."""
     kinds = {
@@ -65,47 +87,46 @@ def backwards_per_step(config: Stage2Config) -> int:
     return kinds[config.accumulate]
 
 
-def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
-    """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`; else as `train_stage1`."""
-    stage = Stage2(config, out)
-    stage.session.go(stage.loop, stage.pairs, stage.algorithm, resume)
-    stage.session.write_adapter(stage.loop, stage.gan.generator, 2, config.t2, config.N)
+class Stage2(AdapterTraining[Stage2Config]):
+    """A run of stage 2, behind a frozen stage 1."""
 
+    t_1: int
+    """The first stage's, by its record where it has one."""
 
-def check_stage2(config: Stage2Config, out: Path) -> list[str]:
-    """What `Session.check` finds: data, weights, losses and memory of one chunk. Writes nothing."""
-    stage = Stage2(config, out)
-    return stage.session.check(stage.loop, stage.pairs, stage.algorithm)
+    @property
+    def losses_per_pair(self) -> int:
+        return self.config.N**2
 
+    @property
+    def accumulation(self) -> int:
+        return backwards_per_step(self.config)
 
-class Stage2:
-    """Everything that a run of stage 2 needs, from its configuration."""
+    @property
+    def task(self) -> Task:
+        N, R = self.config.N, self.config.R
+        return Task(N * R, tuple(M * N for M in self.config.M), R)
 
-    def __init__(self, config: Stage2Config, out: Path) -> None:
-        self.config, self.session = config, Session(config, out)
-        G = self.session.generator(config)
-        stage1 = load_adapter(G, config.stage1, "stage1")
-        self.t_1 = stage1.timestep if stage1 else config.t1
-        theta_2 = self.session.add_adapter(G, "stage2", config.lora, config.init)
-        self.gan = self.session.adversaries(G)
-        parents = {"base": G.base_sha256, "stage1": sha256_of_adapter(config.stage1)}
-        self.loop = self.session.loop(self.gan, theta_2, parents, config.N**2, backwards_per_step(config))
-        task = Task(config.N * config.R, tuple(M * config.N for M in config.M), config.R)
-        self.pairs = self.session.pairs(config, task, self.loop)
-        grid = self.session.grid(config, task, self._columns)
-        if self.gan.losses.dists is not None:
-            grid.distance = (dists_name(config.dists.vgg16), self.gan.losses.dists)
-        self.loop.validate = grid
-        self.loop.validate_every = config.validation.every
-        self.loop.best = config.validation.best
+    def prepare(self) -> tuple[Generator, dict[str, nn.Parameter], dict[str, str]]:
+        G, stage1 = self.load_base(), self.config.stage1
+        record = load_adapter(G, stage1, "stage1")
+        self.t_1 = record.timestep if record else self.config.t1
+        parents = {"base": G.base_sha256, "stage1": file_sha256(Path(stage1) / WEIGHTS_FILE)}
+        return G, self.add_adapter(G, "stage2"), parents
 
-    def algorithm(self, _number: int, x_L: Tensor, y_H: Tensor) -> Iterator[Loss]:
-        """`algorithm_2` as the loop calls it."""
+    def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:  # noqa: ARG002
         c = self.config
-        return algorithm_2(self.gan, x_L, y_H, self.t_1, c.t2, c.R, c.N)
+        return algorithm_2(self.gan, x_L, x_H, self.t_1, c.t2, c.R, c.N)
 
-    def _columns(self, x_L: Tensor) -> dict[str, Tensor]:
+    def columns(self, x_L: Tensor) -> dict[str, Tensor]:
         m = first_stage(self.gan, x_L, self.t_1)
         chunks = chunking(upsampling(m, self.config.N), self.config.R)
         y_hat = [self.gan.G(y_L_i, self.config.t2).x for y_L_i in chunks]
         return {"stage 1": m, "stage 2": joining(y_hat, self.config.N)}
+
+    def write(self, folder: Path) -> None:
+        self.save(folder, 2, self.config.t2, self.config.N)
+
+
+def train_stage2(config: Stage2Config, out: Path, resume: str) -> None:
+    """Train the stage-2 adapter behind a frozen stage 1 and write it to `out`; else as `train_stage1`."""
+    Stage2(config, out).run(resume)

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_train.foreign import misread
 
 RANDOM = "random"
+"""Stands for weights: an untrained network, for tests and toys. Never chosen unless asked for."""
 VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Numbers of VGG16's convolutions in torchvision's `features`, by stage."""
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of pictures in [0, 1]."""
+"""Mean and standard deviation of the channels of pictures in [0, 1], to which VGG16 is used."""
 
 
 def vgg16_stages(weights: dict[str, Tensor], count: int = len(VGG16)) -> nn.ModuleList:
@@ -58,7 +59,7 @@ def load_vgg16(source: str) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def the_same_draws() -> Iterator[None]:
-    """In every process and after every resume: the loss must not change under a run."""
+    """Draw the same in every process and after every resume: the loss must not change under a run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -98,11 +99,12 @@ def _vgg16_file(source: str) -> Path:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or torch file by name; TrainingError where it cannot be read."""
-    try:
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file")
+    with misread(f"{path}: cannot be read", TrainingError, hint="the file as its publisher has it"):
         if path.suffix == ".safetensors":
             return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        tensors = dict(torch.load(path, map_location="cpu", weights_only=True))
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError("it holds more than tensors")
+    return tensors

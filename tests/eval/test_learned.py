@@ -108,7 +108,7 @@ def test_only_the_vgg16_of_dists_is_called_dists(weights: Weights, monkeypatch: 
     assert dists_name("vgg16.pth") == "dists[vgg16]"
     assert weights.vgg16 is not None
     assert dists_name(weights.vgg16) == "dists[toy]"
-    monkeypatch.setattr(dists_name_module, "sha256", lambda _: "397923af" + "0" * 56)
+    monkeypatch.setattr(dists_name_module, "file_sha256", lambda _: "397923af" + "0" * 56)
     assert dists_name(weights.vgg16) == "DISTS"
 
 

@@ -42,6 +42,20 @@ def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):
     assert len(manifest.stages) == 2
 
 
+def test_no_library_draws_bars_on_stderr(stable_diffusion, tmp_path, capfd):
+    """Those of loading are gone before anybody has read them, and fill a log."""
+    source = stable_diffusion
+    adapter = shutil.copytree(source.stage1, tmp_path / "adapter")
+    (adapter / "tudsr.json").write_text(
+        json.dumps(json.loads((adapter / "tudsr.json").read_text()) | {"base_sha256": "0" * 64})
+    )
+    refuse(BundleError, "trained on base 000000000000", source.base, adapter, None, tmp_path / "out")
+    shown = capfd.readouterr().err
+    assert "base, epsilon" in shown
+    assert "\r" not in shown
+    assert "Loading" not in shown
+
+
 def test_the_model_card_begins_with_what_the_author_says(nano, tmp_path):
     about = tmp_path / "about.md"
     about.write_text("It restores; it does not imagine.\n")
@@ -107,7 +121,7 @@ def refuse(error: type[Exception], message: str, base: Path, stage1, stage2, out
         ({"precision": "int8"}, "fp16 or fp32, not 'int8'"),
         ({"timesteps": "200,50"}, "expected 1 number, one a stage"),
         ({"timesteps": "early"}, "expected 1 number"),
-        ({"tile": (32,)}, "64 to 511 px, not 32"),
+        ({"tile": (32,)}, "64 to 4096 px, not 32"),
         ({"tile": (66,)}, "tile 66 is no multiple of 8"),
         ({"name": "no/slash"}, "cannot name a bundle"),
         ({"about": Path("nowhere.md")}, "--about nowhere.md: not a readable text file"),

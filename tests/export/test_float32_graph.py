@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.export.test_bundle_equals_generator import export
-from tudsr_export.float32_graph import WIDE_NAME, widen
+from tudsr_export.float32_graph import WIDE_NAME, write_float32_graph
 from tudsr_export.gates import run_onnx
 from tudsr_export.onnx_export import Port, export_onnx
 from tudsr_runtime.bundle import open_bundle
@@ -34,7 +34,7 @@ def test_equals_torch_with_the_rounded_weights(external_from, tmp_path):
     half = Block().eval()
     half.load_state_dict(module.state_dict())
     export_onnx(half.half(), tmp_path / "m", Port("x", SHAPE), Port("y", SHAPE), "fp16", external_from)
-    wide = widen(tmp_path / "m" / "model.onnx")
+    wide = write_float32_graph(tmp_path / "m" / "model.onnx")
     x = torch.randn(SHAPE)
     with torch.no_grad():
         expected = half.float()(x)
@@ -44,7 +44,7 @@ def test_equals_torch_with_the_rounded_weights(external_from, tmp_path):
 
 def test_weights_are_shared_and_half_in_the_file(tmp_path):
     export_onnx(Block().eval().half(), tmp_path / "m", Port("x", SHAPE), Port("y", SHAPE), "fp16", 0)
-    wide = onnx.load(widen(tmp_path / "m" / "model.onnx"), load_external_data=False)
+    wide = onnx.load(write_float32_graph(tmp_path / "m" / "model.onnx"), load_external_data=False)
     narrow = onnx.load(tmp_path / "m" / "model.onnx", load_external_data=False)
 
     def places(model):

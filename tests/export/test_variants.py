@@ -11,9 +11,11 @@ import torch
 from tests.export import reference
 from tests.export.conftest import TILE, export
 from tests.export.test_bundle_equals_generator import picture, run_bundle
+from tudsr_export.export import sized as given_sizes
 from tudsr_export.gates import run_onnx
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import BundleError
+from tudsr_train.generator import Generator
 
 LARGER = 96
 
@@ -52,6 +54,14 @@ def test_another_tile_is_restored_like_an_independent_pipeline_does(sized, nano)
     for component in ("vae_encoder", "unet_stage1", "vae_decoder"):
         x = run_onnx(sized.path(sized.variant(component, precision="fp32", tile=TILE)), x)
     assert 10 * torch.log10(4 / (x.clamp(-1, 1) - expected).square().mean()) > 60
+
+
+def test_a_large_base_gets_further_sizes_unless_some_are_asked_for(nano, tmp_path):
+    plan, base = replace(nano.plan(tmp_path / "out", tiles=None), tile=512), Generator.load(nano.base)
+    assert given_sizes(plan, base).tiles == ()
+    base.unet.register_parameter("much", torch.nn.Parameter(torch.empty(300_000_000, device="meta")))
+    assert [shape.tile for shape in given_sizes(plan, base).shapes] == [512, 256, 576]
+    assert [shape.tile for shape in given_sizes(replace(plan, tiles=(512,)), base).shapes] == [512]
 
 
 def test_without_merging_the_branches_keep_their_names(stable_diffusion, tmp_path):

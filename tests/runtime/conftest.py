@@ -60,13 +60,17 @@ def write_bundle(
     stages: int = 2,
     tile: int = 512,
     smaller: tuple[int, ...] = (),
+    larger: tuple[int, ...] = (),
+    macs: Callable[[str, int], int | None] = lambda *_: None,
+    overlap: int | None = None,
 ) -> Path:
-    """`smaller`: further tile sizes that every component gets a graph for."""
+    """`smaller`, `larger`: further tile sizes that every component gets a graph for. `macs(component, tile)`:
+    the multiply-adds that the manifest is to give."""
     latent = Latent(channels=48, pixels_per_cell=4, scaling_factor=1.0)
 
     def component(name: str, kind: str) -> Component:
-        variants = [write_variant(folder, name, kind, dtype, size) for size in (tile, *smaller)]
-        return Component(tuple(variants))
+        variants = (write_variant(folder, name, kind, dtype, size) for size in (tile, *smaller, *larger))
+        return Component(tuple(dataclasses.replace(one, macs=macs(name, one.tile)) for one in variants))
 
     components = {
         "vae_encoder": component("vae_encoder", "space_to_depth"),
@@ -79,7 +83,18 @@ def write_bundle(
         planned.append(Stage(name, factor, timestep, alpha, "vae_encoder", f"unet_{name}", "vae_decoder"))
     precision = {"float32": "fp32", "float16": "fp16"}[dtype]
     manifest = Manifest(
-        1, "test", "0.1.0", "Apache-2.0", tile, latent, precision, tuple(planned), components, {}, {}
+        1,
+        "test",
+        "0.1.0",
+        "Apache-2.0",
+        tile,
+        latent,
+        precision,
+        tuple(planned),
+        components,
+        {},
+        {},
+        overlap=overlap,
     )
     (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder

@@ -329,3 +329,49 @@ def test_old_folder_survives_a_failing_swap(tmp_path: Path, monkeypatch: pytest.
         (partial / "new").touch()
     assert names(target) == ["old"]
     assert names(tmp_path) == ["d"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tudsr_runtime import atomic
+
+at, target = sys.argv[1], Path(sys.argv[2])
+swap = Path.replace
+
+def replace(self, to):
+    result = swap(self, to)
+    if self == target if at == "aside" else to == target:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+Path.replace = replace
+with atomic.atomic_dir(target, overwrite=True) as folder:
+    (folder / "new").touch()
+    if at == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix_only
+@pytest.mark.parametrize(("at", "left"), [("writing", "old"), ("aside", "old"), ("swapped", "new")])
+def test_what_a_killed_process_left_of_a_folder_is_cleared_up_by_the_next(
+    at: str, left: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "my.bundle"
+    target.mkdir()
+    (target / "old").touch()
+    subprocess.run([sys.executable, "-c", KILLED, at, target], check=False)
+    assert any(name.startswith(".tudsr-") for name in names(tmp_path))
+    with atomic_dir(tmp_path / "other"):
+        assert names(target) == [left]
+    assert names(tmp_path) == ["my.bundle", "other"]
+
+
+def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    with atomic_dir(tmp_path / "a") as first:
+        (first / "file").touch()
+        with atomic_dir(tmp_path / "b"):
+            pass
+        assert names(first) == ["file"]
+    assert names(tmp_path) == ["a", "b"]

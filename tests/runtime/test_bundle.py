@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
-from tudsr_runtime.manifest import read_plans
+from tudsr_runtime.manifest import MIN_OVERLAP, read_plans
+from tudsr_runtime.tiling import axis
 
 MakeBundle = Callable[..., Path]
 needs_links = pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")
@@ -167,6 +168,9 @@ def test_variant_is_chosen_by_what_is_asked(document: dict[str, Any]) -> None:
         ("stages.0.surprise", 1, r"unknown key 'stages\[0\].surprise'"),
         ("name", "../nano", "is not a plain name"),
         ("tile", "64", "tile must be an integer"),
+        ("overlap", 16, "overlap must be 17 to 32 px, not 16"),
+        ("components.vae_encoder.variants.0.macs", -1, r"macs must be 0 to 10\^18"),
+        pytest.param("components.vae_encoder.variants.0.macs", 10**400, r"0 to 10\^18", id="endless"),
         ("tile", 66, "tile 66 is no multiple of 4"),
         ("tile", 128, "vae_encoder: tile is 64, the bundle's is 128"),
         ("latent.channels", 4, r"vae_encoder: y has shape \[1, 48, 16, 16\], expected \[1, 4, 16, 16\]"),
@@ -324,3 +328,7 @@ def test_unknown_bundle_is_named_with_what_there_is() -> None:
     with pytest.raises(BundleError, match="no bundle 'nanno'") as caught:
         open_bundle("nanno")
     assert "nano" in (caught.value.hint or "")
+
+
+def test_the_least_overlap_of_a_manifest_is_that_of_tiles() -> None:
+    assert MIN_OVERLAP == axis.MIN_OVERLAP

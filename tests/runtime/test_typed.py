@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tudsr_runtime.typed import parse_json, read_typed
+from tudsr_runtime.typed import Reader, parse_json, read_typed
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,19 @@ def test_every_error_names_its_place(change: dict[str, Any], message: str) -> No
     assert caught.value.args == (message,)
 
 
-def test_other_ways_to_write_a_type_are_the_caller_s() -> None:
-    def one(value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+def test_a_type_may_be_read_in_a_way_of_the_caller_s() -> None:
+    def one(reader: Reader, kind: Any, value: Any, where: str) -> Any:
+        if value == "none":
+            raise reader.misfit(where, "must be some")
+        return reader.plain(kind, [value] if isinstance(value, str) else value, where)
 
-    tree = {"inners": {"a": {"size": 1, "names": "b"}}}
-    found = read(tree, defaults=True, before={tuple[str, ...]: one})
-    assert found.inners["a"].names == ("b",)
+    def found(names: str) -> Outer:
+        tree = {"inners": {"a": {"size": 1, "names": names}}}
+        return read(tree, defaults=True, special={tuple[str, ...]: one})
+
+    assert found("b").inners["a"].names == ("b",)
+    with pytest.raises(KeyError, match=r"inners\.a\.names must be some"):
+        found("none")
 
 
 def test_defaults_are_taken_only_where_that_is_said() -> None:

@@ -425,3 +425,41 @@ def test_importing_loads_no_engine_library_and_no_training_library() -> None:
     heavy = "print({'torch', 'onnx', 'onnxruntime', 'diffusers', 'typer', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", lazy + heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
+    bundle: Bundle, fake_engines: dict[str, Any]
+) -> None:
+    looks = {"strength": (0.5, 0.0), "color": "adain", "overlap": 24}
+    with Upscaler(bundle, device="cuda", overlap=32) as upscaler:
+        fake = fake_engines
+        x = image(20, 30)
+        plain = upscaler.upscale(x, 8)
+        loaded = dict(fake)
+        fake["unet_stage1"].function = lambda z: z + np.float32(0.3)
+        other = upscaler.with_look(**looks)
+        changed = other.upscale(x, 8)
+        assert fake == loaded
+        assert upscaler.with_look().settings == upscaler.settings
+    with Upscaler(bundle, device="cuda", **looks) as own:
+        assert np.array_equal(own.upscale(x, 8), changed)
+        assert own.settings == other.settings
+    assert not np.array_equal(plain, changed)
+
+
+def test_another_look_has_the_limits_of_the_only_size_of_tiles(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    folder = make_bundle(tmp_path / "sizes", tile=128, smaller=(64,))
+    with Upscaler(folder, device="cpu", overlap=24, tile=64) as upscaler:
+        assert upscaler.with_look().settings == upscaler.settings
+        assert upscaler.with_look(overlap=32).settings == {**upscaler.settings, "overlap": 32}
+        with pytest.raises(UsageError, match="overlap"):
+            upscaler.with_look(overlap=33)
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("look", [{"strength": 2}, {"color": "nice"}, {"overlap": 9}])
+def test_another_look_is_checked_like_the_first(bundle: Bundle, look: dict[str, Any]) -> None:
+    with Upscaler(bundle, device="cuda", overlap=24) as upscaler, pytest.raises(UsageError):
+        upscaler.with_look(**look)

@@ -45,6 +45,11 @@ class Machine:
         return Library(self.name, self.trt)
 
     @property
+    def target(self) -> str:
+        """What engines for its GPU are for."""
+        return "sm89" if self.name == "tensorrt-rtx" else "sm89-fake-gpu-24gib"
+
+    @property
     def backend(self) -> TensorRT:
         backend = open_backend(self.name)
         assert isinstance(backend, TensorRT)

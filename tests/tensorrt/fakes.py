@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,47 @@ import numpy as np
 TYPES = {1: "FLOAT", 10: "HALF"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
 ACTIVATION_BYTES = 4096
+
+NO_KERNEL = (
+    "[E]",
+    "Error Code 10: Internal Error (Could not find any implementation for node the_node.)",
+)
+NO_MEMORY_TO_BUILD = (
+    (
+        "[E]",
+        "2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory "
+        "(no further information)",
+    ),
+    (
+        "[W]",
+        "Requested amount of GPU memory (17179869184 bytes) could not be allocated. There may not be enough "
+        "free memory for allocation to succeed.",
+    ),
+    (
+        "[W]",
+        "Skipping tactic 8 due to insufficient memory on requested size of 17179869184 detected for tactic "
+        "0x000000000000003c.\nTry decreasing the workspace size with IBuilderConfig::setMemoryPoolLimit().",
+    ),
+    NO_KERNEL,
+)
+NO_MEMORY_FOR_CONTEXT = (
+    (
+        "[E]",
+        "1: [defaultAllocator.cpp::nvinfer1::internal::DefaultAllocator::allocate::19] Error Code 1: Cuda "
+        "Runtime (out of memory)",
+    ),
+    (
+        "[W]",
+        "Requested amount of GPU memory (17920000000 bytes) could not be allocated. There may not be enough "
+        "free memory for allocation to succeed.",
+    ),
+    (
+        "[E]",
+        "2: [executionContext.cpp::nvinfer1::rt::ExecutionContext::ExecutionContext::470] Error Code 2: "
+        "OutOfMemory (no further information)",
+    ),
+)
+"""What TensorRT 8 to 10 were seen to log where memory was short, in the order of the lines."""
 
 
 class Usage:
@@ -75,6 +116,13 @@ class Member(int):
         return made
 
 
+def say(logger: Any, lines: Iterable[tuple[str, str]]) -> None:
+    """Log lines as TensorRT does, which names the severities otherwise than its console does."""
+    names = {"[E]": "ERROR", "[W]": "WARNING", "[I]": "INFO"}
+    for severity, message in lines:
+        logger.log(SimpleNamespace(name=names[severity]), message)
+
+
 class Enumeration:
     """An enumeration that has whatever member is asked for, unless its members are given."""
 
@@ -97,12 +145,19 @@ class FakeTensorRT:
         self._usage, self._cuda, self._rtx = Usage(), cuda, rtx
         self.refuses: set[str] = set()
         """Steps that fail: "address", "execute", "capture", "context", "deserialize", "build", "cache"."""
+        self.says: dict[str, tuple[tuple[str, str], ...]] = {}
+        """What a step that fails logs, where it is not the usual."""
+        self.invalid = 3
+        """The bits of what TensorRT for RTX finds wrong with an engine, where "validity" is refused."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens to happen while work is captured."""
         self.seen_timings: list[bytes] = []
         self.ILogger = type("ILogger", (), {})
         self.IProgressMonitor = type("IProgressMonitor", (), {})
         if rtx:
             self.ComputeCapability = self._enumeration("ComputeCapability")
-            reasons = ("VERSION_MISMATCH", "UNSUPPORTED_CC")
+            reasons = ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME")
+            reasons = (*reasons, "INSUFFICIENT_GPU_MEMORY", "MALFORMED_ENGINE", "CUDA_ERROR")
             self.EngineInvalidityDiagnostics = self._enumeration("EngineInvalidityDiagnostics", reasons)
             self.EngineValidity = self._enumeration("EngineValidity", ("VALID", "INVALID"))
         for name in (
@@ -144,9 +199,7 @@ class Builder(Recorded):
         going = monitor.step_complete("Building engine", 0)
         monitor.phase_finish("Building engine")
         if "build" in self._trt.refuses or not going:
-            self._logger.log(
-                SimpleNamespace(name="ERROR"), "Could not find any implementation for node the_node"
-            )
+            say(self._logger, self._trt.says.get("build", (NO_KERNEL,)))
             return None
         self._logger.log(SimpleNamespace(name="INFO"), f"Total Activation Memory: {ACTIVATION_BYTES} bytes")
         if config._timings is not None:
@@ -280,12 +333,16 @@ class Runtime(Recorded):
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
         good = "validity" not in self._trt.refuses
-        return (self._trt.EngineValidity.VALID, 0) if good else (self._trt.EngineValidity.INVALID, 3)
+        return (
+            (self._trt.EngineValidity.VALID, 0)
+            if good
+            else (self._trt.EngineValidity.INVALID, self._trt.invalid)
+        )
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         assert self.__dict__["engine_host_code_allowed"] is False
         if "deserialize" in self._trt.refuses or not serialized_engine.startswith(b"PLAN"):
-            self._logger.log(SimpleNamespace(name="ERROR"), "Serialization assertion failed")
+            say(self._logger, self._trt.says.get("deserialize", (("[E]", "Serialization assertion failed"),)))
             return None
         return ICudaEngine(self._trt, self._logger, serialized_engine[4:])
 
@@ -330,7 +387,10 @@ class ICudaEngine(Recorded):
         assert (runtime_config is not None) == self._trt._rtx
         chosen = runtime_config._strategy if runtime_config is not None else strategy
         assert chosen.name == "USER_MANAGED"
-        return None if "context" in self._trt.refuses else IExecutionContext(self)
+        if "context" in self._trt.refuses:
+            say(self._logger, self._trt.says.get("context", ()))
+            return None
+        return IExecutionContext(self)
 
 
 class IRuntimeConfig(Recorded):
@@ -380,8 +440,10 @@ class IExecutionContext(Recorded):
         cuda, engine = self._trt._cuda, self._engine
         capturing = cuda._streams[stream_handle].capture is not None
         if "execute" in self._trt.refuses or (capturing and "capture" in self._trt.refuses):
-            engine._logger.log(SimpleNamespace(name="ERROR"), "Cask convolution execution")
+            say(engine._logger, self._trt.says.get("execute", (("[E]", "Cask convolution execution"),)))
             return False
+        if capturing:
+            self._trt.meanwhile()
         assert self._arena[0] in cuda._device
         assert not capturing or self._runs == 1, "run once before the capture, then never uncaptured"
         self._runs += 1
@@ -401,8 +463,10 @@ class _Stream:
     def __init__(self) -> None:
         self.pending: list[Callable[[], None]] = []
         self.capture: list[Callable[[], None]] | None = None
+        self.spoiled = False
 
 
+UNSUPPORTED = Member(900, "cudaErrorStreamCaptureUnsupported")
 OK = Member(0, "cudaSuccess")
 
 
@@ -418,6 +482,7 @@ class FakeCuda:
     def __init__(self, target: tuple[int, int] = (8, 9), count: int = 1, memory: int = 1 << 40) -> None:
         self._usage = Usage()
         self._target, self._count, self._left = target, count, memory
+        self._card = b"Fake GPU\0\0", 24 << 30
         self._device: dict[int, Any] = {}
         self._pinned: dict[int, Any] = {}
         self._streams: dict[int, _Stream] = {}
@@ -462,18 +527,30 @@ class FakeCuda:
 
     def cudaGetDeviceProperties(self, device: int) -> Any:
         major, minor = self._target
-        return OK, SimpleNamespace(name=b"Fake GPU\0\0", major=major, minor=minor, totalGlobalMem=24 << 30)
+        name, memory = self._card
+        return OK, SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=memory)
 
     def cudaSetDevice(self, device: int) -> Any:
         return (OK,) if device < self._count else (Member(101, "cudaErrorInvalidDevice"),)
 
+    def _forbidden(self) -> bool:
+        """Whether a capture is under way, which a call that waits or allocates then spoils."""
+        capturing = [stream for stream in self._streams.values() if stream.capture is not None]
+        for stream in capturing:
+            stream.spoiled = True
+        return bool(capturing)
+
     def cudaMalloc(self, size: int) -> Any:
+        if self._forbidden():
+            return UNSUPPORTED, None
         if size > self._left:
             return Member(2, "cudaErrorMemoryAllocation"), None
         self._left -= size
         return OK, self._allocate(self._device, size)
 
     def cudaFree(self, pointer: int) -> Any:
+        if self._forbidden():
+            return (UNSUPPORTED,)
         self._left += self._device.pop(pointer).nbytes
         return (OK,)
 
@@ -502,6 +579,8 @@ class FakeCuda:
         return (OK,)
 
     def cudaStreamSynchronize(self, stream: int) -> Any:
+        if self._forbidden():
+            return (UNSUPPORTED,)
         self._run(stream)
         return (OK,)
 
@@ -562,7 +641,7 @@ class FakeCuda:
     def cudaStreamEndCapture(self, stream: int) -> Any:
         handle = next(self._handles)
         captured, self._streams[stream].capture = self._streams[stream].capture, None
-        if not captured:
+        if not captured or self._streams[stream].spoiled:
             return Member(901, "cudaErrorStreamCaptureInvalidated"), None
         self._graphs[handle] = captured
         return OK, handle

@@ -93,12 +93,13 @@ def test_tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -
     no_gpu(monkeypatch)
     with pytest.raises(DeviceError, match="tensorrt has no GPU to build for"):
         choose_target(native, "sm89")
-    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=1)
+    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0, totalGlobalMem=150_754_820_096)
     fake = SimpleNamespace(
         cudaGetDeviceCount=lambda: (0, 1), cudaGetDeviceProperties=lambda _: (0, properties)
     )
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
-    assert choose_target(native, None) == ("sm90", "this machine's NVIDIA H200")
+    for asked in (None, "sm90", "sm90-nvidia-h200-140gib"):
+        assert choose_target(native, asked) == ("sm90-nvidia-h200-140gib", "this machine's NVIDIA H200")
     with pytest.raises(DeviceError, match="NVIDIA H200 is sm90, not sm89"):
         choose_target(native, "sm89")
 

@@ -31,7 +31,7 @@ from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, Watcher, make_logger, make_monitor
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.errors import BundleError
 
 MakeBundle = Callable[..., Path]
 SHARED = Path(__file__).parents[3] / "shared" / "tensorrt_api" / "make_stub.py"
@@ -46,12 +46,14 @@ HAS_CUDA = importlib.util.find_spec("cuda") is not None
 def usage(machine: Machine, make_bundle: MakeBundle, tmp_path: Path) -> Usage:
     """What a build that fails, one that does not, and a run of a stage ask of the library."""
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=64))
-    ensure_engines(Wanted(bundle, machine.library, "sm89"))
+    ensure_engines(Wanted(bundle, machine.library, machine.target))
     with LoadedEngines(bundle, Choice(machine.name, "cuda", "for the test")) as loaded:
         loaded.stage(0).run(np.zeros((1, 3, 64, 64), np.float32))
-    build_engine(write_graph(tmp_path / "cast.onnx", "Cast"), "sm89", machine.library)
-    with pytest.raises(DeviceError, match="No importer registered for op"):
-        build_engine(write_graph(tmp_path / "foreign.onnx", "MyThing", domain="x"), "sm89", machine.library)
+    build_engine(write_graph(tmp_path / "cast.onnx", "Cast"), machine.target, machine.library)
+    with pytest.raises(BundleError, match="No importer registered for op"):
+        build_engine(
+            write_graph(tmp_path / "foreign.onnx", "MyThing", domain="x"), machine.target, machine.library
+        )
     return machine.trt._usage
 
 

@@ -16,17 +16,25 @@ import numpy as np
 import pytest
 
 from tests.tensorrt.conftest import Machine
+from tests.tensorrt.fakes import NO_MEMORY_TO_BUILD
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt import store
 from tudsr_runtime.engines.tensorrt.builder import build_engine
+from tudsr_runtime.engines.tensorrt.command import engines_of
 from tudsr_runtime.engines.tensorrt.inspection import inspect
 from tudsr_runtime.engines.tensorrt.layers import read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
-from tudsr_runtime.engines.tensorrt.store import Reporter, Wanted, ensure_engines, expected_seconds
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.engines.tensorrt.store import (
+    EngineFolder,
+    Reporter,
+    Wanted,
+    ensure_engines,
+    expected_seconds,
+)
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, OutputError
 from tudsr_runtime.files import exclusive
 
 MakeBundle = Callable[..., Path]
@@ -40,7 +48,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def wanted(machine: Machine, bundle: Bundle) -> Wanted:
-    return Wanted(bundle, machine.library, "sm89")
+    return Wanted(bundle, machine.library, machine.target)
 
 
 class Notes(Reporter):
@@ -61,7 +69,9 @@ def test_the_folder_and_its_record(wanted: Wanted, machine: Machine, cache: Path
     notes = Notes()
     found = ensure_engines(wanted, reporter=notes)
     version = machine.trt.__version__
-    assert found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-sm89"
+    assert (
+        found.path == cache / "engines" / wanted.bundle.sha256 / f"{machine.name}-{version}-{machine.target}"
+    )
     names = {f"{name}.{end}" for name in COMPONENTS for end in ("plan", "layers.json")}
     assert {one.name for one in found.path.iterdir()} == {RECORD_NAME, *names}
     assert read_record(found.path) == found.record
@@ -79,6 +89,79 @@ def test_the_folder_and_its_record(wanted: Wanted, machine: Machine, cache: Path
 def test_the_second_time_nothing_is_built(wanted: Wanted) -> None:
     assert ensure_engines(wanted).built
     assert not ensure_engines(wanted).built
+
+
+def test_before_a_run_sizes_are_looked_at_and_bytes_where_they_are_loaded(wanted: Wanted) -> None:
+    plan = ensure_engines(wanted).path / "unet_stage1.plan"
+    flip(plan)
+    assert not ensure_engines(wanted, thorough=False).built
+    plan.write_bytes(plan.read_bytes()[:-1])
+    assert ensure_engines(wanted, thorough=False).built
+
+
+@pytest.fixture
+def sized(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
+    """With tiles of three sizes."""
+    folder = tmp_path / "sized"
+    return open_bundle(
+        make_bundle(folder, unet="offset", dtype="float16", tile=128, smaller=(64,), larger=(192,))
+    )
+
+
+def test_only_the_engines_of_a_plan_are_built_and_others_are_added(machine: Machine, sized: Bundle) -> None:
+    def build(*places: tuple[int, int]) -> tuple[set[str], list[str], EngineFolder]:
+        notes = Notes()
+        wanted = Wanted(sized, machine.library, "sm89", None, engines_of(sized, places))
+        found = ensure_engines(wanted, reporter=notes)
+        return {one[2] for one in notes.begun}, notes.notes, found
+
+    first = {
+        "vae_encoder-64",
+        "unet_stage1-64",
+        "vae_decoder-64",
+        "vae_encoder",
+        "unet_stage2",
+        "vae_decoder",
+    }
+    begun, notes, found = build((0, 64), (1, 128))
+    assert begun == first
+    assert not notes
+    before = {plan.component: plan.file for plan in found.record.plans.values()}
+    begun, notes, found = build((0, 64), (1, 192))
+    assert begun == {"vae_encoder-192", "unet_stage2-192", "vae_decoder-192"}
+    assert notes == [f"adding engines to the 6 in {found.path}"]
+    after = {plan.component: plan.file for plan in found.record.plans.values()}
+    assert before.items() <= after.items()
+    assert {one.name for one in found.path.glob("*.plan")} == {f"{name}.plan" for name in after}
+    assert build((1, 128))[:2] == (set(), [])
+    flip(found.path / "unet_stage2.plan")
+    assert build((0, 64))[:2] == (set(), []), "what is not needed is not read"
+    begun, notes, _ = build((1, 128))
+    assert begun == {"unet_stage2"}
+    assert notes == ["building the engines again: unet_stage2.plan has changed since it was built"]
+
+
+def test_only_sound_engines_are_kept_beside_new_ones(machine: Machine, sized: Bundle) -> None:
+    """Not read before a run, but where a build takes its time anyway."""
+
+    def wanted(*places: tuple[int, int]) -> Wanted:
+        return Wanted(sized, machine.library, "sm89", None, engines_of(sized, places))
+
+    flip(ensure_engines(wanted((1, 128))).path / "unet_stage2.plan")
+    assert not ensure_engines(wanted((1, 128)), thorough=False).built
+    added = ensure_engines(wanted((0, 64)), thorough=False)
+    kept = {"vae_encoder", "vae_decoder"}
+    new = {f"{name}-64" for name in ("vae_encoder", "unet_stage1", "vae_decoder")}
+    assert {plan.component for plan in added.record.plans.values()} == kept | new
+
+
+def test_engines_of_another_version_are_not_kept(machine: Machine, sized: Bundle) -> None:
+    small = Wanted(sized, machine.library, "sm89", None, engines_of(sized, [(0, 64)]))
+    rewrite(ensure_engines(small).path, version="1.0")
+    notes = Notes()
+    large = Wanted(sized, machine.library, "sm89", None, engines_of(sized, [(0, 192)]))
+    found = ensure_engines(large, reporter=notes)
+    assert {plan.component for plan in found.record.plans.values()} == set(large.variants)
 
 
 def test_two_at_a_time_build_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,7 +226,7 @@ def test_a_new_library_and_a_new_graph_are_told(
     ensure_engines(wanted)
     other = open_bundle(make_bundle(tmp_path / "other", unet="identity", dtype="float16", tile=64))
     notes = Notes()
-    assert ensure_engines(Wanted(other, machine.library, "sm89"), reporter=notes).built
+    assert ensure_engines(Wanted(other, machine.library, machine.target), reporter=notes).built
     assert notes.notes == ["building the engines again: the graph unet_stage1/model.onnx has changed"]
     machine.trt.__version__ = "11.9.0" if machine.name == "tensorrt" else "2.0.0"
     notes = Notes()
@@ -156,7 +239,7 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError, match="Could not find any implementation for node the_node") as caught:
         ensure_engines(wanted)
     assert caught.value.exit_code == 6
-    folder = engine_folder(wanted.bundle, wanted.library, "sm89")
+    folder = engine_folder(wanted.bundle, wanted.library, wanted.target)
     assert [one.name for one in folder.parent.iterdir()] == [f".{folder.name}.lock"]
     machine.trt.refuses = set()
     ensure_engines(wanted)
@@ -165,6 +248,19 @@ def test_a_build_that_fails_leaves_nothing_and_what_was_there(wanted: Wanted, ma
     with pytest.raises(DeviceError):
         ensure_engines(wanted)
     assert (folder / RECORD_NAME).is_file()
+
+
+def test_a_build_that_runs_out_of_memory_says_so(wanted: Wanted, machine: Machine) -> None:
+    """TensorRT only warns of the kernels that it leaves out; the error is that none is left."""
+    machine.trt.refuses = {"build"}
+    for lines in (NO_MEMORY_TO_BUILD, NO_MEMORY_TO_BUILD[2:]):
+        machine.trt.says = {"build": lines}
+        with pytest.raises(MemoryExhausted, match=r"building .*model\.onnx: Skipping tactic 8 due to insuff"):
+            ensure_engines(wanted)
+    unrelated = ("[E]", "Error Code 2: Internal Error (Assertion shape.nbDims == 4 failed.)")
+    machine.trt.says = {"build": (*NO_MEMORY_TO_BUILD[1:3], unrelated)}
+    with pytest.raises(DeviceError, match="Assertion shape"):
+        ensure_engines(wanted)
 
 
 def test_a_folder_of_someone_else_is_not_replaced(wanted: Wanted, tmp_path: Path) -> None:
@@ -184,11 +280,11 @@ def test_a_graph_that_differs_from_the_manifest_is_refused(wanted: Wanted, bundl
 
 
 def test_another_precision_lies_apart(machine: Machine, bundle: Bundle) -> None:
-    path = engine_folder(bundle, machine.library, "sm89", "fp32")
-    assert path.name.endswith("-sm89-fp32")
-    assert not engine_folder(bundle, machine.library, "sm89", "fp16").name.endswith("fp16")
+    path = engine_folder(bundle, machine.library, machine.target, "fp32")
+    assert path.name.endswith(f"-{machine.target}-fp32")
+    assert not engine_folder(bundle, machine.library, machine.target, "fp16").name.endswith("fp16")
     with pytest.raises(BundleError, match="has no variant with precision fp32"):
-        ensure_engines(Wanted(bundle, machine.library, "sm89", "fp32"))
+        ensure_engines(Wanted(bundle, machine.library, machine.target, "fp32"))
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
@@ -296,7 +392,7 @@ def test_engines_of_an_earlier_tudsr_are_found_and_run(machine: Machine, tmp_pat
     """tests/tensorrt/recorded was written by tudsr before `engines/tensorrt` was a folder."""
     shutil.copytree(Path(__file__).with_name("recorded"), tmp_path / "recorded")
     bundle, engines = open_bundle(tmp_path / "recorded" / "bundle"), tmp_path / "recorded" / "engines"
-    found = ensure_engines(Wanted(bundle, machine.library, "sm89"), engines)
+    found = ensure_engines(Wanted(bundle, machine.library, machine.target), engines)
     assert not found.built
     assert found.record.to_json() == (engines / RECORD_NAME).read_text()
     choice = Choice(machine.name, "cuda", "for the test", engines=engines)

@@ -7,12 +7,16 @@ cannot show: that a GPU computes the same, and how fast.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +24,14 @@ from PIL import Image
 
 import cli
 from tests.tensorrt.conftest import Machine
-from tudsr_runtime.bundle import Bundle, open_bundle
+from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT
+from tudsr_runtime.bundle import Bundle, Variant, open_bundle
 from tudsr_runtime.engines.backend import Choice, Engine, Target
 from tudsr_runtime.engines.select import select
 from tudsr_runtime.engines.stages import LoadedEngines
+from tudsr_runtime.engines.tensorrt.backend import _Runtime
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
-from tudsr_runtime.engines.tensorrt.record import RECORD_NAME
+from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
 from tudsr_runtime.upscaler import Upscaler
@@ -42,7 +48,7 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def engines(machine: Machine, bundle: Bundle) -> Path:
     """The engines of the bundle, in the cache, for the machine's GPU."""
-    return ensure_engines(Wanted(bundle, machine.library, "sm89")).path
+    return ensure_engines(Wanted(bundle, machine.library, machine.target)).path
 
 
 def choice(machine: Machine) -> Choice:
@@ -131,7 +137,7 @@ def test_a_graph_that_cannot_be_captured_runs_without_and_says_so(
 
 
 def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tmp_path: Path) -> None:
-    named = ensure_engines(Wanted(bundle, machine.library, "sm89"), tmp_path / "mine").path
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
     with Upscaler(bundle, engines=named, color="none", overlap=24) as upscaler:
         assert upscaler.choice.backend == machine.name
         large = upscaler.upscale(np.full((8, 8, 3), 0.25, np.float32), scale=4)
@@ -143,7 +149,7 @@ def test_the_folder_of_engines_may_be_named(machine: Machine, bundle: Bundle, tm
 
 
 def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Machine, bundle: Bundle) -> None:
-    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89$") as caught:
+    with pytest.raises(DeviceError, match=rf"there are no engines in .*-{machine.target}$") as caught:
         load(machine, bundle)
     assert caught.value.exit_code == 6
     assert caught.value.hint == f"tudsr build {bundle.folder} --engine {machine.name} --precision fp16"
@@ -153,7 +159,7 @@ def test_engines_that_were_not_built_are_an_error_with_the_command(machine: Mach
     ("key", "value", "reason"),
     [
         ("version", "1.0.0", "they were built for the library's version 1.0.0, this is "),
-        ("target", "sm86", "they were built for the target sm86, this is sm89"),
+        ("target", "sm86", "they were built for the target sm86, this is "),
         ("platform", "plan9_vax", "they were built for the platform plan9_vax, this is "),
         ("library", "tvm", "they were built for the library tvm, this is "),
     ],
@@ -229,6 +235,61 @@ def test_a_gpu_that_is_full_is_out_of_memory(machine: Machine, bundle: Bundle) -
 
 
 @pytest.mark.usefixtures("engines")
+def test_memory_is_short_whichever_line_of_the_log_says_so(machine: Machine, bundle: Bundle) -> None:
+    z = np.zeros((1, 48, 16, 16), np.float32)
+    for step, lines in (
+        ("context", NO_MEMORY_FOR_CONTEXT),
+        ("context", NO_MEMORY_FOR_CONTEXT[:2]),
+        (
+            "execute",
+            (*NO_MEMORY_FOR_CONTEXT[1:2], ("[E]", "Error Code 1: Cask (Cask convolution execution)")),
+        ),
+    ):
+        machine.trt.refuses, machine.trt.says = {step}, {step: lines}
+        engine = load(machine, bundle)
+        with pytest.raises(MemoryExhausted, match=r"out of memory while .* unet_stage1 with TensorRT: "):
+            engine.run(z)
+        machine.trt.says = {}
+        with pytest.raises(DeviceError, match="unet_stage1"):
+            engine.run(z)
+        engine.close()
+    machine.trt.refuses, machine.trt.says = {"deserialize"}, {"deserialize": NO_MEMORY_FOR_CONTEXT}
+    with pytest.raises(MemoryExhausted, match=r"OutOfMemory|could not be allocated"):
+        load(machine, bundle)
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_collected_engine_waits_for_the_end_of_a_capture(machine: Machine, bundle: Bundle) -> None:
+    """Python may collect in the middle of any work: here, while a graph of another engine is captured."""
+    with LoadedEngines(bundle, choice(machine)) as loaded:
+        loaded.stage(0).run(tile())
+        kept, held = machine.cuda.live(), [load(machine, bundle, component="vae_decoder")]
+        held[0].run(np.zeros((1, 48, 16, 16), np.float32))
+        machine.trt.meanwhile = held.clear
+        launches = machine.cuda.launches
+        loaded.stage(1).run(tile())
+        assert machine.cuda.launches == launches + 1, "the capture was spoiled"
+        machine.trt.meanwhile = lambda: None
+        assert not held
+        twice = machine.cuda.live()
+        loaded.stage(0).run(tile())
+        assert machine.cuda.live() == twice
+        assert twice - kept <= kept, "what the collected engine held is freed"
+
+
+@pytest.mark.usefixtures("engines")
+def test_the_last_engine_may_be_collected_while_the_next_one_is_loaded(
+    machine: Machine, bundle: Bundle
+) -> None:
+    held = [load(machine, bundle)]
+    with machine.backend.gate:
+        held.clear()
+        runtime = machine.backend._acquire(0)
+    assert runtime.users == 1
+    machine.backend.give_back(runtime)
+
+
+@pytest.mark.usefixtures("engines")
 def test_another_shape_is_refused(machine: Machine, bundle: Bundle) -> None:
     engine = load(machine, bundle)
     with pytest.raises(DeviceError, match=r"unet_stage1 takes \(1, 48, 16, 16\), not \(1, 48, 8, 8\)"):
@@ -255,6 +316,9 @@ def test_rtx_says_why_an_engine_is_not_valid_here(machine: Machine, bundle: Bund
     machine.trt.refuses = {"validity"}
     with pytest.raises(DeviceError, match=r"Fake GPU cannot run .* version mismatch, unsupported cc"):
         load(machine, bundle)
+    machine.trt.invalid = int(machine.trt.EngineInvalidityDiagnostics.INSUFFICIENT_GPU_MEMORY)
+    with pytest.raises(MemoryExhausted, match=r"loading unet_stage1 on Fake GPU .* insufficient gpu memory"):
+        load(machine, bundle)
 
 
 @pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
@@ -269,7 +333,7 @@ def test_kernels_that_rtx_compiled_are_kept_and_checked(
 
     once()
     (kept,) = (cache / "kernels").glob("*")
-    assert kept.name == "tensorrt-rtx-1.7.1.116-sm89.cache"
+    assert kept.name == "tensorrt-rtx-1.7.1.116-sm89-fake-gpu-24gib.cache"
     assert kept.read_bytes()[32:] == b"compiled"
     machine.trt._usage.names.clear()
     once()
@@ -311,6 +375,25 @@ def test_the_second_gpu_is_used_where_it_is_named(machine: Machine, bundle: Bund
     engine.close()
 
 
+@pytest.mark.parametrize("card", [(b"Fake GPU Laptop\0", 24 << 30), (b"Fake GPU\0", 16 << 30)])
+def test_engines_that_were_timed_on_one_card_are_not_those_of_another(
+    machine: Machine, bundle: Bundle, engines: Path, card: tuple[bytes, int]
+) -> None:
+    """Of one compute capability both; TensorRT for RTX builds for that, TensorRT itself for the card."""
+    named = dataclasses.replace(CUDA, engines=engines)
+    load(machine, bundle, named).close()
+    machine.cuda._card = card
+    if machine.name == "tensorrt-rtx":
+        load(machine, bundle).close()
+        return
+    with pytest.raises(DeviceError, match=r"there are no engines in .*-sm89-fake-gpu-(laptop-24|16)gib$"):
+        load(machine, bundle)
+    with pytest.raises(
+        DeviceError, match=r"built for the target sm89-fake-gpu-24gib, this is sm89-fake-gpu-"
+    ):
+        load(machine, bundle, named)
+
+
 @pytest.mark.usefixtures("engines")
 def test_engines_on_different_gpus_are_no_chain(machine: Machine, bundle: Bundle) -> None:
     machine.cuda._count = 2
@@ -349,7 +432,7 @@ def test_the_command_builds_what_is_missing_and_says_so(
     Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
     line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
     line += ["--scale", "4", "--overlap", "24", "--color", "none", "--overwrite", "-v"]
-    for note in ("4 engines built in", "built before, and nothing has changed"):
+    for note in ("engines built in", "built before, and nothing has changed"):
         cli.app(line, standalone_mode=False)
         shown = capsys.readouterr().err
         assert f"back end: {machine.name} on cuda" in shown
@@ -360,9 +443,99 @@ def test_the_command_builds_what_is_missing_and_says_so(
         assert np.abs(np.asarray(large) - (64 + 255 / 4)).max() <= 1
 
 
+@pytest.mark.usefixtures("engines")
+def test_what_is_loaded_is_hashed_once_and_nothing_else_is(
+    machine: Machine, bundle: Bundle, tmp_path: Path, hashed: Counter[str]
+) -> None:
+    """At full size each pass over bundle or engines takes seconds before the first picture."""
+    Image.fromarray(np.full((8, 8, 3), 64, np.uint8)).save(tmp_path / "a.png")
+    line = ["upscale", str(tmp_path / "a.png"), "--bundle", str(bundle.folder), "--backend", machine.name]
+    cli.app([*line, "--overlap", "24", "--color", "none"], standalone_mode=False)
+    models = {name: count for name, count in hashed.items() if name.endswith((".plan", ".onnx"))}
+    assert models == {f"{name}.plan": 1 for name in bundle.manifest.components}
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was hashed, by its name."""
+    counts: Counter[str] = Counter()
+    whole, digest, read = hashlib.sha256, hashlib.file_digest, Path.read_bytes
+    names: dict[int, str] = {}
+
+    def reading(path: Path) -> bytes:
+        data = read(path)
+        names[id(data)] = path.name
+        return data
+
+    def counting(data: bytes = b"", **more: Any) -> Any:
+        counts[names.get(id(data), "")] += 1
+        return whole(data, **more)
+
+    def digesting(file: Any, name: str) -> Any:
+        counts[Path(file.name).name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    monkeypatch.setattr(hashlib, "file_digest", digesting)
+    return counts
+
+
+def test_bench_takes_engines_from_a_folder_and_builds_them_else(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = open_bundle(
+        make_bundle(tmp_path / "large", unet="offset", dtype="float16", tile=256, smaller=(64,))
+    )
+    line = ["bench", "latency", "--bundle", str(bundle.folder), "--size", "16", "--scale", "2"]
+    line += ["--warmup", "0", "--repeats", "1", "--json"]
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
+    cli.app([*line, "--engines", str(named)], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert f"{machine.name} on cuda" in json.loads(shown.out)["facts"]["back end"]
+    assert not engine_folder(bundle, machine.library, machine.target).exists()
+    cli.app([*line, "--backend", machine.name], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "engine 4 of 4" in shown.err, "and none for tiles that are not timed"
+    assert engine_folder(bundle, machine.library, machine.target).is_dir()
+
+
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
     """Change the record of a folder of engines."""
     path = folder / RECORD_NAME
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+
+
+def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out(
+    machine: Machine,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=128, smaller=(64,))
+    for side in (16, 32):
+        Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
+
+    def upscale(side: int) -> str:
+        line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
+        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        return capsys.readouterr().err
+
+    assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    load = _Runtime.load
+
+    def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:
+        if variant.tile == 128:
+            raise MemoryExhausted("out of memory")
+        return load(self, graph, variant, target)
+
+    monkeypatch.setattr(_Runtime, "load", scarce)
+    shutil.rmtree(tmp_path / "cache")
+    shown = upscale(32)
+    assert "engine 1 of 3, vae_encoder:" in shown
+    assert "starting again with 64 px" in shown
+    assert "adding engines to the 3 in" in shown
+    assert (tmp_path / "32_x4.png").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.errors import DeviceError, OutputError, UsageError
+from tudsr_runtime.files import file_sha256
 
 MakeBundle = Callable[..., Path]
 COMPONENTS = ("unet_stage1", "unet_stage2", "vae_decoder", "vae_encoder")
@@ -67,11 +70,42 @@ def test_a_stage_is_an_ensemble_that_computes_what_the_bundle_does(bundle: Bundl
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
+def test_every_size_of_tiles_is_a_model_over_the_same_weights(
+    make_bundle: MakeBundle, machine: Machine, tmp_path: Path
+) -> None:
+    bundle = open_bundle(with_shared_weights(make_bundle(tmp_path / "b", tile=128, smaller=(64,))))
+    own = Wanted(bundle, machine.library, "sm89", names=frozenset(COMPONENTS))
+    engines = ensure_engines(own, tmp_path / "engines").path
+    names = set(write_repository(bundle, tmp_path / "models", [engines]))
+    smaller = {f"{name}-64" for name in ONNX_MODELS}
+    assert names == ONNX_MODELS | smaller | {f"{name}_tensorrt" for name in ONNX_MODELS}
+    text = (tmp_path / "models" / "test_stage2-64" / "config.pbtxt").read_text()
+    assert text.count("dims: [1, 3, 64, 64]") == 2
+    assert re.findall(r'model_name: "(.*)"', text) == [
+        f"test_{name}-64" for name in ("vae_encoder", "unet_stage2", "vae_decoder")
+    ]
+    one, other = (tmp_path / "models" / f"test_vae_encoder{end}" / "1" / "weights" for end in ("", "-64"))
+    assert one.samefile(other), "on the disk once"
+
+
+def with_shared_weights(folder: Path) -> Path:
+    """Every graph lists one more file, the same in each component."""
+    document = json.loads((folder / "bundle.json").read_text())
+    for name, component in document["components"].items():
+        (folder / name / "weights").write_bytes(b"weights")
+        listed = {"path": f"{name}/weights", "sha256": file_sha256(folder / name / "weights"), "bytes": 7}
+        for variant in component["variants"]:
+            variant["files"].append(listed)
+    (folder / "bundle.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
 def test_engines_come_beside_the_graphs_by_compute_capability(
     bundle: Bundle, machine: Machine, tmp_path: Path
 ) -> None:
     folders = []
-    for target, machine.cuda._target in (("sm89", (8, 9)), ("sm120", (12, 0))):
+    for target, machine.cuda._target in (("sm89-fake-gpu-24gib", (8, 9)), ("sm120-fake-gpu-24gib", (12, 0))):
         folders.append(ensure_engines(Wanted(bundle, machine.library, target), tmp_path / target).path)
     names = write_repository(bundle, tmp_path / "models", folders)
     assert set(names) == ONNX_MODELS | {f"{name}_tensorrt" for name in ONNX_MODELS}
@@ -93,7 +127,7 @@ def test_engines_come_beside_the_graphs_by_compute_capability(
 def test_engines_that_triton_cannot_take_are_refused_and_nothing_is_written(
     bundle: Bundle, machine: Machine, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
-    folder = ensure_engines(Wanted(bundle, machine.library, "sm89"), tmp_path / "e").path
+    folder = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "e").path
     models = tmp_path / "models"
     if machine.name == "tensorrt-rtx":
         with pytest.raises(UsageError, match="are of tensorrt-rtx; Triton loads those of TensorRT itself"):

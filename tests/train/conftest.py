@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
 from tudsr_train.bases.nano import NanoBase, create_base
+from tudsr_train.bases.prompt import save_prompt
 from tudsr_train.data.sources import Data
-from tudsr_train.generator import Generator, save_prompt
+from tudsr_train.generator import Generator
 
 TINY = NanoBase(
     patch_size=4,

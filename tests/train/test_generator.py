@@ -23,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.bases.folder import base_sha256
 from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
-from tudsr_train.generator import PROMPT_FILE, Generator, one_step, prompt_of, save_prompt
+from tudsr_train.bases.prompt import PROMPT_FILE, prompt_of, save_prompt
+from tudsr_train.generator import Generator, one_step
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 

@@ -17,7 +17,6 @@ from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.adapters import adapter_parameters, add_adapter, load_adapter
 from tudsr_train.base import train_base
 from tudsr_train.bases.nano import NanoBase
-from tudsr_train.chunking import chunking, joining, upsampling
 from tudsr_train.config import BaseConfig, Lora
 from tudsr_train.data.sources import Data
 from tudsr_train.discriminators.base import DiscriminatorConfig, build_discriminator
@@ -28,7 +27,7 @@ from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.run.loop import Loss
 from tudsr_train.stage1 import algorithm_1, train_stage1
-from tudsr_train.stage2 import algorithm_2, backwards_per_step, train_stage2
+from tudsr_train.stage2 import algorithm_2, backwards_per_step, chunking, joining, train_stage2, upsampling
 
 
 def _weights(folder: Path) -> bytes:
@@ -106,6 +105,24 @@ def test_a_base_goes_on_from_another_one(pool: Data, tiny_model: NanoBase, tmp_p
     wider = replace(second, model=replace(tiny_model, margin=tiny_model.margin + 4))
     with pytest.raises(TrainingError, match="first is no base of this `model`"):
         train_base(wider, tmp_path / "third", "never")
+
+
+def test_results_in_half_are_the_rounded_ones_in_files_of_half_the_size(
+    pool: Data, tiny_model: NanoBase, tmp_path: Path
+) -> None:
+    for store in ("fp32", "fp16"):
+        base, steps = tmp_path / f"base-{store}", optimization(steps=2, store=store)
+        train_base(BaseConfig(model=tiny_model, data=pool, R=32, optimization=steps), base, "never")
+        adapter = stage1_config(tmp_path / "base-fp32", pool, steps=2, store=store)
+        train_stage1(adapter, tmp_path / f"stage1-{store}", "never")
+    whole, half = (Generator.load(tmp_path / f"base-{store}") for store in ("fp32", "fp16"))
+    for name in ("base-{}/unet/diffusion_pytorch_model.safetensors", "stage1-{}/adapter_model.safetensors"):
+        sizes = [(tmp_path / name.format(store)).stat().st_size for store in ("fp32", "fp16")]
+        assert sizes[1] < 0.65 * sizes[0]
+    for one, other in zip(whole.unet.parameters(), half.unet.parameters(), strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one.half().float(), other)
+    assert load_adapter(whole, tmp_path / "stage1-fp16", "stage1") is not None
 
 
 def test_in_the_step_of_g_d_gets_no_gradient_and_in_that_of_d_g_gets_none(generator: Generator) -> None:

@@ -19,9 +19,7 @@ def claim(path: Path) -> Iterator[bool]:
     A file beside it is locked, so that a process that is killed gives up its claims. True too where a file
     system knows no locks: then `atomic_write` alone keeps the results of two processes apart.
     """
-    target = Path(os.path.realpath(path))
-    name = hashlib.sha256(os.fsencode(os.path.normcase(target.name))).hexdigest()[:16]
-    mark = target.with_name(f".tudsr-{name}{CLAIM}")
+    mark = _mark_of(Path(os.path.realpath(path)))
     try:
         handle = _claim_on_windows(mark) if os.name == "nt" else _claim_by_lock(mark)
     except BlockingIOError:
@@ -34,6 +32,16 @@ def claim(path: Path) -> Iterator[bool]:
         yield True
     finally:
         _release(handle, mark)
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a process is at work on `path`, or was killed at it."""
+    return os.path.lexists(_mark_of(path))
+
+
+def _mark_of(target: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.normcase(target.name))).hexdigest()[:16]
+    return target.with_name(f".tudsr-{name}{CLAIM}")
 
 
 def _claim_by_lock(mark: Path) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
@@ -15,13 +18,14 @@ from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_streng
 from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
+from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.batch.target_size import target_size
-from tudsr_runtime.engines.select import BY_NAME
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -34,7 +38,7 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
     """
     if options.overwrite and options.on_exists not in ("error", "overwrite"):
         raise UsageError(f"--overwrite and --on-exists {options.on_exists} contradict", hint="leave one out")
-    suffix = _suffix(options)
+    suffix = suffix_of(options)
     named = expand(inputs)
     if options.output == "":
         raise UsageError("-o is empty, and names neither a file nor a folder", hint="-o FILE, or -o FOLDER")
@@ -43,25 +47,51 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
         if plain.to_stdout and options.as_json:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
         # What is shown to be pasted has what the user gave, not the files that stand for stdin and stdout.
-        again = partial(_at_another_scale, options)
+        again = partial(at_another_scale, options)
         _upscale(plain, options, suffix, again)
 
 
-def _at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
-    changed = dataclasses.replace(
-        options, scale=scale, width=None, height=None, longest=None, megapixels=None, factors=None
-    )
-    return as_command([path], changed)
+def at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
+    """The command for one picture of these options at another scale."""
+    sizes: dict[str, Any] = {
+        "width": None,
+        "height": None,
+        "longest": None,
+        "megapixels": None,
+        "factors": None,
+    }
+    folders: dict[str, Any] = {"include": (), "exclude": (), "shard": None}
+    return as_command([path], dataclasses.replace(options, scale=scale, **sizes, **folders))
 
 
 def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run, plain.shown)
-    request = _request(plain, options, suffix, again)
+    request = make_request(plain, options, suffix, again)
+    selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
+    if selection.shard and plain.shown:
+        raise UsageError("--shard parts files, and stdin is none", hint="leave --shard out")
     records = Records(lambda text: terminal.note(f"note: {text}"))
     found = find_inputs(plain.inputs, options.recursive, plain.output if request.to_folder else None, records)
+    selection.narrow(found)
     for note in found.notes:
         terminal.note(f"note: {note}")
+    with open_upscaler(options, terminal) as upscaler:
+        provide = partial(build_missing, upscaler, terminal)
+        batch = Batch(request, upscaler, terminal, records, provide)
+        for path, error in found.unreadable:
+            batch.fail(path, error)
+        jobs = batch.plan(found.sources, found.elsewhere, create_folders=not options.dry_run)
+        if options.dry_run:
+            batch.show(jobs)
+        else:
+            batch.run(jobs)
+        batch.finish(time.monotonic() - started)
+
+
+@contextmanager
+def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upscaler]:
+    """The upscaler of the options; what it runs on is said. Raises as `Upscaler`."""
     with Upscaler(
         options.bundle,
         backend=options.backend,
@@ -77,25 +107,16 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.detail(f"back end: {upscaler.choice}")
-        batch = Batch(request, upscaler, terminal, records)
-        for path, error in found.unreadable:
-            batch.fail(path, error)
-        jobs = batch.plan(found.sources, create_folders=not options.dry_run)
-        if options.dry_run:
-            batch.show(jobs)
-        else:
-            _build_missing(upscaler, terminal)
-            batch.run(jobs)
-        batch.finish(time.monotonic() - started)
+        yield upscaler
 
 
-def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
-    """Where the back end runs engines that are in nobody's folder: build those that the cache lacks."""
-    choice = upscaler.choice
-    if (choice.backend, "cuda") in BY_NAME and choice.engines is None:
-        from tudsr_runtime.engines.tensorrt.command import build_for_device
+def build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
+    """Build what the plans need and the cache lacks, where the back end runs engines."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt import command
 
-        build_for_device(upscaler.bundle, choice, terminal)
+        places = {place for plan in plans for place in plan.places}
+        command.build_missing(upscaler.bundle, upscaler.choice, places, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:
@@ -103,7 +124,7 @@ def _ends_in_slash(output: str | None) -> bool:
     return output is not None and output.endswith(tuple(filter(None, (os.sep, os.altsep))))
 
 
-def _suffix(options: UpscaleOptions) -> str | None:
+def suffix_of(options: UpscaleOptions) -> str | None:
     """The suffix that --format names. Raises UsageError if tudsr does not write it, or -o names another."""
     if options.format is None:
         return None
@@ -117,7 +138,8 @@ def _suffix(options: UpscaleOptions) -> str | None:
     return suffix
 
 
-def _request(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
+def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
+    """What the options ask for of every picture. Raises UsageError: they contradict each other."""
     inputs, output, to_stdout = plain.inputs, plain.output, plain.to_stdout
     size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
     scale = options.scale

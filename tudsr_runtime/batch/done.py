@@ -24,7 +24,7 @@ from typing import BinaryIO
 RECORD_FILE = ".tudsr.jsonl"
 
 MAX_BYTES = 1 << 29
-"""Of a record that is read: about a million results."""
+"""The largest record that is read: about a million results."""
 
 MAX_LINE = 1 << 16
 """Bytes of a line; a name has at most 255 characters."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tudsr_runtime.batch.claim import is_claimed
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
@@ -31,9 +32,13 @@ class Source:
 
 @dataclass
 class Found:
-    """Inputs in the order of the arguments, sorted within a folder, and what was not taken and why."""
+    """Inputs in the order of the arguments, sorted within a folder, and what was not taken and why.
+
+    `elsewhere` are those that another run does, of another shard.
+    """
 
     sources: list[Source] = field(default_factory=list)
+    elsewhere: list[Source] = field(default_factory=list)
     unreadable: list[tuple[Path, InputError]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -55,15 +60,21 @@ def find_inputs(
     recursive: bool = False,
     output: Path | None = None,
     records: Records | None = None,
+    required: bool = True,
 ) -> Found:
     """Expand folders into the pictures in them, with `recursive` also those further below.
 
-    An `output` folder that lies inside an input folder is not searched. `records` tell earlier results.
+    An `output` folder that lies inside an input folder is not searched. `records` tell earlier results. A
+    folder without a picture is an error where they are `required`.
     """
     found, records = Found(), records or Records()
     for path in inputs:
         if is_folder(path):
+            before = len(found.sources) + len(found.unreadable)
             _search(path, recursive, output, found, records)
+            if required and len(found.sources) + len(found.unreadable) == before:
+                hint = None if recursive else "-r to search its subfolders too"
+                found.unreadable.append((path, InputError(f"{path}: no picture in this folder", hint=hint)))
         else:
             found.sources.append(Source(path))
     first: dict[Path, Source] = {}
@@ -82,7 +93,6 @@ def is_folder(path: Path) -> bool:
 
 
 def _search(folder: Path, recursive: bool, output: Path | None, found: Found, records: Records) -> None:
-    before = len(found.sources) + len(found.unreadable)
     excluded = None if output is None else os.path.realpath(output)
 
     def unreadable(error: OSError) -> None:
@@ -94,15 +104,14 @@ def _search(folder: Path, recursive: bool, output: Path | None, found: Found, re
         folders[:] = [n for n in below if recursive and os.path.realpath(Path(parent, n)) != excluded]
         visible = sorted(name for name in names if not name.startswith("."))
         _take(Path(parent), folder, visible, found, records)
-    if len(found.sources) + len(found.unreadable) == before:
-        hint = None if recursive else "-r to search its subfolders too"
-        found.unreadable.append((folder, InputError(f"{folder}: no picture in this folder", hint=hint)))
 
 
 def _take(parent: Path, folder: Path, names: list[str], found: Found, records: Records) -> None:
     pictures = [name for name in names if Path(name).suffix.lower() in FORMAT_OF_SUFFIX]
     others = [name for name in names if Path(name).suffix.lower() not in FORMAT_OF_SUFFIX]
-    results = records[parent].made_beside(set(pictures))
+    # Looked for before the record is read: what was finished in between is in that.
+    being_made = {name for name in pictures if is_claimed(parent / name)}
+    results = records[parent].made_beside(set(pictures)) | being_made
     taken = [name for name in pictures if name not in results]
     found.sources += [Source(parent / name, folder) for name in taken]
     if others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +184,37 @@ def _at_the_largest_scale(header: Header, target: Path, max_megapixels: int, aga
 def outline(plan: Plan) -> str:
     """Sizes, tiles and factors in a line."""
     sizes = f"{plan.width} x {plan.height} -> {plan.output_width} x {plan.output_height} px"
-    return f"{sizes}, {counted(plan.tiles, 'tile')}, factors {plan.reason}"
+    takes = "" if plan.cost is None else f", {amount(plan.cost, plan)}"
+    return f"{sizes}, {counted(plan.tiles, 'tile')}{takes}, factors {plan.reason}"
+
+
+def amount(cost: float, plan: Plan) -> str:
+    """A cost of a plan with its unit."""
+    unit = plan.costs.unit if plan.costs else ""
+    return f"{cost:.1f} {unit}" if cost >= 1 else f"{cost:.3g} {unit}"
+
+
+def weighing(plan: Plan) -> Iterator[str]:
+    """For each stage, a line about the sizes of tiles that there were to choose from; none if there were
+    none."""
+    for stage in plan.stages:
+        taken, *others = (
+            f"{counted(cut.tiles, 'tile')} of {cut.tile} px"
+            + ("" if cut.cost is None else f" ({amount(cut.cost, plan)})")
+            for cut in stage.weighed
+        )
+        if others:
+            yield f"stage {stage.stage + 1}: {taken}, rather than {' or '.join(others)}"
+
+
+def weighed_record(plan: Plan) -> list[dict[str, object]]:
+    """The same for --json, the one taken first."""
+    unit = plan.costs.unit.lower() if plan.costs else "cost"
+    return [
+        {"stage": stage.stage + 1, "tile": cut.tile, "tiles": cut.tiles, unit: cut.cost}
+        for stage in plan.stages
+        for cut in stage.weighed
+    ]
 
 
 def _settings(request: Request, upscaler: Upscaler, plan: Plan) -> dict[str, object]:

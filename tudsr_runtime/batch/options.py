@@ -91,6 +91,28 @@ class UpscaleOptions:
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Search folders below folders.", rich_help_panel=RESULT)
     ] = False
+    include: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="PATTERN",
+            help="Of folders take only what matches, such as '*.jpg' or 'holiday/*'; repeatable.",
+        ),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            rich_help_panel=RESULT, metavar="PATTERN", help="Of folders leave out what matches; repeatable."
+        ),
+    ] = ()
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="I/N",
+            help="Do one of N parts, 1 to N, or auto[/N] on Slurm and Kubernetes: docs/many-machines.md.",
+        ),
+    ] = None
     quality: Annotated[
         int, typer.Option(rich_help_panel=RESULT, min=1, max=100, help="Of JPEG, WebP and AVIF.")
     ] = 95
@@ -115,7 +137,7 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=LOOK,
             metavar="S[,S2]",
-            help="How much of the model's change is made, 0 to 1, one number a stage; less is more faithful.",
+            help="From the plain Lanczos enlargement (0) to the model's result (1), one number a stage.",
         ),
     ] = "1"
     color: Annotated[
@@ -133,8 +155,13 @@ class UpscaleOptions:
         ),
     ] = None
     overlap: Annotated[
-        int, typer.Option(rich_help_panel=LOOK, metavar="PX", help="Least overlap of neighbouring tiles.")
-    ] = 128
+        int | None,
+        typer.Option(
+            rich_help_panel=LOOK,
+            metavar="PX",
+            help="Least overlap of neighbouring tiles.  [default: the bundle's, else 128]",
+        ),
+    ] = None
     backend: Annotated[
         str,
         typer.Option(
@@ -195,6 +222,25 @@ class UpscaleOptions:
         return "overwrite" if self.overwrite else self.on_exists
 
 
+@dataclass(frozen=True)
+class WatchOptions(UpscaleOptions):
+    """The options of `tudsr watch`: those of `tudsr upscale` for a folder, and when a file is whole."""
+
+    settle: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="S",
+            min=0,
+            help="A picture is taken once it has not changed for so many seconds.",
+        ),
+    ] = 1.0
+
+
+NOT_OF_WATCH = ("output", "dry_run")
+"""Options that `tudsr watch` does not take."""
+
+
 def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
     """The command line of these inputs and options, for a shell; what is the default is left out."""
     hints = get_type_hints(UpscaleOptions, include_extras=True)
@@ -206,10 +252,14 @@ def as_command(inputs: Sequence[Path], options: UpscaleOptions) -> str:
         declared = get_args(hints[field.name])[1]
         # Within Annotated, typer takes the first name in the place of the default.
         names = [name for name in (declared.default, *declared.param_decls) if isinstance(name, str)]
-        words.append(names[-1] if names else f"--{field.name.replace('_', '-')}")
-        if not isinstance(value, bool):
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+        name = names[-1] if names else f"--{field.name.replace('_', '-')}"
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [name] if isinstance(one, bool) else [name, _as_word(one)]
     return shlex.join(words)
+
+
+def _as_word(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def parse_strength(text: str) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.estimate import Estimator, goes_by_columns, host_bytes
 from tudsr_runtime.batch.inputs import Source
-from tudsr_runtime.batch.job import Job, Request, outline, plan_job
+from tudsr_runtime.batch.job import Job, Request, outline, plan_job, weighed_record, weighing
 from tudsr_runtime.batch.outputs import (
     check_name,
     find_collisions,
@@ -34,6 +34,7 @@ from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 MAX_REFUSALS = 2
@@ -58,12 +59,21 @@ class Batch:
     upscaler: Upscaler
     terminal: Terminal
     records: Records = field(default_factory=Records)
+    provide: Callable[[Iterable[Plan]], object] = lambda _: None
+    """Called with what is going to be computed, before that is begun; makes what the engines need."""
     tally: Tally = field(default_factory=Tally)
+    gave_up: bool = False
+    """Whether outputs were refused so often that the rest was not tried."""
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
 
-    def plan(self, sources: Sequence[Source], *, create_folders: bool) -> list[Job]:
+    def plan(
+        self, sources: Sequence[Source], elsewhere: Sequence[Source] = (), *, create_folders: bool
+    ) -> list[Job]:
         """The jobs that are to be done; the others are reported as failed or skipped.
+
+        Args:
+            elsewhere: pictures that are not to be done here, nor to be replaced by a result.
 
         Raises:
             OutputError: no folder of the outputs can be written to.
@@ -76,7 +86,7 @@ class Batch:
                 jobs.append(plan_job(self.request, self.upscaler, source))
             except Exception as error:  # whatever it is, the others go on
                 self.fail(source.path, error)
-        jobs = self._settle(jobs, [source.path for source in sources])
+        jobs = self._settle(jobs, [source.path for source in (*sources, *elsewhere)])
         return self._prepare(jobs) if create_folders else jobs
 
     def show(self, jobs: Sequence[Job]) -> None:
@@ -89,16 +99,21 @@ class Batch:
             memory = host_bytes(plan, job.header, job.target, self.upscaler.color)
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
+            for choice in weighing(plan):
+                self.terminal.detail(f"{job.source}: {choice}")
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
-            self._report(job, "planned", line, job.notes, estimate=estimate)
+            weighed = weighed_record(plan)
+            self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Work through the jobs. Raises TudsrError only for a single input."""
+        """Work through the jobs. Raises TudsrError only for a single input, or if nothing can be computed."""
+        before = self.tally.ok
+        self.provide([job.plan for job in jobs])
         try:
             self._run_all(jobs)
         except (KeyboardInterrupt, SystemExit):
             if not self.request.single:
-                done = f"{self.tally.ok} of {len(jobs)} done"
+                done = f"{self.tally.ok - before} of {len(jobs)} done"
                 self.terminal.note(f"stopped, {done}; the same command goes on with the others")
             raise
 
@@ -167,14 +182,19 @@ class Batch:
             raise error
         self.terminal.error(error, path)
 
-    def finish(self, seconds: float) -> None:
-        """Print the summary; BatchError if any picture failed."""
+    def sum_up(self, seconds: float) -> None:
+        """Print the summary."""
         tally = self.tally
         if self.request.as_json:
             self.terminal.json({"summary": {**vars(tally), "seconds": round(seconds, 3)}})
         counts = ", ".join(f"{count} {name}" for name, count in vars(tally).items() if count)
         if not self.request.single:
             self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
+
+    def finish(self, seconds: float) -> None:
+        """Print the summary; BatchError if any picture failed."""
+        self.sum_up(seconds)
+        tally = self.tally
         if tally.failed:
             raised = BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
             if self.request.as_json:
@@ -303,6 +323,9 @@ class Batch:
         turned = goes_by_columns(plan, job.header, job.target)
 
         def attempt() -> tuple[str, ...]:
+            now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
+            if now.stages != plan.stages:
+                self.provide([now])
             upscaled = partial(
                 self.upscaler.upscale_rows,
                 picture.levels,
@@ -318,6 +341,7 @@ class Batch:
         return self.upscaler.with_smaller_tiles(attempt)
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
+        self.gave_up = True
         for job in jobs:
             reason = f"{job.source}: not tried, the last {MAX_REFUSALS} outputs could not be written"
             self.fail(job.source, OutputError(reason))

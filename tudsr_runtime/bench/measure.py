@@ -55,7 +55,7 @@ def describe_machine() -> dict[str, str]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
-    gpu = _nvidia_smi("name,driver_version,memory.total,power.limit")
+    gpu = nvidia_smi("name,driver_version,memory.total,power.limit")
     return {**machine, "gpu": gpu} if gpu else machine
 
 
@@ -63,7 +63,7 @@ def describe_memory() -> dict[str, str]:
     """The greatest resident memory of this process so far, and the GPU memory in use, as far as known."""
     peak = peak_resident()
     memory = {"peak resident": f"{peak / 1e6:.0f} MB"} if peak is not None else {}
-    gpu = _nvidia_smi("memory.used")
+    gpu = nvidia_smi("memory.used")
     return {**memory, "GPU in use": gpu} if gpu else memory
 
 
@@ -86,7 +86,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _nvidia_smi(query: str) -> str | None:
+def nvidia_smi(query: str) -> str | None:
+    """What nvidia-smi says to a query of GPU properties, GPUs apart by "; "; None where there is none."""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

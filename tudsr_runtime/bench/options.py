@@ -22,6 +22,10 @@ class _Where:
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
     ] = None
+    engines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
+    ] = None
 
 
 @dataclass(frozen=True)

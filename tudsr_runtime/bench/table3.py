@@ -24,7 +24,7 @@ class Published:
     seconds: float
 
     def plan(self, upscaler: Upscaler) -> Plan:
-        """By the factors of the paper, or of the bundle's one stage."""
+        """The plan with the factors of the paper, or of the bundle's one stage."""
         stages = len(upscaler.bundle.manifest.stages)
         factors = plan_upscale(self.side, self.side, self.scale, stages=stages).notation
         return upscaler.plan(self.side, self.side, self.scale, factors)

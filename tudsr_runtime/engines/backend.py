@@ -20,9 +20,10 @@ End = tuple[str, str, tuple[object, ...]]
 
 AUTO = "auto"
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate|bad.?alloc|memory allocation|AllocateRaw|not enough memory|"
+    r"out.?of.?(host.|device.)?memory|failed to allocate|could not be allocated|bad.?alloc|memory allocation|"
+    r"AllocateRaw|not enough memory|insufficient.(gpu.)?memory|available memory of \d+ is smaller|"
     r"cannot allocate|failed to map segment|resource temporarily unavailable|pthread_create failed|"
-    r"available memory of \d+ is smaller|OUT_OF_(HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|ALLOC_FAILED",
+    r"OUT_OF_RESOURCES|ALLOC_FAILED",
     re.IGNORECASE,
 )
 
@@ -190,13 +191,18 @@ def graph_precision(asked: str, offered: Sequence[str], preferred: str | None = 
     return Precision(asked, "as asked")
 
 
+def lacks_memory(text: str) -> bool:
+    """Whether an engine library's words say that memory is short; it is all that there is to go by."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
 def as_engine_error(error: Exception, doing: str, by_graph: bool = False) -> TudsrError:
     """The error to raise for an engine library's exception; these name their cause only in their text.
 
     `by_graph`: the device is beyond doubt, so that what is no lack of memory is the graph's own fault.
     """
     said = _said(error)
-    if isinstance(error, MemoryError) or as_exhausted(error) or _OUT_OF_MEMORY.search(said):
+    if isinstance(error, MemoryError) or as_exhausted(error) or lacks_memory(said):
         return MemoryExhausted(
             f"out of memory while {doing}: {_cause(said, _OUT_OF_MEMORY) or 'MemoryError'}",
             hint="close other programs, or on a GPU: --device cpu",

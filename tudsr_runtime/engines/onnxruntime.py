@@ -88,7 +88,7 @@ class OnnxRuntime:
         return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
-        """On CUDA, one tile that stays on the device from the first engine to the last."""
+        """Run a tile that stays on the device from the first engine to the last; None but on CUDA."""
         sessions = [engine for engine in engines if isinstance(engine, SessionEngine)]
         return BoundChain(sessions).run if split_device(sessions[0].device)[0] == "cuda" else None
 

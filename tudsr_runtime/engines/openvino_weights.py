@@ -45,17 +45,17 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape in the file."""
+        """Shape in the file."""
         shape = tuple(self.constant.shape)
         return shape[::-1] if self.transposed else shape
 
     @property
     def bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, bytes."""
         return 4 * math.prod(self.shape)
 
     def values(self) -> NDArray[np.float32]:
-        """Its values as they are in the file, in C order."""
+        """Values as they are in the file, in C order."""
         data = self.constant.data
         return np.ascontiguousarray(data.T if self.transposed else data, dtype=np.float32)
 

@@ -29,6 +29,8 @@ ON_REQUEST = (
 """What runs only where its device is named: nobody has tested these yet (docs/devices.md)."""
 BY_NAME = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"))
 """What runs only where its back end is named: it needs engines that are built first (docs/tensorrt.md)."""
+BUILT = frozenset(name for name, _ in BY_NAME)
+"""The back ends that run engines, and read none of the bundle's graphs."""
 DEVICES = tuple(dict.fromkeys(device for _, device in (*PREFERENCE, *ON_REQUEST, *BY_NAME)))
 """The kinds of device that --device may name."""
 

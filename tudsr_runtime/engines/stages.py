@@ -7,8 +7,6 @@ import threading
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
-
 from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
@@ -21,7 +19,7 @@ from tudsr_runtime.engines.backend import (
     Target,
 )
 from tudsr_runtime.engines.select import open_backend
-from tudsr_runtime.errors import DeviceError
+from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
@@ -35,12 +33,10 @@ SMALL_MODEL = 100_000_000
 class LoadedStage:
     """Encoder, UNet and decoder of one stage as one unit, the way stages are trained.
 
-    `strength` s in [0, 1] decodes z_L + s (z_H - z_L): 1 is the model's result, 0 what the autoencoder alone
-    makes of the input. `chain` is the back end's own way through all three, if it has one.
+    `chain` is the back end's own way through all three, if it has one.
     """
 
     engines: tuple[Engine, Engine, Engine]
-    strength: float
     chain: TileFunction | None
 
     @property
@@ -54,13 +50,10 @@ class LoadedStage:
             return self._run(x)
 
     def _run(self, x: FloatArray) -> FloatArray:
+        if self.chain:
+            return self.chain(x)
         encoder, unet, decoder = self.engines
-        if self.strength == 1:
-            return self.chain(x) if self.chain else decoder.run(unet.run(encoder.run(x)))
-        z_L = encoder.run(x)
-        if self.strength == 0:
-            return decoder.run(z_L)
-        return decoder.run(z_L + np.float32(self.strength) * (unet.run(z_L) - z_L))
+        return decoder.run(unet.run(encoder.run(x)))
 
 
 class LoadedEngines:
@@ -71,8 +64,11 @@ class LoadedEngines:
 
     Args:
         threads: CPU threads, at most one a processor; None leaves it to the back end.
-        strength: that of `LoadedStage`, by stage.
         notify: told what was done otherwise than planned.
+        tile: the only size of tiles to use, None for all.
+
+    Raises:
+        BundleError: the bundle has no tiles of that size.
     """
 
     def __init__(
@@ -80,18 +76,20 @@ class LoadedEngines:
         bundle: Bundle,
         choice: Choice,
         threads: int | None = None,
-        strength: tuple[float, float] = (1.0, 1.0),
         notify: Notify = lambda _: None,
+        tile: int | None = None,
     ) -> None:
         self._bundle = bundle
         self._choice = choice
         self._precise = _precise(bundle, choice)
         self._threads = bounded_threads(threads, notify)
-        self._strength = strength
         self._notify = notify
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int, str], Engine] = {}
-        self.tiles = bundle.tiles
+        self.tiles = bundle.tiles if tile is None else (tile,)
+        if not set(self.tiles) <= set(bundle.tiles):
+            sizes = ", ".join(map(str, bundle.tiles))
+            raise BundleError(f"{bundle.manifest.name} has no tiles of {tile} px, only of {sizes}")
 
     def stage(self, index: int, tile: int | None = None) -> LoadedStage:
         """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
@@ -113,7 +111,7 @@ class LoadedEngines:
         return run
 
     def give_way(self, tile: int) -> bool:
-        """After memory ran out with tiles of that size: use only smaller ones from now on.
+        """Use only tiles smaller than `tile` from now on, with which memory ran out.
 
         False if there are none. The engines are dropped; they are released when nothing runs them any more.
         """
@@ -149,7 +147,7 @@ class LoadedEngines:
                 for component in (stage.encoder, stage.unet, stage.decoder)
             )
             engines = (encoder, unet, decoder)
-            return LoadedStage(engines, self._strength[index], backend.chain(engines))
+            return LoadedStage(engines, backend.chain(engines))
 
     def _engine(self, component: str, tile: int, backend: Backend, target: Target) -> Engine:
         key = (component, tile, target.precision)

@@ -13,7 +13,7 @@ from tudsr_runtime.metrics.pixels import (
 )
 
 C = 170.0
-"""For levels of 0 to 255, as published."""
+"""The constant that keeps the similarity finite, for levels of 0 to 255, as published."""
 LEAST = 6
 
 

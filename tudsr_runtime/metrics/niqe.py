@@ -124,7 +124,7 @@ def _fit(blocks: Floats) -> tuple[Array, Floats, Floats]:
 
 @functools.cache
 def _gamma_tables() -> tuple[Floats, Floats, Floats]:
-    """Of each shape a: ratio of moments (rising), gamma(2/a) / gamma(1/a), sqrt(gamma(1/a) / gamma(3/a))."""
+    """For the shapes a: ratio of moments (rising), gamma(2/a) / gamma(1/a), sqrt(gamma(1/a) / gamma(3/a))."""
     one, two, three = (np.array([math.gamma(k / a) for a in SHAPES]) for k in (1, 2, 3))
     return two**2 / (one * three), two / one, np.sqrt(one / three)
 

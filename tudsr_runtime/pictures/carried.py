@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from tudsr_runtime.errors import InputError
@@ -139,6 +140,8 @@ def _signalled(data: bytes, kind: str) -> tuple[Colour | None, bool]:
     """The colour that the file states outside of any profile, and whether it goes before a profile."""
     if kind == "AVIF":
         return _of_nclx(data), False
+    if kind == "BMP":
+        return _of_calibrated_bmp(data), False
     if kind != "PNG":
         return None, False
     parts = png_parts(data)
@@ -149,6 +152,21 @@ def _signalled(data: bytes, kind: str) -> tuple[Colour | None, bool]:
     if parts.named(b"sRGB"):
         return Colour(signalled.PRIMARIES[1], signalled.SRGB_CURVE, "sRGB"), False
     return _of_gamma(parts), False
+
+
+def _of_calibrated_bmp(data: bytes) -> Colour | None:
+    """The colour of a header (version 4, 5) that gives primaries as X, Y, Z in 2.30 and gammas in 16.16."""
+    if len(data) < 122 or int.from_bytes(data[14:18], "little") < 108 or data[70:74] != bytes(4):
+        return None
+    corners = np.array(struct.unpack("<9i", data[74:110])).reshape(3, 3) / 2**30
+    gammas = struct.unpack("<3I", data[110:122])
+    points = np.vstack([corners.sum(axis=0), corners])
+    sums = points.sum(axis=1)
+    if not sums.all():
+        return None
+    curve = signalled.SRGB_CURVE if not gammas[1] else (gammas[1] / 2**16,)
+    xy = tuple((points[:, :2] / sums[:, None]).ravel().tolist())
+    return signalled.from_chromaticities("the BMP's header", xy, curve)
 
 
 def _of_gamma(parts: Parts) -> Colour | None:

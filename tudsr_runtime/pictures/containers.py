@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-Part: TypeAlias = tuple[bytes, bytes]
+ContainerPart: TypeAlias = tuple[bytes, bytes]
 """The name of a chunk, segment or box, and its content."""
 
 MAX_PARTS = 100_000
@@ -30,7 +30,7 @@ PIXELS = (b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF", b"mdat")
 class Parts:
     """The parts of one file, in its order; `rest` is what stands behind the end of the picture."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ContainerPart, ...] = ()
     rest: bytes = b""
 
     def named(self, name: bytes) -> list[bytes]:
@@ -43,13 +43,13 @@ class Items:
     """The items of an AVIF: their kinds, and the properties (name, content) of the main one and of all."""
 
     kinds: tuple[bytes, ...] = ()
-    primary: tuple[Part, ...] = ()
-    properties: tuple[Part, ...] = field(default=(), repr=False)
+    primary: tuple[ContainerPart, ...] = ()
+    properties: tuple[ContainerPart, ...] = field(default=(), repr=False)
 
 
 def png_parts(data: bytes) -> Parts:
     """The chunks of a PNG."""
-    parts: list[Part] = []
+    parts: list[ContainerPart] = []
     at = 8
     while at + 12 <= len(data) and len(parts) < MAX_PARTS:
         length, name = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
@@ -71,7 +71,7 @@ def png_head(path: Path) -> bytes:
 
 def riff_parts(data: bytes) -> Parts:
     """The chunks of a WebP."""
-    parts: list[Part] = []
+    parts: list[ContainerPart] = []
     at, end = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while at + 8 <= end and len(parts) < MAX_PARTS:
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -82,7 +82,7 @@ def riff_parts(data: bytes) -> Parts:
 
 def jpeg_parts(data: bytes) -> Parts:
     """The segments of a JPEG up to its end: APP0 to APP15 and COM by these names, the others left out."""
-    parts: list[Part] = []
+    parts: list[ContainerPart] = []
     at = 2
     while len(parts) < MAX_PARTS and (match := JPEG_MARKER.search(data, at)):
         marker, at = match[1][0], match.end()
@@ -111,7 +111,7 @@ def jpeg_scans(data: bytes) -> int:
     return scans
 
 
-def boxes(data: bytes) -> Iterator[Part]:
+def boxes(data: bytes) -> Iterator[ContainerPart]:
     """The boxes of ISO base media (14496-12, 4.2) that stand side by side in `data`."""
     at = 0
     for _ in range(MAX_PARTS):

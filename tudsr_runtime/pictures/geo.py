@@ -11,7 +11,7 @@ from PIL import Image
 from tudsr_runtime.pictures.pillow import finite_numbers
 
 Geo: TypeAlias = Mapping[int, tuple[float, ...] | str]
-"""By TIFF tag, those of `GEO_TAGS`."""
+"""Values by TIFF tag, one of `GEO_TAGS`."""
 
 GEO = {33550: "ModelPixelScale", 33922: "ModelTiepoint", 34264: "ModelTransformation"}
 GEO_TAGS = (*GEO, 34735, 34736, 34737)

@@ -75,7 +75,7 @@ ICC_SPACES = {b"RGB ": False, b"GRAY": True}
 """Colour space, at byte 16 of an ICC profile, to whether it describes grey."""
 
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
-"""Of the iTXt chunk of a PNG."""
+"""What the iTXt chunk of a PNG that holds XMP begins with."""
 
 
 def orientation(image: Image.Image) -> int:

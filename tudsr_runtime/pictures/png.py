@@ -21,7 +21,7 @@ AVERAGE = 3
 """The filter that subtracts the mean of the values to the left and above: on photographs the smallest."""
 FASTEST = 1
 """The level that looks for runs only, which on filtered photographs costs least and loses nothing."""
-BLOCK = 1 << 20
+IDAT_BYTES = 1 << 20
 """Bytes of an IDAT chunk, about."""
 
 
@@ -36,8 +36,8 @@ class PngWriter:
         icc: bytes | None = None,
         exif: bytes | None = None,
         xmp: bytes | None = None,
-        texts: Sequence[Text] = (),
         dpi: tuple[float, float] | None = None,
+        texts: Sequence[Text] = (),
         srgb: bool = False,
         level: int = FASTEST,
     ) -> None:
@@ -76,7 +76,7 @@ class PngWriter:
         # floor((left + above) / 2) without leaving 8 bits.
         np.subtract(octets, (left & above) + ((left ^ above) >> 1), out=filtered[:, 1:])
         self._pending += self._zip.compress(filtered.data)
-        self._flush(BLOCK)
+        self._flush(IDAT_BYTES)
 
     def finish(self) -> None:
         """Write the end of the file."""

@@ -48,7 +48,7 @@ HDR = {16: "PQ", 18: "HLG"}
 ADOBE_RGB = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_GAMMA = (563 / 256,)
 TIFF_GAMMA = (2.2,)
-"""Of a TIFF that states no transfer function (TIFF 6.0, section 20)."""
+"""The gamma of a TIFF that states no transfer function (TIFF 6.0, section 20)."""
 
 
 @dataclass(frozen=True)

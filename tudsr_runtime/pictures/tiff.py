@@ -31,12 +31,15 @@ UNASSOCIATED = 2
 """Alpha that colour is not multiplied by."""
 IPTC, INCH = 33723, 2
 GEO_KINDS = {34735: TiffTags.SHORT}
-"""Of GeoTIFF's numbers those that are no doubles: the directory of its keys."""
+"""Types of GeoTIFF's tags whose numbers are no doubles: the directory of its keys."""
 T = TiffImagePlugin
 
 
 class TiffWriter:
-    """Writes a picture of `layout` to `file`, which must be seekable; level 0 stores, 1 to 9 deflate."""
+    """Writes a picture of `layout` to `file`, from top to bottom; level 0 stores, 9 compresses most.
+
+    `file` must be seekable.
+    """
 
     def __init__(
         self,
@@ -46,8 +49,8 @@ class TiffWriter:
         icc: bytes | None = None,
         exif: bytes | None = None,
         xmp: bytes | None = None,
-        iptc: bytes | None = None,
         dpi: tuple[float, float] | None = None,
+        iptc: bytes | None = None,
         geo: Mapping[int, tuple[float, ...] | str] | None = None,
         level: int = 1,
     ) -> None:

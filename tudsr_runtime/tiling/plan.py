@@ -1,4 +1,4 @@
-"""From a scale to the stages' factors, the canvases and the number of tiles, before anything is computed."""
+"""What a scale comes to, before anything is computed: the stages' factors, the canvases and the tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TypeGuard
 from tudsr_runtime.errors import BundleError, InputError, UsageError
 from tudsr_runtime.factors import MAX_SCALE, MAX_SIDE, Factors, format_factors, parse_factors, product
 from tudsr_runtime.manifest import MeasuredPlan
-from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis, plan_axis
+from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis
+from tudsr_runtime.tiling.cost import Cut, TileCosts, cuts
 
 DEFAULT_SCALE = 8
 # Stage 2 was trained to follow a x2 step, so N stays 2 (paper, Algorithm 2) and M takes up the scale.
@@ -24,12 +25,16 @@ ROWS_OF_TILES = 6
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One pass over a canvas: stage `stage` of the bundle (from 0), its `factor`, and the tiles per axis."""
+    """One pass over a canvas: stage `stage` of the bundle (from 0), its `factor`, and the tiles per axis.
+
+    `weighed` are the ways to cut the canvas that there were, the one that was taken first.
+    """
 
     stage: int
     factor: int
     columns: Axis
     rows: Axis
+    weighed: tuple[Cut, ...] = ()
 
     @property
     def tiles(self) -> int:
@@ -40,6 +45,11 @@ class StagePlan:
     def turned(self) -> StagePlan:
         """The same tiles in the order of columns."""
         return replace(self, columns=self.rows, rows=self.columns)
+
+    @property
+    def cost(self) -> float | None:
+        """What they take, in the unit of the plan's costs; None where it is unknown."""
+        return self.weighed[0].cost if self.weighed else None
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Plan:
     output_height: int
     stages: tuple[StagePlan, ...]
     reason: str
+    costs: TileCosts | None = None
 
     def __repr__(self) -> str:
         sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
@@ -104,6 +115,17 @@ class Plan:
         return self.turned.held_bytes + collecting < self.held_bytes
 
     @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Which stage (from 0) runs tiles of which size in px, for each stage that runs."""
+        return tuple((stage.stage, stage.columns.tile) for stage in self.stages)
+
+    @property
+    def cost(self) -> float | None:
+        """What all stages take, in `costs.unit`; None where it is unknown."""
+        each = [stage.cost for stage in self.stages]
+        return None if None in each else sum(cost for cost in each if cost is not None)
+
+    @property
     def _chosen(self) -> Factors:
         return tuple((stage.stage, stage.factor) for stage in self.stages)
 
@@ -119,6 +141,7 @@ def plan_upscale(
     tile: int | Sequence[int] = TILE,
     overlap: int = OVERLAP,
     plans: Sequence[MeasuredPlan] = (),
+    costs: TileCosts | None = None,
 ) -> Plan:
     """Plan the upscaling of a width x height picture.
 
@@ -130,12 +153,15 @@ def plan_upscale(
         factors: None to choose by the scale, else "4x2" (both stages), "4x-" (stage 1) or "-x4" (stage 2).
         size: (width, height) of the result in px, in the place of `scale`; each side 1 to 32 times as long.
         stages: how many stages the bundle has, 1 or 2.
-        tile: the tile's edge in px, or several to choose from: each stage takes the smallest that holds its
-            whole canvas, else the greatest.
-        overlap: least overlap of tiles in px; of tiles smaller than the greatest, at most half.
+        tile: the tile's edge in px, or several to choose from (`tudsr_runtime.tiling.cost.cuts`): each stage
+            takes the one that costs least, or without `costs` the smallest that holds its whole canvas, else
+            the greatest.
+        overlap: least overlap of tiles in px.
+        costs: what a tile of each of these sizes takes in each stage.
         plans: what the bundle was measured to be good for. Of those for the least scale that is at least
-            `scale`, the one with the fewest pixels in tiles is taken; where there is none, or where they cost
-            more than the factors that are taken without figures, these are.
+            `scale`, the one that costs least (without `costs`: has the fewest pixels in tiles) is taken;
+            where there is none, or where they cost more than the factors that are taken without figures,
+            these are.
 
     Raises:
         UsageError: scale, factors or overlap is invalid.
@@ -152,7 +178,7 @@ def plan_upscale(
         scale = _scale_to(_checked_size(size), width, height)
     elif scale is None and factors is None:
         scale = DEFAULT_SCALE
-    canvases = _Canvases(width, height, (tile,) if isinstance(tile, int) else tile, overlap)
+    canvases = _Canvases(width, height, (tile,) if isinstance(tile, int) else tile, overlap, costs)
     if factors is not None:
         chosen = _asked(factors, stages)
         scale, why = float(product(chosen)) if scale is None else _checked(scale), "as asked"
@@ -160,7 +186,8 @@ def plan_upscale(
         scale = _checked(scale)
         chosen, why = _choose(scale, stages, plans, canvases)
     output = size or (math.floor(width * scale + 0.5), math.floor(height * scale + 0.5))
-    return Plan(width, height, scale, *output, canvases.stages(chosen), _reason(scale, chosen, why))
+    planned = canvases.stages(chosen)
+    return Plan(width, height, scale, *output, planned, _reason(scale, chosen, why), costs)
 
 
 def _checked_size(size: object) -> tuple[int, int]:
@@ -202,26 +229,27 @@ class _Canvases:
     height: int
     tiles: Sequence[int]
     overlap: int
+    costs: TileCosts | None
 
     def stages(self, chosen: Factors) -> tuple[StagePlan, ...]:
         planned = []
-        width, height, greatest = self.width, self.height, max(self.tiles)
+        width, height = self.width, self.height
         for stage, factor in chosen:
             width, height = width * factor, height * factor
-            tile = min((size for size in self.tiles if size >= max(width, height)), default=greatest)
-            least = self.overlap if tile == greatest else min(self.overlap, tile // 2)
             try:
-                columns, rows = plan_axis(width, tile, least), plan_axis(height, tile, least)
+                weighed = cuts(width, height, stage, self.tiles, self.overlap, self.costs)
             except ValueError as error:
                 raise UsageError(str(error)) from None
-            planned.append(StagePlan(stage, factor, columns, rows))
+            planned.append(StagePlan(stage, factor, weighed[0].columns, weighed[0].rows, weighed))
         return tuple(planned)
 
-    def cost(self, chosen: Factors) -> tuple[int, int]:
-        """Pixels of all tiles, which is what the model computes; of all canvases, where those are equal."""
+    def cost(self, chosen: Factors) -> tuple[float, int]:
+        """What all tiles take, or else their pixels; of all canvases, where those are equal."""
         stages = self.stages(chosen)
         return (
-            sum(stage.tiles * stage.columns.tile**2 for stage in stages),
+            sum(
+                stage.tiles * stage.columns.tile**2 if stage.cost is None else stage.cost for stage in stages
+            ),
             sum(stage.columns.length * stage.rows.length for stage in stages),
         )
 

@@ -138,7 +138,7 @@ def correlate_valid(x: FloatArray, kernel: FloatArray, axis: int) -> FloatArray:
 
 
 def _phases(factor: int) -> list[tuple[int, float]]:
-    """Per output pixel of one input pixel: its first neighbour (relative) and the second one's weight."""
+    """(first neighbour, relative; weight of the second) of each output pixel that one input pixel becomes."""
     positions = [(k + 0.5) / factor - 0.5 for k in range(factor)]
     return [(math.floor(p), p - math.floor(p)) for p in positions]
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -59,7 +60,11 @@ def in_background(
         while True:
             item, error = _get(made)
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    # Its traceback holds this frame: what failed would stay alive in the circle, engines too.
+                    del error
             if item is None:
                 return
             yield item
@@ -67,6 +72,7 @@ def in_background(
         stop.set()
         on_stop()
         thread.join()
+        _empty(made)
 
 
 def _fill(
@@ -81,6 +87,13 @@ def _fill(
         _put(made, (None, None), stop)
     except BaseException as error:
         _put(made, (None, error), stop)
+
+
+def _empty(made: queue.Queue[Item]) -> None:
+    """An error that nobody took would hold this queue, and the queue the error."""
+    with suppress(queue.Empty):
+        while True:
+            made.get_nowait()
 
 
 def _get(made: queue.Queue[Item]) -> Item:

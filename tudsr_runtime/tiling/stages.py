@@ -3,6 +3,7 @@
     input rows -> upsample by M -> canvas rows -> tiles -> stage 1 -> blended rows
                -> upsample by N -> canvas rows -> tiles -> stage 2 -> blended rows
 
+Where a stage's strength is below 1, its blended rows are drawn towards the Lanczos enlargement of its input.
 Tiles run in threads of their own, a few ahead of their blending, so that the engines never wait for numpy.
 Nothing is rounded on the way. All arrays are float32 in [-1, 1]; rows are (3, rows, width), tiles (1, 3, T,
 T).
@@ -13,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 
-from tudsr_runtime.errors import NotFiniteError
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError
 from tudsr_runtime.planes import FloatArray, Planes, TileFunction
 from tudsr_runtime.tiling.axis import Axis, padding_index
 from tudsr_runtime.tiling.plan import StagePlan
-from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, upsample_stream
+from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, resize_stream, upsample_stream
 from tudsr_runtime.tiling.run_ahead import run_ahead
 from tudsr_runtime.tiling.sanity import find_fault
 
@@ -46,18 +48,20 @@ def run_stages(
     again: Sequence[TileFunction | None] | None = None,
     sanity: bool = True,
     turned: bool = False,
+    strength: Sequence[float] | None = None,
 ) -> Rows:
     """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
     clamped.
 
     Args:
+        strength: per stage of `plans`, as in `draw_towards_lanczos`; None for 1 throughout.
         parallel: number of tiles that run at a time.
         again: per stage, what a tile is run through that came back wrong.
         sanity: as in `find_fault`.
         turned: whether picture, plans and result are transposed; the model sees every tile upright.
 
     Raises:
-        NotFiniteError: a tile came back wrong, the second time too.
+        NotFiniteError: a tile came back wrong, the second time too, or there is no second time.
     """
     total = sum(plan.tiles for plan in plans)
     done = 0
@@ -68,16 +72,21 @@ def run_stages(
         if progress is not None:
             progress(done, total)
 
-    height = picture.shape[1]
+    height, width = picture.shape[1:]
     rows: Rows = (picture[:, y : y + BLOCK_ROWS] for y in range(0, height, BLOCK_ROWS))
     pool = ThreadPoolExecutor(parallel, "tudsr-tile")
     try:
-        for plan, run, second in zip(plans, runs, again or [None] * len(runs), strict=True):
+        seconds, strengths = again or [None] * len(runs), strength or [1.0] * len(runs)
+        for plan, run, second, s in zip(plans, runs, seconds, strengths, strict=True):
+            rows, faithful = tee(rows) if s < 1 else (rows, rows)
             canvas = upsample_stream(rows, height, plan.factor)
             upright = Runner(plan.stage, run, second, sanity)
             checked = upright.turned_tile if turned else upright.tile
             rows = run_stage(canvas, plan, checked, count, pool, parallel)
-            height *= plan.factor
+            if s < 1:
+                lanczos = resize_stream(faithful, height, height * plan.factor, width * plan.factor)
+                rows = draw_towards_lanczos(rows, lanczos, s)
+            height, width = height * plan.factor, width * plan.factor
         yield from rows
     finally:
         pool.shutdown(cancel_futures=True)
@@ -101,6 +110,20 @@ def run_stage(
         finished = plan.rows.finished(i) - plan.rows.span(i)[0]
         yield band[:, :finished]
         ramp = band[:, finished:].copy()
+
+
+def draw_towards_lanczos(rows: Rows, lanczos: Rows, strength: float) -> Rows:
+    """lanczos + s (rows - lanczos), clamped: 1 is the model's result, 0 the plain enlargement.
+
+    In pixels and not in latents: what the autoencoder loses is not lost at 0, and the bilinear canvas that
+    the model reads is no end to go back to (of clean pictures it is 1 dB below Lanczos).
+    """
+    buffer, y = RowBuffer(lanczos), 0
+    for band in rows:
+        begin, y = y, y + band.shape[1]
+        plain = buffer.rows(begin, y)
+        buffer.drop(y)
+        yield np.clip(plain + np.float32(strength) * (band - plain), -1, 1)
 
 
 def _tiles(source: RowBuffer, plan: StagePlan) -> Iterator[Tile]:
@@ -142,11 +165,11 @@ class Runner:
         """One tile through the stage, checked and clamped: (3, T, T)."""
         result = self.run(tile.pixels)[0]
         fault = find_fault(tile.pixels[0], result, self.sanity)
+        place = f"stage {self.stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
         if fault is not None and self.again is not None:
-            result = self.again(tile.pixels)[0]
+            result = _second_try(tile, self.again, f"the model {fault} in {place}")
             fault = find_fault(tile.pixels[0], result, self.sanity)
         if fault is not None:
-            place = f"stage {self.stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
             hint = "another bundle" if self.again else "--precision fp32, with a bundle that has it"
             raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
         clamped: FloatArray = np.clip(result, -1, 1)
@@ -156,6 +179,17 @@ class Runner:
         """The same of a tile of a transposed canvas, transposed again."""
         upright = np.ascontiguousarray(tile.pixels.swapaxes(2, 3))
         return self.tile(Tile(upright, tile.column, tile.row)).swapaxes(1, 2)
+
+
+def _second_try(tile: Tile, again: TileFunction, fault: str) -> FloatArray:
+    """The tile in float32; that it cannot be had must not hide why it was wanted."""
+    try:
+        result: FloatArray = again(tile.pixels)[0]
+        return result
+    except DeviceError as error:
+        raise NotFiniteError(f"{fault}, and fp32 cannot be tried: {error}", hint=error.hint) from error
+    except MemoryExhausted as error:
+        raise MemoryExhausted(f"{error} ({fault}, so fp32 was tried)", hint=error.hint) from error
 
 
 def _pad(window: FloatArray, down: Axis, across: Axis) -> FloatArray:

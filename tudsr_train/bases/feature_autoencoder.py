@@ -2,7 +2,7 @@
 
 A latent cell holds a patch of pixels, as in `PatchAutoencoder` but by its cosine transform, and beside it
 feature channels, which the encoder leaves at zero and the backbone fills. The decoder enlarges the features
-in steps of two, by nearest neighbours and convolutions, looks at the pixels again at full size, and adds a
+in steps of two, bilinearly and by convolutions, looks at the pixels again at full size, and adds a
 residual to them. No colour is written straight from a cell: a decoder that did (pixel shuffle, transposed
 convolution) lets adversarial gradients draw a grid of the cells' period (Odena et al. 2016).
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tudsr_train.bases.patch_autoencoder import PatchDecoding, PatchDistribution, PatchEncoding
 
 SLOPE = 0.2
-"""Of the leaky rectifiers, as Real-ESRGAN's upsampling has it."""
+"""Negative slope of the leaky rectifiers, as in Real-ESRGAN's upsampling."""
 
 
 LARGEST_GAIN = 20.0
@@ -58,7 +58,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
     (W + 2 m) / p): patches of p = `patch_size` by `patch_basis`, then k = `feature_channels` zeros. `decode`
     gives the pixels back from the first 3 p^2 channels, plus the residual that the decoder makes of the
     others; untrained it is the inverse of `encode`. H and W must be multiples of p and larger than `margin`
-    m: so many pixels are reflected around the image and cut off again.
+    m: m pixels are reflected around the image and cut off again.
 
     Args:
         widths: channels of the decoder at cells and after each doubling, log2(p) + 1 in all.
@@ -127,7 +127,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
     def _residual(self, h: Tensor, pixels: Tensor) -> Tensor:
         for number, convolution in enumerate(self.enlarging):
             if number:
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = F.interpolate(h, scale_factor=2.0, mode="bilinear")
             h = F.leaky_relu(convolution(h), SLOPE)
         h = F.leaky_relu(self.looking(torch.cat([h, pixels.to(h.dtype)], dim=1)), SLOPE)
         residual: Tensor = self.conv_out(h)

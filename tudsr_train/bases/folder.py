@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
+from tudsr_runtime.files import file_sha256
 
 PARTS = ("unet", "vae", "scheduler", "prompt", "text_encoder", "tokenizer")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -51,8 +52,7 @@ def base_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in (f for part in PARTS for f in _loaded_files(folder / part)):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tudsr_train.generator import save_prompt
+from tudsr_train.bases.prompt import save_prompt
 
 PROMPT_TOKENS = 8
 GAIN_AT = 200
@@ -42,7 +42,7 @@ class NanoBase:
     """Channels of a cell beside its pixels, which the decoder makes a residual of; 0 for none, and no
     weights in the decoder (nano 0.1)."""
     decoder_widths: tuple[int, ...] = (48, 32, 16)
-    """With feature channels: channels of the decoder at cells and after each doubling."""
+    """Channels of the decoder at cells and after each doubling, where there are feature channels."""
 
     @property
     def pixel_channels(self) -> int:

@@ -40,8 +40,8 @@ class PatchAutoencoder(ConfigMixin, nn.Module):
     """Pixel unshuffle (Shi et al. 2016, inverted) behind the interface of `AutoencoderKL`.
 
     `encode(image (B, 3, H, W))` has `.latent_dist.mode()` of shape (B, 3 p^2, (H + 2 m) / p, (W + 2 m) / p),
-    and `decode` undoes it exactly. H and W must be multiples of `patch_size` p and larger than `margin` m: so
-    many pixels are reflected around the image and cut off again, because a UNet that pads with zeros is at
+    and `decode` undoes it exactly. H and W must be multiples of `patch_size` p and larger than `margin` m: m
+    pixels are reflected around the image and cut off again, because a UNet that pads with zeros is at
     its worst along the border of what it sees.
     """
 

@@ -132,7 +132,7 @@ class Draws:
     sinc: Kernel | None
     quality2: int
     mode_back: str
-    """Of the enlargement to the generator's input."""
+    """Mode of the enlargement to the generator's input."""
 
 
 def draw(recipe: RealESRGAN, scale: int, rng: np.random.Generator) -> Draws:

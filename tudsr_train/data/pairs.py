@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import functools
-import hashlib
-import json
-import multiprocessing
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,59 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.data.dead_leaves import SyntheticImages
 from tudsr_train.data.degradation_nano import blur, require_possible
-from tudsr_train.data.recipes import Recipe, low_quality
+from tudsr_train.data.picture_files import DataError, PictureSource, Pixels, Sample
+from tudsr_train.data.recipes import Recipe, draw_share, enlarged, low_quality
 
-
-@dataclass(frozen=True)
-class Synthetic:
-    """The pool of synthetic pictures that crops are cut from."""
-
-    count: int = 1500
-    size: int = 512
-    seed: int = 0
-    cache: str = "~/.cache/tudsr/synthetic"
-    """Folder where a drawn pool is kept for the next run."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 1 or self.seed < 0:
-            raise TrainingError(
-                f"data: no pictures can be drawn with count {self.count}, size {self.size}, seed {self.seed}"
-            )
-
-
-def synthetic_pool(config: Synthetic, workers: int | None = None) -> NDArray[np.uint8]:
-    """Draw the pool, or map it from the cache; uint8 (count, size, size, 3), read-only."""
-    parameters = {k: v for k, v in asdict(config).items() if k != "cache"}
-    source = hashlib.sha256(Path(__file__).with_name("dead_leaves.py").read_bytes()).hexdigest()
-    key = hashlib.sha256(json.dumps([parameters, source]).encode()).hexdigest()[:16]
-    path = Path(config.cache).expanduser() / f"pool-{key}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pool = np.empty((config.count, config.size, config.size, 3), np.uint8)
-        chunks = np.array_split(np.arange(config.count), max(1, config.count // 16))
-        draw = functools.partial(_draw, config.size, config.seed)
-        # spawned, not forked: the parent may already run torch's threads
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), context) as executor:
-            for chunk, pictures in zip(chunks, executor.map(draw, chunks), strict=True):
-                pool[chunk] = pictures
-        with atomic_write(path) as file:
-            np.save(file, pool)
-    return np.load(path, mmap_mode="r")
-
-
-@functools.lru_cache(maxsize=1)
-def _images(size: int, seed: int) -> SyntheticImages:
-    return SyntheticImages(size, seed)
-
-
-def _draw(size: int, seed: int, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    images = _images(size, seed)
-    return np.stack([(images[int(i)] * 255 + 0.5).astype(np.uint8) for i in numbers])
+PairDataset = Dataset[tuple[Tensor, Tensor]]
+"""(x_L, x_H) by number."""
 
 
 @dataclass(frozen=True)
@@ -103,39 +53,89 @@ class Task:
     """Side of x_L: the LQ picture enlarged bilinearly to R."""
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """(x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1]; never exhausted."""
+def degraded_pair(
+    x_H: Tensor, task: Task, softness: Softness | None, recipe: Recipe, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """(x_L, x_H) of a crop (3, crop, crop) in [0, 1], which is softened first where there is a `softness`."""
+    sigma = rng.uniform(*softness.sigma) if softness and rng.random() < softness.prob else 0.0
+    scale = int(rng.choice(task.reductions))
+    if softness and sigma:
+        sigma *= min(1, scale / softness.full_at)
+        x_H = blur(x_H, np.eye(2) * sigma**2).clamp(0, 1)
+    return low_quality(x_H, scale, task.enlarge_back_to, recipe, rng), x_H
+
+
+class Pairs(PairDataset):
+    """(x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1]; never exhausted.
+
+    Args:
+        pictures: a pool (count, size, size, 3), whose crops are also turned and varied in contrast, every
+            draw seeded by (seed, number); or a source, every draw seeded by (seed, epoch, index).
+        softness: None for crops that stay as sharp as they are.
+    """
 
     def __init__(
         self,
-        pool: NDArray[np.uint8],
+        pictures: NDArray[np.uint8] | PictureSource,
         task: Task,
-        softness: Softness,
-        degradation: Recipe,
+        softness: Softness | None,
+        recipe: Recipe,
         seed: int,
         length: int,
     ) -> None:
-        if pool.shape[1] < task.crop:
-            raise TrainingError(
-                f"data.size: pictures of {pool.shape[1]} px have no crop of {task.crop} px",
-                hint="a larger data.size, or a smaller R",
-            )
-        self.pool, self.task, self.softness, self.degradation = pool, task, softness, degradation
-        self.seed, self.length = seed, length
+        if isinstance(pictures, np.ndarray):
+            if pictures.shape[1] < task.crop:
+                raise TrainingError(
+                    f"data.size: pictures of {pictures.shape[1]} px have no crop of {task.crop} px",
+                    hint="a larger data.size, or a smaller R",
+                )
+            self._crop = functools.partial(_crop_of_pool, pictures, seed)
+        else:
+            self._crop = functools.partial(_crop_of_source, pictures, seed)
+        self.task, self.softness, self.recipe, self.length = task, softness, recipe, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.seed, number])
-        x_H = _random_crop(self.pool, self.task.crop, rng)
-        sigma = rng.uniform(*self.softness.sigma) if rng.random() < self.softness.prob else 0.0
-        scale = int(rng.choice(self.task.reductions))
-        if sigma:
-            sigma *= min(1, scale / self.softness.full_at)
-            x_H = blur(x_H, np.eye(2) * sigma**2).clamp(0, 1)
-        x_L = low_quality(x_H, scale, self.task.enlarge_back_to, self.degradation, rng)
-        return x_L * 2 - 1, x_H * 2 - 1
+        with _single_thread():
+            x_H, low, rng = self._crop(self.task.crop, number)
+            if low is None:
+                x_L, x_H = degraded_pair(x_H, self.task, self.softness, self.recipe, rng)
+            else:
+                x_L = enlarged(low, self.task.enlarge_back_to)
+            return x_L * 2 - 1, x_H * 2 - 1
+
+
+class MixedPairs(PairDataset):
+    """Pairs by number, each of the source that (seed, number) draws."""
+
+    def __init__(self, parts: list[Pairs], weights: tuple[float, ...], seed: int, length: int) -> None:
+        self.parts, self.weights, self.seed, self.length = parts, weights, seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        chosen = draw_share(self.weights, np.random.default_rng([self.seed, number, 0x3A]))
+        return self.parts[chosen][number]
+
+
+Crop = tuple[Tensor, Tensor | None, np.random.Generator]
+"""(3, side, side) in [0, 1], the same part of the LQ picture where the data has one, and what draws go on
+from."""
+
+
+def _crop_of_pool(pool: NDArray[np.uint8], seed: int, side: int, number: int) -> Crop:
+    rng = np.random.default_rng([seed, number])
+    return _random_crop(pool, side, rng), None, rng
+
+
+def _crop_of_source(source: PictureSource, seed: int, side: int, number: int) -> Crop:
+    sample = source[number]
+    rng = np.random.default_rng([seed, sample.epoch, sample.index])
+    high, low = _crop(sample, side, rng)
+    return _as_tensor(high), None if low is None else _as_tensor(low), rng
 
 
 FAINT_SHARE = 0.25
@@ -156,3 +156,35 @@ def _random_crop(pool: NDArray[np.uint8], side: int, rng: np.random.Generator) -
         # skies, walls and night: little to see, often at an end of the range, up to the border
         contrast, level = rng.uniform(0, 0.3), rng.choice([0.0, level, 1.0])
     return (x * contrast + level * (1 - contrast)).contiguous()
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """torch's resizing rounds another way with another number of threads; workers always have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _crop(sample: Sample, side: int, rng: np.random.Generator) -> tuple[Pixels, Pixels | None]:
+    """A crop of `side` HQ pixels, flipped half the time, and the same part of the LQ picture."""
+    factor = 1 if sample.low is None else sample.high.shape[0] // sample.low.shape[0]
+    height, width = (length // factor for length in sample.high.shape[:2])
+    if min(height, width) * factor < side or side % factor:
+        raise DataError(f"a picture of {width * factor} x {height * factor} px has no crop of {side} px")
+    top, left = (int(rng.integers(length - side // factor + 1)) for length in (height, width))
+    flip = rng.random() < 0.5
+    high = _cut(sample.high, top * factor, left * factor, side, flip)
+    return high, None if sample.low is None else _cut(sample.low, top, left, side // factor, flip)
+
+
+def _cut(pixels: Pixels, top: int, left: int, side: int, flip: bool) -> Pixels:
+    crop = pixels[top : top + side, left : left + side]
+    return crop[:, ::-1] if flip else crop
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 
 Pixels = NDArray[np.uint8]
 
@@ -46,7 +47,7 @@ class Sample:
     low: Pixels | None = None
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Pictures by number, without end."""
 
     def __getitem__(self, number: int) -> Sample: ...
@@ -77,7 +78,7 @@ class Quarantine:
         """Note a picture once. Raises DataError where more than the allowed share is damaged."""
         known = self._names()
         if name not in known:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             # one short write to a file opened for appending is not torn by another process
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(f"{name}\t{' '.join(reason.split())}\n")
@@ -119,10 +120,10 @@ class PictureFiles:
         return Sample(epoch, index, self.decoded(self.files[chosen]))
 
     def decoded(self, file: Path) -> Pixels:
-        """`read_picture`, from memory where there was room to keep it."""
+        """`decode_picture`, from memory where there was room to keep it."""
         if file in _kept:
             return _kept[file]
-        pixels = read_picture(file)
+        pixels = decode_picture(file)
         if sum(kept.nbytes for kept in _kept.values()) + pixels.nbytes <= self.keep_decoded:
             _kept[file] = pixels
         return pixels
@@ -140,7 +141,7 @@ class UnreadablePicture(Exception):  # noqa: N818 - an event, handled where it h
         self.name, self.reason = name, reason
 
 
-def read_picture(source: Path | bytes, name: str = "") -> Pixels:
+def decode_picture(source: Path | bytes, name: str = "") -> Pixels:
     """Decode a picture to uint8 (H, W, 3). Raises UnreadablePicture, whatever is wrong with it."""
     file: Path | BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -221,5 +222,5 @@ def _shorter_side(file: Path) -> int | str:
             return "the file is empty"
         with Image.open(file) as image:
             return min(image.size)
-    except Exception as error:  # as in `read_picture`
+    except Exception as error:  # as in `decode_picture`
         return str(error) or type(error).__name__

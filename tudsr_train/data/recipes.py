@@ -16,7 +16,7 @@ from tudsr_train.data import degradation_real_esrgan as real_esrgan
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.degradation_real_esrgan import SEESR_MILD, RealESRGAN
 
-KERNELS = {
+REDUCTIONS = {
     "area": Image.Resampling.BOX,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -30,18 +30,18 @@ class Clean:
     preset: str = "clean"
     """The recipe's name."""
     kernels: tuple[str, ...] = ("area", "bicubic", "lanczos")
-    """Of the antialiased reduction, drawn evenly."""
+    """Kernels of the antialiased reduction, drawn evenly."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.kernels if name not in KERNELS]
+        unknown = [name for name in self.kernels if name not in REDUCTIONS]
         if unknown or not self.kernels:
             raise TrainingError(
-                f"degradation: kernels is {list(self.kernels)}; {', '.join(KERNELS)} are known"
+                f"degradation: kernels is {list(self.kernels)}; {', '.join(REDUCTIONS)} are known"
             )
 
     def degrade(self, x_H: Tensor, scale: int, rng: np.random.Generator) -> Tensor:
         """Reduce (3, H, W) in [0, 1] to (3, H / scale, W / scale), on 8-bit levels."""
-        kernel = KERNELS[str(rng.choice(self.kernels))]
+        kernel = REDUCTIONS[str(rng.choice(self.kernels))]
         pixels = (x_H.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).numpy()
         size = (x_H.shape[-1] // scale, x_H.shape[-2] // scale)
         reduced = np.array(Image.fromarray(pixels).resize(size, kernel))
@@ -58,8 +58,8 @@ CAMERA = Degradation(
     jpeg_quality=(75, 98),
     jpeg_prob=0.4,
 )
-"""As far as a lens resolves and no further, then sharpened in the camera: what a photograph at 100 % looks
-like, such as those of RealSR. Hardly any noise."""
+"""Detail as far as a lens resolves, then sharpened in the camera: what a photograph looks like at 100 %,
+such as those of RealSR. Hardly any noise."""
 
 PlainRecipe = Degradation | RealESRGAN | Clean
 

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
 
 from tudsr_runtime.errors import TrainingError
 from tudsr_runtime.streams import printable_lines
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.paired import PairedFiles, pair_files
-from tudsr_train.data.pairs import Pairs, Softness, Synthetic, Task, synthetic_pool
+from tudsr_train.data.pairs import MixedPairs, PairDataset, Pairs, Softness, Task
 from tudsr_train.data.picture_files import (
     DataError,
     EpochOrder,
     PictureFiles,
-    Pixels,
+    PictureSource,
     Quarantine,
     Sample,
-    Source,
     list_files,
     survey,
 )
-from tudsr_train.data.recipes import Recipe, draw_share, enlarged, low_quality, require_shares
+from tudsr_train.data.recipes import Recipe, require_shares
 from tudsr_train.data.streaming import HuggingFaceLanes, Lanes, ShardLanes, expand_shards
+from tudsr_train.data.synthetic_pool import synthetic_pool
 
 SOURCES = ("synthetic", "folder", "list", "paired", "webdataset", "huggingface")
 MIB = 2**20
 QUARANTINE_FILE = "damaged-pictures.txt"
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def _to_stderr(text: str) -> None:
@@ -71,7 +68,7 @@ class Data:
     count: int = 1500
     """Synthetic pictures drawn."""
     size: int = 512
-    """Their side, pixels."""
+    """Side of a synthetic picture, pixels."""
     seed: int = 0
     cache: str = "~/.cache/tudsr/synthetic"
     """Folder where a drawn pool is kept for the next run."""
@@ -84,9 +81,14 @@ class Data:
         if self.source != "synthetic" and not self.path:
             raise TrainingError(f"data.source is {self.source}, but data.path says not where")
 
-    @property
-    def synthetic(self) -> Synthetic:
-        return Synthetic(self.count, self.size, self.seed, self.cache)
+        if self.source == "synthetic" and (self.count < 1 or self.size < 1 or self.seed < 0):
+            raise TrainingError(
+                f"data: no pictures can be drawn with count {self.count}, size {self.size}, seed {self.seed}"
+            )
+
+    def synthetic_pool(self) -> NDArray[np.uint8]:
+        """Synthetic pictures, uint8 (count, size, size, 3), read-only: drawn, or mapped from the cache."""
+        return synthetic_pool(self.count, self.size, self.seed, self.cache)
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def training_pairs(
     seed: int,
     length: int,
     run: Path,
-    say: Say = _to_stderr,
+    notify: Notify = _to_stderr,
     held_out: bool = False,
-) -> Dataset[tuple[Tensor, Tensor]]:
+) -> PairDataset:
     """Pairs (x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1].
 
     A pair depends on its number and `seed` alone: not on processes, machines or restarts.
@@ -123,70 +125,44 @@ def training_pairs(
         softness: for synthetic pictures, alone with nano's recipe, or in a mixture with any.
         length: numbers that will be asked for.
         run: the run's folder; damaged pictures are listed in it.
-        say: told what was found, and what was left out.
+        notify: told what was found, and what was left out.
         held_out: pictures that `data.leave_out` names, where it names any; of a mixture, those alone.
 
     Raises:
         DataError (exit 10): no pictures, or too many that are too small or damaged.
     """
-    if isinstance(data, MixedData):
-        drawn = list(zip(data.parts, data.weights, strict=True))
-        if held_out and any(part.leave_out for part in data.parts):
-            drawn = [(part, weight) for part, weight in drawn if part.leave_out]
-        pairs = [_pairs(part, task, softness, recipe, seed, length, run, say, held_out) for part, _ in drawn]
-        return MixedPairs(pairs, tuple(weight for _, weight in drawn), seed, length)
-    if data.source == "synthetic" and not isinstance(recipe, Degradation):
-        return PicturePairs(SyntheticPictures(data.synthetic, seed), task, recipe, seed, length)
-    return _pairs(data, task, softness, recipe, seed, length, run, say, held_out)
+
+    def opened(part: Data, softness: Softness | None) -> Pairs:
+        if part.source == "synthetic" and softness:
+            return Pairs(part.synthetic_pool(), task, softness, recipe, seed, length)
+        return Pairs(open_source(part, task, seed, run, notify, held_out), task, None, recipe, seed, length)
+
+    if not isinstance(data, MixedData):
+        return opened(data, softness if isinstance(recipe, Degradation) else None)
+    drawn = list(zip(data.parts, data.weights, strict=True))
+    if held_out and any(part.leave_out for part in data.parts):
+        drawn = [(part, weight) for part, weight in drawn if part.leave_out]
+    pairs = [opened(part, softness) for part, _ in drawn]
+    return MixedPairs(pairs, tuple(weight for _, weight in drawn), seed, length)
 
 
-def _pairs(
-    data: Data,
-    task: Task,
-    softness: Softness,
-    recipe: Recipe,
-    seed: int,
-    length: int,
-    run: Path,
-    say: Say,
-    held_out: bool,
-) -> Dataset[tuple[Tensor, Tensor]]:
-    if data.source == "synthetic":
-        return Pairs(synthetic_pool(data.synthetic), task, softness, recipe, seed, length)
-    return PicturePairs(open_source(data, task, seed, run, say, held_out), task, recipe, seed, length)
-
-
-class MixedPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs by number, each of the source that (seed, number) draws."""
-
-    def __init__(
-        self, parts: list[Dataset[tuple[Tensor, Tensor]]], weights: tuple[float, ...], seed: int, length: int
-    ) -> None:
-        self.parts, self.weights, self.seed, self.length = parts, weights, seed, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        chosen = draw_share(self.weights, np.random.default_rng([self.seed, number, 0x3A]))
-        return self.parts[chosen][number]
-
-
-def open_source(data: Data, task: Task, seed: int, run: Path, say: Say, held_out: bool = False) -> Source:
+def open_source(
+    data: Data, task: Task, seed: int, run: Path, notify: Notify, held_out: bool = False
+) -> PictureSource:
     """The pictures that `data` names, checked as far as that is quick."""
     if data.source == "synthetic":
-        return SyntheticPictures(data.synthetic, seed)
+        return SyntheticPictures(data.synthetic_pool(), seed)
     if data.source in ("folder", "list"):
         files = _without_left_out(list_files(data.path), data, held_out)
-        usable, quarantine = _usable(files, data, task, run, say)
+        usable, quarantine = _usable(files, data, task, run, notify)
         return PictureFiles([files[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
     if data.source == "paired":
         pairs = pair_files(data.path, data.lq_path)
         kept = set(_without_left_out([high for high, _ in pairs], data, held_out))
         pairs = [pair for pair in pairs if pair[0] in kept]
-        usable, quarantine = _usable([high for high, _ in pairs], data, task, run, say)
+        usable, quarantine = _usable([high for high, _ in pairs], data, task, run, notify)
         return PairedFiles([pairs[i] for i in usable], seed, quarantine, data.keep_decoded * MIB)
-    return _open_stream(data, task, seed, run, say)
+    return _open_stream(data, task, seed, run, notify)
 
 
 def _without_left_out(files: list[Path], data: Data, held_out: bool) -> list[Path]:
@@ -198,18 +174,20 @@ def _without_left_out(files: list[Path], data: Data, held_out: bool) -> list[Pat
     return [file for file in files if (file.stem in data.leave_out) == wanted]
 
 
-def _usable(files: list[Path], data: Data, task: Task, run: Path, say: Say) -> tuple[list[int], Quarantine]:
+def _usable(
+    files: list[Path], data: Data, task: Task, run: Path, notify: Notify
+) -> tuple[list[int], Quarantine]:
     """Indices of the files that are large enough and pictures at all; what is left out is said."""
     quarantine = Quarantine(run / QUARANTINE_FILE, len(files), data.corrupt_allowed)
     found = survey(files, task.crop, data.small_allowed, quarantine)
-    say(
+    notify(
         f"data: {len(found.usable)} pictures; left out {found.small} smaller than {task.crop} px "
         f"and {found.unreadable} unreadable"
     )
     return found.usable, quarantine
 
 
-def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Source:
+def _open_stream(data: Data, task: Task, seed: int, run: Path, notify: Notify) -> PictureSource:
     open_lane: ShardLanes | HuggingFaceLanes
     if data.source == "webdataset":
         shards = expand_shards(data.path)
@@ -217,7 +195,7 @@ def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Sour
     else:
         what = data.path[0]
         open_lane = HuggingFaceLanes.open(what, data.split, data.column, data.lanes)
-    say(
+    notify(
         f"data: {what}, streamed in {open_lane.lanes} lanes; "
         f"pictures smaller than {task.crop} px are left out"
     )
@@ -228,69 +206,10 @@ def _open_stream(data: Data, task: Task, seed: int, run: Path, say: Say) -> Sour
 class SyntheticPictures:
     """The synthetic pool as a source like any other."""
 
-    def __init__(self, config: Synthetic, seed: int) -> None:
-        self.pool = synthetic_pool(config)
+    def __init__(self, pool: NDArray[np.uint8], seed: int) -> None:
+        self.pool = pool
         self.order = EpochOrder(len(self.pool), seed)
 
     def __getitem__(self, number: int) -> Sample:
         epoch, index = self.order(number)
         return Sample(epoch, index, self.pool[index])
-
-
-class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
-    """Crops of a source's pictures with the LQ pictures that a recipe, or the source itself, makes of them.
-
-    Every draw comes from a generator seeded by (seed, epoch, index).
-    """
-
-    def __init__(self, source: Source, task: Task, recipe: Recipe, seed: int, length: int) -> None:
-        self.source, self.task, self.recipe = source, task, recipe
-        self.seed, self.length = seed, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        with _single_thread():
-            sample = self.source[number]
-            rng = np.random.default_rng([self.seed, sample.epoch, sample.index])
-            high, low = _crop(sample, self.task.crop, rng)
-            x_H, side = _as_tensor(high), self.task.enlarge_back_to
-            x_L = self._degraded(x_H, rng) if low is None else enlarged(_as_tensor(low), side)
-            return x_L * 2 - 1, x_H * 2 - 1
-
-    def _degraded(self, x_H: Tensor, rng: np.random.Generator) -> Tensor:
-        scale = int(rng.choice(self.task.reductions))
-        return low_quality(x_H, scale, self.task.enlarge_back_to, self.recipe, rng)
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """torch's resizing rounds another way with another number of threads; workers always have one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _crop(sample: Sample, side: int, rng: np.random.Generator) -> tuple[Pixels, Pixels | None]:
-    """A crop of `side` HQ pixels, flipped half the time, and the same part of the LQ picture."""
-    factor = 1 if sample.low is None else sample.high.shape[0] // sample.low.shape[0]
-    height, width = (length // factor for length in sample.high.shape[:2])
-    if min(height, width) * factor < side or side % factor:
-        raise DataError(f"a picture of {width * factor} x {height * factor} px has no crop of {side} px")
-    top, left = (int(rng.integers(length - side // factor + 1)) for length in (height, width))
-    flip = rng.random() < 0.5
-    high = _cut(sample.high, top * factor, left * factor, side, flip)
-    return high, None if sample.low is None else _cut(sample.low, top, left, side // factor, flip)
-
-
-def _cut(pixels: Pixels, top: int, left: int, side: int, flip: bool) -> Pixels:
-    crop = pixels[top : top + side, left : left + side]
-    return crop[:, ::-1] if flip else crop
-
-
-def _as_tensor(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()

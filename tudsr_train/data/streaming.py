@@ -31,12 +31,12 @@ from tudsr_train.data.picture_files import (
     Quarantine,
     Sample,
     UnreadablePicture,
-    read_picture,
+    decode_picture,
 )
 
-Record = tuple[str, Callable[[], bytes]]
+StreamedPicture = tuple[str, Callable[[], bytes]]
 """Name, and how to get its bytes before the next record is asked for."""
-OpenLane = Callable[[int, int], Iterator[Record]]
+OpenLane = Callable[[int, int], Iterator[StreamedPicture]]
 """(lane, epoch) to records."""
 
 FEWEST_TO_JUDGE = 100  # records, before a share of bad ones says anything
@@ -66,7 +66,7 @@ class Lanes:
             epoch, name, data = cursor.peek(ahead)
             self.seen.add(name)
             try:
-                pixels = read_picture(data, name)
+                pixels = decode_picture(data, name)
             except UnreadablePicture as error:
                 self.quarantine.total = max(FEWEST_TO_JUDGE, len(self.seen))
                 self.quarantine.add(error.name, error.reason)
@@ -91,7 +91,7 @@ class Lanes:
 class _Cursor:
     """A place in a lane: `position` is the number of the record that `peek(0)` shows."""
 
-    def __init__(self, records: Iterator[tuple[int, Record]]) -> None:
+    def __init__(self, records: Iterator[tuple[int, StreamedPicture]]) -> None:
         self._records = records
         self._ahead: deque[tuple[int, str, bytes]] = deque()
         self.position = 0
@@ -105,14 +105,14 @@ class _Cursor:
             self.position += 1
 
     def peek(self, ahead: int) -> tuple[int, str, bytes]:
-        """(epoch, name, bytes) of the record so many places further on."""
+        """(epoch, name, bytes) of the record that is `ahead` places further on."""
         while len(self._ahead) <= ahead:
             epoch, (name, read) = next(self._records)
             self._ahead.append((epoch, name, read()))
         return self._ahead[ahead]
 
 
-def _endless(open_lane: OpenLane, lane: int) -> Iterator[tuple[int, Record]]:
+def _endless(open_lane: OpenLane, lane: int) -> Iterator[tuple[int, StreamedPicture]]:
     for epoch in itertools.count():
         record = None
         for record in open_lane(lane, epoch):
@@ -129,7 +129,7 @@ class ShardLanes:
     seed: int
     lanes: int
 
-    def __call__(self, lane: int, epoch: int) -> Iterator[Record]:
+    def __call__(self, lane: int, epoch: int) -> Iterator[StreamedPicture]:
         order = np.random.default_rng([self.seed, epoch, 0x5A]).permutation(len(self.shards))
         for i in order[lane :: self.lanes]:
             yield from read_shard(self.shards[i])
@@ -167,7 +167,7 @@ def _is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def read_shard(shard: str) -> Iterator[Record]:
+def read_shard(shard: str) -> Iterator[StreamedPicture]:
     """Pictures of one tar file, in its order; a broken connection is taken up again where it broke."""
     done, tries = 0, 0
     while True:
@@ -185,7 +185,7 @@ def read_shard(shard: str) -> Iterator[Record]:
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def _members(shard: str) -> Iterator[Record]:
+def _members(shard: str) -> Iterator[StreamedPicture]:
     address = shard if _is_url(shard) else Path(shard).resolve().as_uri()
     with (
         urllib.request.urlopen(address, timeout=60) as stream,
@@ -226,7 +226,7 @@ class HuggingFaceLanes:
             raise DataError(f"data.path: {name}, split {split}, column {column}: {error}") from error
         return cls(name, stream, column, min(lanes, stream.num_shards))
 
-    def __call__(self, lane: int, _epoch: int) -> Iterator[Record]:
+    def __call__(self, lane: int, _epoch: int) -> Iterator[StreamedPicture]:
         for number, row in enumerate(self.stream.shard(self.lanes, lane)):
             yield f"{self.name}:{lane}/{number}", functools.partial(_bytes_of, row[self.column])
 

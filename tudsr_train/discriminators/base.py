@@ -20,8 +20,6 @@ from tudsr_runtime.errors import TrainingError
 from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import D3SR, TUDSR, AdversarialLoss
 
-RANDOM = "random"
-"""In place of weights: an untrained network, for tests and toys. Never chosen unless asked for."""
 KINDS = ("none", "dinov3", "dinov3-convnext", "vgg16", "diffusion")
 
 

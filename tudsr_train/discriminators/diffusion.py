@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
-from tudsr_train.discriminators.base import RANDOM, Discriminator, DiscriminatorConfig
-from tudsr_train.generator import Generator, prompt_of
+from tudsr_train.bases.prompt import prompt_of
+from tudsr_train.discriminators.base import Discriminator, DiscriminatorConfig
+from tudsr_train.foreign import misread, without_bars
+from tudsr_train.generator import Generator
+from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -80,7 +83,7 @@ class DiffusionDiscriminator(Discriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig, base: Generator) -> Self:
-        """From a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
+        """Build it from a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
         channels = base.unet.config.in_channels
         if config.weights == BASE:
             unet, prompt, alphas = _without_adapters(base.unet), base.prompt_embeds, base.alphas_cumprod
@@ -183,15 +186,13 @@ def _random_unet(width: int, channels: int, prompt_width: int) -> ModelMixin:
 def _load(where: str) -> tuple[ModelMixin, Tensor]:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    try:
+    hint = (
+        "set discriminator.weights to a folder or hub id with unet/ and scheduler/ (SDXL 1.0 base in D3SR), "
+        "or to `base` for the generator's own UNet"
+    )
+    with misread(f"no diffusion discriminator at {where}", TrainingError, hint=hint), without_bars():
         unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=torch.float32)
         scheduler = DDPMScheduler.from_pretrained(where, subfolder="scheduler")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"no diffusion discriminator at {where}: {str(error).splitlines()[0]}",
-            hint="set discriminator.weights to a folder or hub id with unet/ and scheduler/ (SDXL 1.0 base "
-            "in D3SR), or to `base` for the generator's own UNet",
-        ) from error
     return unet, scheduler.alphas_cumprod
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminators.base import RANDOM, DiscriminatorConfig
+from tudsr_train.discriminators.base import DiscriminatorConfig
 from tudsr_train.discriminators.pictures import PictureDiscriminator
+from tudsr_train.foreign import misread, without_bars
+from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +33,7 @@ class DinoDiscriminator(PictureDiscriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig) -> Self:
-        """From pretrained weights, or untrained ones where `random` is asked for by name."""
+        """Build it from pretrained weights, or untrained ones where `random` is asked for by name."""
         layers = config.layers or DEFAULT_LAYERS[config.kind]
         backbone = _vit(config, layers) if config.kind == "dinov3" else _convnext(config, layers)
         if config.kind == "dinov3":
@@ -99,25 +101,17 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _read_config(kind: Any, config: DiscriminatorConfig) -> Any:
     where = config.weights or DEFAULT_WEIGHTS[config.kind]
-    try:
+    with misread(f"no DINOv3 weights at {where}", TrainingError, hint=WHERE_TO_GET):
         return kind.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"no DINOv3 weights at {where}: {str(error).splitlines()[0]}", hint=WHERE_TO_GET
-        ) from error
 
 
 def _pretrained(kind: Any, backbone_config: Any, config: DiscriminatorConfig) -> PreTrainedModel:
     where = config.weights or DEFAULT_WEIGHTS[config.kind]
-    try:
-        with _without_a_report():
-            backbone, info = kind.from_pretrained(
-                where, config=backbone_config, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"the DINOv3 weights at {where} cannot be loaded: {str(error).splitlines()[0]}", hint=WHERE_TO_GET
-        ) from error
+    said = f"the DINOv3 weights at {where} cannot be loaded"
+    with misread(said, TrainingError, hint=WHERE_TO_GET), without_bars(), _without_a_report():
+        backbone, info = kind.from_pretrained(
+            where, config=backbone_config, dtype=torch.float32, output_loading_info=True
+        )
     absent = sorted(info["missing_keys"])
     if absent:
         raise TrainingError(f"{where}: {len(absent)} weights are missing (first: {absent[0]})")

@@ -98,7 +98,7 @@ HEADS: dict[str, Callable[[int, int], Head]] = {"vagan_conv": vagan_conv, "omgsr
 
 
 def make_head(name: str, channels: int, stride: int) -> Head:
-    """The head called `name` for features of so many channels and pixels per cell."""
+    """The head called `name` for features of `channels` channels, a cell of which is `stride` pixels wide."""
     if name not in HEADS:
         raise TrainingError(f"discriminator head {name!r} is not known; {', '.join(HEADS)} are")
     return HEADS[name](channels, stride)

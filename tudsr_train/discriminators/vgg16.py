@@ -73,7 +73,7 @@ class VggDiscriminator(PictureDiscriminator):
 
     @classmethod
     def build(cls, config: DiscriminatorConfig) -> Self:
-        """From pretrained weights, or untrained ones where `random` is asked for by name."""
+        """Build it from pretrained weights, or untrained ones where `random` is asked for by name."""
         layers = config.layers or DEFAULT_LAYERS
         if list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > len(VGG16_WIDTHS):
             raise TrainingError(

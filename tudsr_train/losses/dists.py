@@ -43,17 +43,25 @@ class DistsConfig:
     averaged: bool = False
     """Average alpha and beta within each stage: right for a VGG16 other than torchvision's, whose channels
     are others, such as that of an edge detector."""
+    precision: str = "fp32"
+    """What VGG16's convolutions compute in, fp32 or bf16; pooling and statistics are float32 in both. On an
+    AMD EPYC with AVX512-BF16 it halves the time, and the gradient keeps its direction (cosine 0.99)."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise TrainingError(f"dists: precision {self.precision!r} is not known; fp32 and bf16 are")
 
 
 class DISTS(nn.Module):
     """Distance of pictures, 0 for equal ones: two (B, 3, H, W) or (B, 1, H, W) in [0, 1] to (B,).
 
-    A single channel counts as three equal ones. Frozen, float32 also under autocast (bfloat16 moves the
-    value by 4 %); gradients reach the pictures.
+    A single channel counts as three equal ones. Frozen, and of its own precision also under autocast
+    (in bfloat16 throughout the value moves by 4 %); gradients reach the pictures.
 
     Args:
         vgg16: convolutions of VGG16, torchvision's names.
         alpha, beta: 1475 weights each, of means and of covariances.
+        precision: of the convolutions, fp32 or bf16.
     """
 
     alpha: Tensor
@@ -62,8 +70,11 @@ class DISTS(nn.Module):
     std: Tensor
     blur: Tensor
 
-    def __init__(self, vgg16: dict[str, Tensor], alpha: Tensor, beta: Tensor) -> None:
+    def __init__(
+        self, vgg16: dict[str, Tensor], alpha: Tensor, beta: Tensor, precision: str = "fp32"
+    ) -> None:
         super().__init__()
+        self.in_bf16 = precision == "bf16"
         self.stages = vgg16_stages(vgg16)
         total = alpha.sum() + beta.sum()
         taps = torch.tensor([0.25, 0.5, 0.25])
@@ -80,7 +91,7 @@ class DISTS(nn.Module):
         alpha, beta = load_alpha_beta(config.weights)
         if config.averaged:
             alpha, beta = average_per_stage(alpha), average_per_stage(beta)
-        return cls(load_vgg16(config.vgg16), alpha, beta)
+        return cls(load_vgg16(config.vgg16), alpha, beta, config.precision)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The picture as it is, then relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
@@ -88,8 +99,10 @@ class DISTS(nn.Module):
         for number, stage in enumerate(self.stages):
             if number:
                 h = self._l2_pool(h)
-            for convolution in stage.children():
-                h = F.relu(convolution(h))
+            with torch.autocast(h.device.type, torch.bfloat16, enabled=self.in_bf16):
+                for convolution in stage.children():
+                    h = F.relu(convolution(h))
+            h = h.to(x.dtype)
             maps.append(h)
         return maps
 
@@ -109,7 +122,7 @@ class DISTS(nn.Module):
 
 
 def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of means and of covariances, (B, C) each, for feature maps (B, C, h, w)."""
+    """Similarities of means and of covariances, (B, C) each, of feature maps (B, C, h, w)."""
     mean_x, mean_y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
     texture = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
     apart_x, apart_y = x - mean_x, y - mean_y

@@ -50,7 +50,7 @@ def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
 
 
 class Losses(nn.Module):
-    """The terms of L_G (Eq. 8) that compare x_hat with x_H; L_gen is the discriminator's affair."""
+    """The terms of L_G (Eq. 8) that compare x_hat with x_H; L_gen comes from the discriminator."""
 
     def __init__(self, weights: LossWeights, dists: DISTS | None = None) -> None:
         super().__init__()
@@ -60,7 +60,10 @@ class Losses(nn.Module):
 
     @classmethod
     def build(cls, weights: LossWeights, config: DistsConfig) -> Losses:
-        """On the CPU; DISTS is loaded only where its term has a weight (TrainingError where it is absent)."""
+        """Make them, on the CPU; DISTS is loaded only where its term has a weight.
+
+        Raises TrainingError where its weights are absent.
+        """
         return cls(weights, DISTS.load(config) if weights.ea_dists else None)
 
     def reconstruction(self, x_hat: Tensor, x_H: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -15,7 +15,6 @@ numbers need no file: every draw of a run is seeded by (seed, number of the batc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import file_sha256
 
 STATE_FILE = "state.json"
 OPTIMIZERS_FILE = "optimizers.pt"
@@ -52,9 +52,9 @@ class Checkpoint:
     next_batch: int
     """Number of the first batch that has not been seen; counted over all processes."""
     networks: dict[str, dict[str, Tensor]]
-    """Per network, what is trained of it, by name."""
+    """What is trained of each network, by its name and the tensor's."""
     optimizers: dict[str, Any]
-    """Per network, its optimizer's `state_dict`."""
+    """`state_dict` of each network's optimizer."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration."""
     parents: dict[str, str] = field(default_factory=dict)
@@ -127,13 +127,9 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        # a killed save may have left the temporary file that was to become COMMIT
-        if path.name != COMMIT_FILE and not path.name.startswith("."):
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    # a killed save may have left the temporary file that was to become COMMIT
+    own = [path for path in folder.iterdir() if path.name != COMMIT_FILE and not path.name.startswith(".")]
+    return {path.name: file_sha256(path) for path in sorted(own)}
 
 
 def _retire(folder: Path, keep: int, keep_every: int) -> None:
@@ -166,7 +162,7 @@ def _pointed(folder: Path) -> Path | None:
     return folder / pointer.read_text().strip() if pointer.is_file() else None
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(folder: Path, notify: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint that `latest` names, else the newest that is whole, or None.
 
     Those that are not whole are named and passed over.
@@ -177,7 +173,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return load(path)
         except TrainingError as error:
-            say(f"passed over: {error}")
+            notify(f"passed over: {error}")
     return None
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 from tudsr_runtime.streams import printable_lines
 from tudsr_train.config import Optimization
 from tudsr_train.run.processes import mean_over_processes
@@ -56,8 +57,8 @@ def usable_trackers(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in wanted if name in there], notes
 
 
-class Journal:
-    """Means of all figures since the last line, written every so many steps."""
+class RunLog:
+    """Means of all figures since the last line, written every `log_every` steps."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, optimization: Optimization) -> None:
         self.folder, self.accelerator, self.optimization = folder, accelerator, optimization
@@ -92,7 +93,7 @@ class Journal:
         self.add({f"gradient_norm/{network}": gradient_norm, f"lr/{network}": lr})
 
     def count_images(self, count: int) -> None:
-        """So many more pairs have been seen by this process."""
+        """Add to the pairs that this process has seen."""
         self._images += count
 
     def write(self, step: int, skipped: int) -> None:
@@ -115,7 +116,7 @@ class Journal:
     def validation(self, step: int, picture: NDArray[np.uint8], figures: dict[str, float]) -> None:
         """Keep a validation grid (H, W, 3) as `validation/step-NNNNNN.png`, show it to the trackers."""
         path = self.folder / "validation" / f"step-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as file:
             Image.fromarray(picture).save(file, "PNG")
         figures = {f"validation/{name}": value for name, value in figures.items()}

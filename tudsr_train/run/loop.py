@@ -22,21 +22,29 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tudsr_runtime.errors import TrainingError
+from tudsr_runtime.files import make_folder
 from tudsr_train.config import Optimization
+from tudsr_train.data.pairs import PairDataset
 from tudsr_train.run import checkpoint
 from tudsr_train.run.best import Best
 from tudsr_train.run.checkpoint import Checkpoint
-from tudsr_train.run.log import Journal, say
+from tudsr_train.run.log import RunLog, say
 from tudsr_train.run.optimization import lr_factor, make_optimizer
-from tudsr_train.run.processes import average_gradients, largest_over_processes, same_everywhere
+from tudsr_train.run.processes import (
+    average_gradients,
+    from_the_first,
+    largest_over_processes,
+    require_agreement,
+    same_everywhere,
+)
 
-AVERAGE = "average."
-"""Before the names of a moving average's tensors in a checkpoint."""
+AVERAGE_PREFIX = "average."
+"""What the names of a moving average's tensors begin with in a checkpoint."""
 BAD_STEPS = 20
-"""So many optimizer steps in a row without finite losses and gradients end the run."""
+"""Optimizer steps in a row without finite losses and gradients that end the run."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Network:
         self.name, self.parameters, self.lr, self.optimization = name, parameters, lr, o
         self.optimizer = make_optimizer(parameters.values(), lr, o)
         self.backwards = 0
-        """Since the last optimizer step."""
+        """Backward passes since the last optimizer step."""
         self.finite = True
         """Whether all losses since then were."""
         self.average: dict[str, Tensor] = {}
@@ -74,15 +82,15 @@ class Network:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold of the network itself."""
-        return {**self.parameters, **{AVERAGE + name: value for name, value in self.average.items()}}
+        return {**self.parameters, **{AVERAGE_PREFIX + name: value for name, value in self.average.items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take it over; TrainingError where it is of another network.
 
         A moving average starts at the weights where the state has none.
         """
-        average = {k.removeprefix(AVERAGE): v for k, v in state.items() if k.startswith(AVERAGE)}
-        state = {k: v for k, v in state.items() if not k.startswith(AVERAGE)}
+        of_average = {k: v for k, v in state.items() if k.startswith(AVERAGE_PREFIX)}
+        state = {k: v for k, v in state.items() if k not in of_average}
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.parameters.items()}:
             raise TrainingError(
                 f"the checkpoint's {self.name} is of another shape than the configured one",
@@ -93,8 +101,8 @@ class Network:
                 parameter.copy_(state[name])
         if self.average:
             self._start_average()
-            for name, value in average.items():
-                self.average[name].copy_(value)
+            for name, value in of_average.items():
+                self.average[name.removeprefix(AVERAGE_PREFIX)].copy_(value)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -149,7 +157,7 @@ class Loop:
 
     folder: Path
     networks: list[Network]
-    """In the order in which an algorithm yields their losses."""
+    """Networks in the order in which an algorithm yields their losses."""
     optimization: Optimization
     accelerator: Accelerator
     seed: int = 0
@@ -160,7 +168,7 @@ class Loop:
     settings: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     validate: Callable[[int], tuple[NDArray[np.uint8], dict[str, float]]] | None = None
-    """From the step to a picture (H, W, 3) and figures for the log; called in the first process only."""
+    """Makes a picture (H, W, 3) and figures for the log of a step; called in the first process only."""
     validate_every: int = 0
     best: str = ""
     """Validation figure by which the best step is kept (`tudsr_train.run.best`); empty for none."""
@@ -181,10 +189,27 @@ class Loop:
                 f"accumulation is {self.accumulation}, but every batch yields {self.losses_per_pair} losses: "
                 "one must divide the other"
             )
+        require_agreement(self.accelerator, self._facts())
         for network in self.networks:
             state = {name: value.detach().clone() for name, value in network.state().items()}
             same_everywhere(self.accelerator, state.values())
             network.load_state(state)
+
+    def _facts(self) -> dict[str, Any]:
+        """What processes must agree on that are not to wait for each other for ever, or train two models."""
+        counts = ("steps", "batch_size", "save_every")
+        return {
+            **{name: getattr(self.optimization, name) for name in counts},
+            **{f"the hash of {name}": sha256 for name, sha256 in self.parents.items()},
+            "seed": self.seed,
+            "accumulation": self.accumulation,
+            "losses per pair": self.losses_per_pair,
+            "validation.every": self.validate_every,
+            "networks": [
+                (network.name, sum(p.numel() for p in network.parameters.values()))
+                for network in self.networks
+            ],
+        }
 
     @property
     def batches(self) -> int:
@@ -192,24 +217,24 @@ class Loop:
         left = (self.optimization.steps - self.step) * self.accumulation
         return self.next_batch + math.ceil(left / self.losses_per_pair) * self.accelerator.num_processes
 
-    def run(self, pairs: Dataset[tuple[Tensor, Tensor]], algorithm: Algorithm) -> None:
+    def run(self, pairs: PairDataset, algorithm: Algorithm) -> None:
         """Train from the current step to the last one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._graceful_stop(), Journal(self.folder, self.accelerator, self.optimization) as journal:
-            journal.start(self.step, self.settings)
+        make_folder(self.folder)
+        with self._graceful_stop(), RunLog(self.folder, self.accelerator, self.optimization) as log:
+            log.start(self.step, self.settings)
             for number, (x_L, x_H) in self._batches(pairs):
                 seed_draws(self.seed, number)
                 for loss in algorithm(number, x_L, x_H):
-                    self._learn(loss, journal)
+                    self._learn(loss, log)
                     if self.step == self.optimization.steps:
                         break
                 self.next_batch += self.accelerator.num_processes
-                journal.count_images(len(x_L))
+                log.count_images(len(x_L))
                 if not any(network.backwards for network in self.networks):
-                    self._between_steps(journal)
+                    self._between_steps(log)
 
-    def _batches(self, pairs: Dataset[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """(number, batch) of this process: every so many-th of all batches, on its device."""
+    def _batches(self, pairs: PairDataset) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """(number, batch) of this process: one in as many as there are processes, on its device."""
         o, every = self.optimization, self.accelerator.num_processes
         numbers = range(self.next_batch + self.accelerator.process_index, self.batches, every)
         loader = DataLoader(
@@ -223,20 +248,20 @@ class Loop:
             device = self.accelerator.device
             yield number, (x_L.to(device, non_blocking=True), x_H.to(device, non_blocking=True))
 
-    def _learn(self, loss: Loss, journal: Journal) -> None:
+    def _learn(self, loss: Loss, log: RunLog) -> None:
         """One backward; at the end of an accumulation the update, and with the last network's the step."""
         network = next(one for one in self.networks if one.name == loss.network)
         network.backward(loss.value, self.accumulation)
-        journal.add(loss.terms)
+        log.add(loss.terms)
         if network.backwards < self.accumulation:
             return
         updated, norm = network.update(self.accelerator, self.step)
-        journal.add_update(network.name, norm, network.optimizer.param_groups[0]["lr"])
+        log.add_update(network.name, norm, network.optimizer.param_groups[0]["lr"])
         self._all_updated = self._all_updated and updated
         if network is self.networks[-1]:
-            self._finish_step(journal)
+            self._finish_step(log)
 
-    def _finish_step(self, journal: Journal) -> None:
+    def _finish_step(self, log: RunLog) -> None:
         self.step += 1
         if self._all_updated:
             self._bad = 0
@@ -250,14 +275,14 @@ class Loop:
                 hint="resume from the last checkpoint with a lower learning rate, or look at the data",
             )
         if self.step % self.optimization.log_every == 0:
-            journal.write(self.step, self.skipped)
+            log.write(self.step, self.skipped)
 
-    def _between_steps(self, journal: Journal) -> None:
+    def _between_steps(self, log: RunLog) -> None:
         """What may happen only where nothing is accumulated and no picture is half seen."""
         o, last = self.optimization, self.step == self.optimization.steps
         best = None
         if self.validate_every and (_passed(self._seen, self.step, self.validate_every) or last):
-            best = self._validate(journal)
+            best = self._validate(log)
         self._interrupted = largest_over_processes(self.accelerator, self._interrupted)
         improved = largest_over_processes(self.accelerator, int(best is not None))
         if _passed(self._seen, self.step, o.save_every) or last or self._interrupted or improved:
@@ -269,13 +294,13 @@ class Loop:
             say(self.accelerator, f"stopped at step {self.step}; the same command goes on from there")
             raise SystemExit(128 + self._interrupted)
 
-    def _validate(self, journal: Journal) -> dict[str, float] | None:
-        """In the first process; the figures, where they are the best so far."""
+    def _validate(self, log: RunLog) -> dict[str, float] | None:
+        """Validate, in the first process; returns the figures where they are the best so far."""
         if not self.validate or not self.accelerator.is_main_process:
             return None
         with self.networks[0].averaged():
             picture, figures = self.validate(self.step)
-        journal.validation(self.step, picture, figures)
+        log.validation(self.step, picture, figures)
         return figures if self.best and Best(self.folder, self.best).improved(figures) else None
 
     @contextlib.contextmanager
@@ -311,15 +336,22 @@ class Loop:
     def resume(self, which: str) -> None:
         """Continue from a checkpoint: `auto` (the newest, if any), `never`, or a checkpoint's folder.
 
+        The first process reads it, for all: other machines need not have it.
+
         Raises TrainingError where it is not there, damaged, or of another model or parents; settings that
         have changed are allowed, and shown.
         """
-        tell = functools.partial(say, self.accelerator)
+        notify = functools.partial(say, self.accelerator)
         if which == "never":
-            return self._set_aside(tell)
-        found = checkpoint.newest(self.folder, tell) if which == "auto" else checkpoint.load(Path(which))
+            return self._set_aside(notify)
+        found = from_the_first(
+            self.accelerator,
+            lambda: (
+                checkpoint.newest(self.folder, notify) if which == "auto" else checkpoint.load(Path(which))
+            ),
+        )
         if found is None:
-            tell("no checkpoint yet: starting from step 0")
+            notify("no checkpoint yet: starting from step 0")
             return
         self._refuse_other_parents(found)
         if found.networks.keys() != {network.name for network in self.networks}:
@@ -332,17 +364,17 @@ class Loop:
             network.optimizer.load_state_dict(found.optimizers[network.name])
         self.step = self._seen = found.step
         self.next_batch, self.skipped = found.next_batch, found.skipped
-        tell(f"resumed at step {self.step}, batch {self.next_batch}")
+        notify(f"resumed at step {self.step}, batch {self.next_batch}")
         for line in changes(found.settings, self.settings):
-            tell(f"changed since: {line}")
+            notify(f"changed since: {line}")
 
-    def _set_aside(self, tell: Callable[[str], None]) -> None:
+    def _set_aside(self, notify: Callable[[str], None]) -> None:
         """Rename an earlier run's folder, so that starting anew loses nothing of it."""
         if self.accelerator.is_main_process and checkpoint.folders(self.folder):
             taken = (self.folder.with_name(f"{self.folder.name}.{n}") for n in itertools.count(1))
             aside = next(path for path in taken if not path.exists())
             self.folder.rename(aside)
-            tell(f"the earlier run is now in {aside}")
+            notify(f"the earlier run is now in {aside}")
         self.accelerator.wait_for_everyone()
 
     def _refuse_other_parents(self, found: Checkpoint) -> None:

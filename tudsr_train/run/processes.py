@@ -9,15 +9,18 @@ for the hooks, and none is for a plain average.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 
-from tudsr_runtime.errors import DeviceError, TrainingError
+from tudsr_runtime.errors import DeviceError, TrainingError, TudsrError
+
+T = TypeVar("T")
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
@@ -78,6 +81,45 @@ def same_everywhere(accelerator: Accelerator, tensors: Iterable[Tensor]) -> None
     if accelerator.num_processes > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor.data, src=0)
+
+
+def from_the_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, in every process; what it raises there of ours is raised in
+    every one. The others may be on machines where nothing could be made of it."""
+    if accelerator.num_processes == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            made[0] = make()
+        except TudsrError as error:
+            made[1] = error
+    torch.distributed.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise made[1]
+    return cast(T, made[0])
+
+
+def require_agreement(accelerator: Accelerator, facts: dict[str, Any]) -> None:
+    """TrainingError, in every process, where one of them knows other facts than the first does."""
+    if accelerator.num_processes == 1:
+        return
+    all_facts: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(all_facts, facts)
+    first = all_facts[0]
+    for rank, other in enumerate(all_facts):
+        unlike = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if unlike:
+            name = unlike[0]
+            raise TrainingError(
+                f"process {rank} has {name} {_short(other.get(name))}, process 0 {_short(first.get(name))}: "
+                "they would not train one model",
+                hint="the same configuration, base and adapters on every machine",
+            )
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12]
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

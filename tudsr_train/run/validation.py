@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tudsr_runtime.metrics.niqe import BLOCK, niqe
+from tudsr_train.data.pairs import PairDataset
 
 GAP = 8
 """White pixels between the pictures of a grid."""
@@ -23,7 +23,7 @@ GAP = 8
 class Grid:
     """Restores a fixed set of pairs; draws nothing from torch, and leaves no gradient."""
 
-    open: Callable[[], Dataset[tuple[Tensor, Tensor]]]
+    open: Callable[[], PairDataset]
     """Opens the pairs, when they are first needed: not those of training, and few; all of them are shown."""
     columns: Callable[[Tensor], dict[str, Tensor]]
     """x_L, a batch of one, to results by name, in the order of the stages."""

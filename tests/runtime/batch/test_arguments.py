@@ -1,4 +1,4 @@
-"""Command lines that cannot be meant, told to those who read stdout too."""
+"""Command lines that are refused, which `--json` tells on stdout, too."""
 
 from __future__ import annotations
 

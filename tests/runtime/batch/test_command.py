@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,38 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
+from tests.runtime.batch.drawn import ROOT, draw, files, size
 from tests.runtime.conftest import Tudsr
 from tudsr_runtime.batch import command
-from tudsr_runtime.batch import done as record
 from tudsr_runtime.batch import run as batch
 from tudsr_runtime.errors import NotFiniteError, OutputError, TudsrError
 from tudsr_runtime.upscaler import Upscaler
-
-ROOT = Path(cli.__file__).parent
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    return draw(tmp_path / "photo.png")
-
-
-def draw(path: Path, width: int = 13, height: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(levels).save(path)
-    return path
-
-
-def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
-
-
-def files(folder: Path) -> list[str]:
-    """All but the records of what is done."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != record.RECORD_FILE)
-    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def fail_for(monkeypatch: pytest.MonkeyPatch, name: str, error: TudsrError) -> None:
@@ -76,22 +47,6 @@ def test_one_picture(tudsr: Tudsr, photo: Path) -> None:
     told = tudsr("upscale", photo, "-v", "--overwrite")
     assert re.search(r"back end: (openvino|onnxruntime) on cpu \(.+\), fp32 \(.+\)", told.err)
     assert "13 x 9 -> 104 x 72 px, 2 tiles" in result.err
-
-
-@pytest.mark.parametrize(
-    ("options", "name", "expected"),
-    [
-        (["--scale", "2.5"], "photo_x2.5.png", (33, 23)),
-        (["--factors", "2x2"], "photo_x4.png", (52, 36)),
-        (["--factors", "4x-"], "photo_x4.png", (52, 36)),
-        (["--factors", "2x2", "--scale", "3"], "photo_x3.png", (39, 27)),
-    ],
-)
-def test_scale_and_factors(
-    tudsr: Tudsr, photo: Path, options: list[str], name: str, expected: tuple[int, int]
-) -> None:
-    assert tudsr("upscale", photo, *options).code == 0
-    assert size(photo.with_name(name)) == expected
 
 
 def test_the_picture_itself_is_right(tudsr: Tudsr, tmp_path: Path) -> None:
@@ -130,47 +85,6 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tudsr: Tudsr, photo
     (told,) = map(json.loads, result.out.splitlines())
     assert told["error"]["type"] == "OutputError"
     assert told["error"]["exit_code"] == 8
-
-
-@pytest.mark.parametrize(
-    ("options", "code"),
-    [
-        (("--factors", "9x9"), 2),
-        (("--strength", "much"), 2),
-        (("--bundle", "missing"), 5),
-        (("--backend", "tensorrt", "--device", "cpu"), 6),
-        (("--device", "npu"), 6),
-        (("-o", "out.gif"), 2),
-    ],
-)
-def test_whatever_ends_a_run_is_an_object_of_json(
-    tudsr: Tudsr, photo: Path, options: tuple[str, ...], code: int
-) -> None:
-    result = tudsr("upscale", photo, "--json", *options)
-    assert result.code == code
-    failures = [told for told in map(json.loads, result.out.splitlines()) if told["status"] == "failed"]
-    assert [told["error"]["exit_code"] for told in failures] == [code]
-    assert failures[0]["error"]["message"] in result.err
-
-
-@pytest.mark.parametrize(
-    "command",
-    [("bundle", "info"), ("bench", "latency", "--bundle"), ("bench", "table3", "--bundle"), ("build",)],
-)
-def test_every_command_with_json_tells_what_ended_it(tudsr: Tudsr, command: tuple[str, ...]) -> None:
-    result = tudsr(*command, "missing", "--json")
-    assert result.code == 5
-    (told,) = map(json.loads, result.out.splitlines())
-    assert told["error"]["type"] == "BundleError"
-
-
-def test_a_bug_is_an_object_of_json_too(tudsr: Tudsr, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_inputs", lambda *_: [][0])
-    result = tudsr("upscale", photo, "--json")
-    assert result.code == 1
-    (told,) = map(json.loads, result.out.splitlines())
-    assert told["error"]["type"] == "IndexError"
-    assert "Traceback" in told["error"]["traceback"]
 
 
 def test_an_existing_output_is_not_replaced_unless_asked(tudsr: Tudsr, photo: Path) -> None:
@@ -288,13 +202,6 @@ def test_exit_codes(tudsr: Tudsr, photo: Path, options: list[str], code: int) ->
     assert files(photo.parent) == ["photo.png"]
 
 
-def test_a_result_that_is_too_large_is_refused_before_work(tudsr: Tudsr, tmp_path: Path) -> None:
-    draw(tmp_path / "photo.png", 200, 200)
-    result = tudsr("upscale", tmp_path / "photo.png", "--max-output-megapixels", "1")
-    assert (result.code, result.out) == (3, "")
-    assert "200 x 200 would become 1600 x 1600, 3 megapixels; the limit is 1" in result.err
-
-
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
 def test_a_bad_picture_ends_with_its_own_code(tudsr: Tudsr, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.png").write_bytes(content)
@@ -312,22 +219,6 @@ def test_transparency_and_jpeg(tudsr: Tudsr, tmp_path: Path) -> None:
     result = tudsr("upscale", tmp_path / "logo.jpg")
     assert result.out == f"{tmp_path / 'logo_x8.png'}\n"
     assert "writing PNG" in result.err
-
-
-def test_json_is_all_of_stdout(tudsr: Tudsr, tmp_path: Path) -> None:
-    draw(tmp_path / "a.png")
-    draw(tmp_path / "done.png")
-    assert tudsr("upscale", tmp_path / "done.png").code == 0
-    (tmp_path / "bad.png").touch()
-    result = tudsr("upscale", tmp_path, "--json", "--on-exists", "skip")
-    by_status = {record.get("status", "summary"): record for record in result.records}
-    assert set(by_status) == {"ok", "failed", "skipped", "summary"}
-    ok = by_status["ok"]
-    assert ok["output"] == str(tmp_path / "a_x8.png")
-    assert (ok["input_px"], ok["output_px"], ok["factors"], ok["tiles"]) == ([13, 9], [104, 72], [4, 2], 2)
-    assert set(ok["seconds"]) == {"read", "upscale", "write"}
-    assert by_status["failed"]["error"]["exit_code"] == 3
-    assert result.records[-1]["summary"].items() >= {"ok": 1, "failed": 1, "skipped": 1}.items()
 
 
 def test_dry_run_writes_nothing(tudsr: Tudsr, photo: Path) -> None:
@@ -477,190 +368,6 @@ def test_bundle_info_and_verify(tudsr: Tudsr, small_bundle: Path, tmp_path: Path
     assert tudsr("bundle", "verify", tmp_path).code == 5
 
 
-def start(script: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
-    """Run `script` with the repository on its path; it has the command line in sys.argv."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-        **options,
-    )
-
-
-SLOW_MODEL = """
-    import sys, time, cli
-    from tudsr_runtime.upscaler import Upscaler
-    def upscale_rows(self, image, *_, **__):
-        print("ready", file=sys.stderr, flush=True)
-        time.sleep(60)
-    Upscaler.upscale_rows = upscale_rows
-    sys.exit(cli.main())
-"""
-
-SLOW_DISK = """
-    import sys, time, cli
-    from tudsr_runtime.pictures.png import PngWriter
-    def finish(self):
-        self._file.flush()
-        print("ready", file=sys.stderr, flush=True)
-        time.sleep(60)
-    PngWriter.finish = finish
-    sys.exit(cli.main())
-"""
-
-
-@pytest.mark.parametrize("script", [SLOW_MODEL, SLOW_DISK])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_and_leaves_nothing_half_written(
-    photo: Path, small_bundle: Path, script: str, number: signal.Signals, code: int
-) -> None:
-    arguments = ("upscale", photo, "--bundle", small_bundle, "-q")
-    with start(script, *arguments, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "ready\n"
-        process.send_signal(number)
-        assert "Traceback" not in process.stderr.read()
-    assert process.returncode == code
-    assert files(photo.parent) == ["photo.png"]
-
-
-def test_a_stopped_folder_says_how_far_it_came(photo: Path, small_bundle: Path) -> None:
-    draw(photo.with_name("second.png"))
-    with start(
-        SLOW_MODEL, "upscale", photo.parent, "--bundle", small_bundle, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        while process.stderr.readline() != "ready\n":
-            pass
-        process.send_signal(signal.SIGTERM)
-        assert process.stderr.read().endswith(
-            "stopped, 0 of 2 done; the same command goes on with the others\n"
-        )
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_being_killed_while_writing_leaves_the_old_output(photo: Path, small_bundle: Path) -> None:
-    target = photo.with_name("photo_x8.png")
-    target.write_bytes(b"the old one")
-    arguments = ("upscale", photo, "--bundle", small_bundle, "-q", "--overwrite")
-    with start(SLOW_DISK, *arguments, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "ready\n"
-        process.kill()
-    assert target.read_bytes() == b"the old one"
-    visible = [name for name in files(photo.parent) if not name.startswith(".")]
-    assert visible == ["photo.png", "photo_x8.png"]
-
-
-def test_a_reader_that_has_gone_ends_the_run_quietly(photo: Path, small_bundle: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    script = "import sys, cli; sys.exit(cli.main())"
-    arguments = ("upscale", photo, "--bundle", small_bundle, "-q")
-    with start(script, *arguments, stdout=writing, stderr=subprocess.PIPE) as process:
-        os.close(writing)
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-    assert process.returncode == 141
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-@pytest.mark.parametrize("options", [["-q"], ["-q", "--json"], ["-q", "-o", "-"]])
-def test_a_stdout_that_takes_nothing_is_an_error(photo: Path, small_bundle: Path, options: list[str]) -> None:
-    script = "import sys, cli; sys.exit(cli.main())"
-    arguments = ("upscale", photo, "--bundle", small_bundle, *options)
-    with (
-        open("/dev/full", "w") as full,
-        start(script, *arguments, stdout=full, stderr=subprocess.PIPE) as process,
-    ):
-        assert process.stderr is not None
-        assert process.stderr.read() == "error: cannot write to stdout: No space left on device\n"
-    assert process.returncode == 8
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
-@pytest.mark.parametrize(
-    ("closed", "code", "said"),
-    [("- <&-", 3, "empty"), ("photo.png >&-", 8, "cannot write to stdout"), ("photo.png 2>&-", 0, "")],
-)
-def test_streams_that_are_closed(photo: Path, small_bundle: Path, closed: str, code: int, said: str) -> None:
-    command = f'"$0" "$1" upscale --bundle "$2" {closed}'
-    arguments = ["sh", "-c", command, sys.executable, ROOT / "cli.py", small_bundle]
-    done = subprocess.run(arguments, cwd=photo.parent, capture_output=True, text=True, check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-    assert said in done.stderr
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(
-    photo: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pty
-
-    controller, terminal = pty.openpty()
-    # not the terminal that the tests run in
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    script = "import sys, cli; sys.exit(cli.main())"
-    arguments = ("upscale", photo, "--bundle", small_bundle)
-    streams = {"stderr": terminal, "stdout": subprocess.PIPE}
-    with start(script, *arguments, **streams) as process:
-        os.close(terminal)
-        assert process.stdout is not None
-        assert process.stdout.read() == f"{photo.with_name('photo_x8.png')}\n"
-    shown = b""
-    while True:
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:
-            break
-    os.close(controller)
-    assert process.returncode == 0
-    assert b"/2 tiles" in shown
-
-
-def largest(width: int, height: int, limit: int) -> float:
-    """The largest scale in hundredths, tried one by one."""
-    tried = [n / 100 for n in range(100, 3201)]
-    fitting = [s for s in tried if int(width * s + 0.5) * int(height * s + 0.5) // 10**6 <= limit]
-    return max(fitting)
-
-
-@pytest.mark.parametrize("options", [(), ("--scale", "32"), ("--width", "4000"), ("--megapixels", "9")])
-def test_a_picture_that_would_be_too_large_gets_a_command_that_is_accepted(
-    tudsr: Tudsr, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    photo = tmp_path / "my photo.png"
-    Image.new("RGB", (400, 300), "olive").save(photo)
-    result = tudsr("upscale", photo, *options, "--max-output-megapixels", "2", "--dry-run")
-    assert result.code == 3
-    (hint,) = [line for line in result.err.splitlines() if line.startswith("Try: ")]
-    words = shlex.split(hint.removeprefix("Try: "))
-    assert words[:3] == ["tudsr", "upscale", str(photo)]
-    assert float(words[words.index("--scale") + 1]) == largest(400, 300, 2)
-    again = tudsr(*words[1:])
-    assert again.code == 0, again.err
-
-
-def test_a_format_that_is_too_small_gets_a_command_that_is_accepted(tudsr: Tudsr, tmp_path: Path) -> None:
-    photo = tmp_path / "wide.webp"
-    Image.new("RGB", (4000, 10)).save(photo)
-    result = tudsr("upscale", photo, "--dry-run")
-    assert result.code == 8
-    command = result.err.rpartition(", or ")[2]
-    assert "--scale 4.09" in command
-    assert tudsr(*shlex.split(command)[1:]).code == 0
-
-
-def test_where_nothing_fits_the_limit_is_named(tudsr: Tudsr, tmp_path: Path) -> None:
-    photo = tmp_path / "a.png"
-    Image.new("RGB", (2000, 1500)).save(photo)
-    result = tudsr("upscale", photo, "--scale", "2", "--max-output-megapixels", "2", "--dry-run")
-    assert "Try: --max-output-megapixels 12" in result.err
-    options = ("--scale", "2", "--max-output-megapixels", "12", "--dry-run")
-    assert tudsr("upscale", photo, *options).code == 0
-
-
 def test_missing_folders_of_a_named_output_are_made(tudsr: Tudsr, photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "deep" / "x.png"
     assert tudsr("upscale", photo, "-o", target, "--dry-run").code == 0
@@ -673,56 +380,6 @@ def test_missing_folders_of_a_named_output_are_made(tudsr: Tudsr, photo: Path, t
 def test_a_slash_at_the_end_means_a_folder(tudsr: Tudsr, photo: Path, tmp_path: Path, name: str) -> None:
     assert tudsr("upscale", photo, "-o", f"{tmp_path / name}/").code == 0
     assert size(tmp_path / name / "photo_x8.png") == (104, 72)
-
-
-@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs /dev/fd")
-@pytest.mark.parametrize(
-    ("command", "made"),
-    [
-        ("tudsr upscale <(cat photo.png) -o a.png", {"a.png"}),
-        ("tudsr upscale <(cat photo.png) > a.png", {"a.png"}),
-        ("tudsr upscale <(cat photo.png) photo.png -o out", {"pipe*_x8.png", "photo_x8.png"}),
-        ("tudsr upscale photo.png -o /dev/stdout > a.png", {"a.png"}),
-        ("tudsr upscale photo.png -o /dev/stdout | cat > a.png", {"a.png"}),
-        ("tudsr upscale /dev/stdin -o a.png < photo.png", {"a.png"}),
-        ("cat photo.png | tudsr upscale /dev/stdin > a.png", {"a.png"}),
-    ],
-)
-def test_pipes_by_other_names(photo: Path, small_bundle: Path, command: str, made: set[str]) -> None:
-    folder = photo.parent
-    before = {*folder.rglob("*.png")}
-    run = shlex.join([sys.executable, "-m", "tudsr", "upscale", "--bundle", str(small_bundle)])
-    script = command.replace("tudsr upscale", run)
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = {*folder.rglob("*.png")} - before
-    assert {re.sub(r"\d+_", "*_", path.name) for path in found} == made
-    assert {size(path) for path in found} == {(104, 72)}
-
-
-def test_a_device_or_a_fifo_is_no_output(tudsr: Tudsr, photo: Path, tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo.png"
-    os.mkfifo(fifo)
-    for target in (fifo, Path(os.devnull)):
-        result = tudsr("upscale", photo, "-o", target)
-        assert result.code == 2
-        assert f"-o {target} is a device or a pipe" in result.err
-        assert f"Try: tudsr upscale ... -o - > {target}" in result.err
-
-
-@pytest.mark.parametrize("content", [None, b"no picture"])
-def test_stdin_is_called_stdin(photo: Path, small_bundle: Path, content: bytes | None) -> None:
-    command = [sys.executable, "-m", "tudsr", "upscale", "-", "-o", "out.png", "--json"]
-    done = subprocess.run(
-        [*command, "--bundle", str(small_bundle)],
-        cwd=photo.parent,
-        input=content or photo.read_bytes(),
-        capture_output=True,
-    )
-    assert done.returncode == (3 if content else 0)
-    assert json.loads(done.stdout.splitlines()[0])["input"] == "stdin"
-    assert b"stdin: " in done.stderr
-    assert b"tudsr-" not in done.stdout + done.stderr
 
 
 def test_an_empty_output_is_no_folder(tudsr: Tudsr, photo: Path) -> None:

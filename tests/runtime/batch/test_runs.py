@@ -1,8 +1,7 @@
-"""Runs over several pictures: what exists, what is done, sizes in pixels, pipes, patterns, two at once."""
+"""Runs over several pictures: what exists, what is done, patterns, two at once."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -13,33 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-import cli
+from tests.runtime.batch.drawn import ROOT, draw, files, size, start
 from tests.runtime.conftest import Tudsr
 from tudsr_runtime import atomic, terminal
 from tudsr_runtime.batch import done as record
-from tudsr_runtime.batch.target_size import TargetSize, target_size
 from tudsr_runtime.errors import TudsrError, UsageError
 from tudsr_runtime.upscaler import Upscaler
-
-ROOT = Path(cli.__file__).parent
-
-
-def draw(path: Path, width: int = 13, height: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(levels).save(path)
-    return path
-
-
-def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != record.RECORD_FILE)
 
 
 @pytest.fixture
@@ -48,52 +27,6 @@ def folder(tmp_path: Path) -> Path:
     draw(tmp_path / "in" / "a.png")
     draw(tmp_path / "in" / "b.png", 20, 5)
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--width", "50"], (50, 35)),
-        (["--height", "50"], (72, 50)),
-        (["--longest", "100"], (100, 69)),
-        (["--megapixels", "0.01"], (120, 83)),
-        (["--width", "60", "--height", "45"], (60, 45)),
-        (["--width", "50", "--factors", "4x-"], (50, 35)),
-    ],
-)
-def test_sizes_in_pixels_are_met_exactly(
-    tudsr: Tudsr, tmp_path: Path, options: list[str], expected: tuple[int, int]
-) -> None:
-    result = tudsr("upscale", draw(tmp_path / "a.png"), *options)
-    assert result.code == 0
-    assert result.out == f"{tmp_path / 'a_{}x{}.png'.format(*expected)}\n"
-    assert size(Path(result.out.strip())) == expected
-    assert ("stretched: 60 x 45 is 8.3 % taller" in result.err) == ("45" in options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--width", "12"],
-        ["--longest", "1000"],
-        ["--scale", "2", "--width", "50"],
-        ["--longest", "50", "--megapixels", "1"],
-        ["--megapixels", "-1"],
-        ["--megapixels", "nan"],
-        ["--width", "0"],
-    ],
-)
-def test_sizes_that_cannot_be_meant_are_refused(tudsr: Tudsr, tmp_path: Path, options: list[str]) -> None:
-    assert tudsr("upscale", draw(tmp_path / "a.png"), *options).code == 2
-    assert names(tmp_path) == ["a.png"]
-
-
-def test_a_size_of_a_picture_of_one_pixel() -> None:
-    assert TargetSize(longest=5).of(1000, 1) == (5, 1)
-    assert TargetSize(megapixels=1e-9).of(1, 1) == (1, 1)
-    assert target_size(8, None, None, None, None) is None
-    with pytest.raises(UsageError, match="--width/--height and --scale"):
-        target_size(8, None, None, None, None) or target_size(8, 1, 2, None, None)
 
 
 def test_a_run_goes_on_with_what_is_not_done_or_not_the_same(tudsr: Tudsr, folder: Path) -> None:
@@ -122,16 +55,16 @@ def test_what_becomes_of_an_output_that_exists(tudsr: Tudsr, folder: Path, polic
     kept = (folder / "out" / "a_x8.png").read_bytes() == b"mine"
     assert kept == (policy != "overwrite")
     expected = ["a_x8.png", "b_x8.png"] if policy != "rename" else ["a_x8.png", "a_x8_1.png", "b_x8.png"]
-    assert names(folder / "out") == expected
+    assert files(folder / "out") == expected
     assert "skipped" in tudsr(*run).err or policy == "overwrite"
-    assert names(folder / "out") == expected
+    assert files(folder / "out") == expected
 
 
 def test_one_output_gets_another_name_or_is_skipped(tudsr: Tudsr, tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     for _ in range(3):
         assert tudsr("upscale", tmp_path / "a.png", "--on-exists", "rename").code == 0
-    assert names(tmp_path) == ["a.png", "a_x8.png", "a_x8_1.png", "a_x8_2.png"]
+    assert files(tmp_path) == ["a.png", "a_x8.png", "a_x8_1.png", "a_x8_2.png"]
     result = tudsr("upscale", tmp_path / "a.png", "--on-exists", "skip")
     assert (result.code, result.out) == (0, "")
     assert "skipped" in result.err
@@ -157,7 +90,7 @@ def test_an_output_that_appears_in_the_meantime_is_left_alone(tmp_path: Path) ->
     with pytest.raises(UsageError, match="meantime"):
         write()
     assert (tmp_path / "a").read_bytes() == b"theirs"
-    assert names(tmp_path) == ["a"]
+    assert files(tmp_path) == ["a"]
 
 
 def test_a_file_system_without_links_is_written_to_all_the_same(
@@ -187,34 +120,29 @@ def test_what_a_killed_run_left_is_swept_but_not_what_is_being_written(tmp_path:
         assert process.stdout.readline() == b"ready\n"
         assert atomic.sweep(tmp_path) == 0
         process.send_signal(signal.SIGKILL)
-    assert len(names(tmp_path)) == 1
+    assert len(files(tmp_path)) == 1
     result = tudsr("upscale", draw(tmp_path / "a.png"))
     assert "removed 1 unfinished" in result.err
-    assert names(tmp_path) == ["a.png", "a_x8.png"]
+    assert files(tmp_path) == ["a.png", "a_x8.png"]
 
 
 SLOW = """
-import os, sys, time, cli
+import sys, time, cli
 from tudsr_runtime.upscaler import Upscaler
 whole = Upscaler.upscale_rows
 def upscale_rows(self, *rest, **options):
     print("ready", file=sys.stderr, flush=True)
-    time.sleep(float(os.environ["PICTURE_SECONDS"]))
+    time.sleep(PICTURE_SECONDS)
     yield from whole(self, *rest, **options)
 Upscaler.upscale_rows = upscale_rows
 sys.exit(cli.main())
 """
 
 
-def start(seconds: float, *arguments: object) -> subprocess.Popen[str]:
+def start_slow(seconds: float, *arguments: object) -> subprocess.Popen[str]:
     """`tudsr upscale` as a process that takes so long for each picture."""
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, "upscale", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PICTURE_SECONDS": str(seconds)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    script = f"PICTURE_SECONDS = {seconds}\n{SLOW}"
+    return start(script, "upscale", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("policy", ["skip", "error", "rename"])
@@ -223,32 +151,32 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, small_bundle: Path, pol
     for number in range(count):
         draw(tmp_path / "in" / f"{number}.png")
     run = (tmp_path / "in", "-o", tmp_path / "out", "--on-exists", policy, "--bundle", small_bundle)
-    both = [start(0.2, *run), start(0.2, *run)]
+    both = [start_slow(0.2, *run), start_slow(0.2, *run)]
     done = [(*process.communicate(), process.returncode) for process in both]
     for _, said, code in done:
         assert code == 0, said
     made = [path for out, _, _ in done for path in out.splitlines()]
     assert len(made) == len(set(made)) == count
-    assert names(tmp_path / "out") == [f"{number}_x8.png" for number in range(count)]
+    assert files(tmp_path / "out") == [f"{number}_x8.png" for number in range(count)]
     assert size(tmp_path / "out" / "0_x8.png") == (104, 72)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_run_that_was_killed_keeps_no_picture_to_itself(folder: Path, small_bundle: Path) -> None:
     run = (folder / "in", "-o", folder / "out", "--on-exists", "skip", "--bundle", small_bundle)
-    with start(600, *run) as process:
+    with start_slow(600, *run) as process:
         assert process.stderr is not None
         while process.stderr.readline() != "ready\n":
             pass
-        other = start(0, *run)
+        other = start_slow(0, *run)
         out, said = other.communicate()
         process.send_signal(signal.SIGKILL)
     assert (other.returncode, out) == (0, f"{folder / 'out' / 'b_x8.png'}\n")
     assert "a_x8.png is being made by another run" in said
-    last = start(0, *run)
+    last = start_slow(0, *run)
     out, said = last.communicate()
     assert (last.returncode, out) == (0, f"{folder / 'out' / 'a_x8.png'}\n"), said
-    assert names(folder / "out") == ["a_x8.png", "b_x8.png"]
+    assert files(folder / "out") == ["a_x8.png", "b_x8.png"]
 
 
 @pytest.mark.parametrize(("policy", "code"), [("skip", 0), ("error", 4)])
@@ -275,7 +203,7 @@ def test_a_name_that_is_too_long_does_not_stop_the_folder(tudsr: Tudsr, folder: 
     assert result.code == 4
     assert "too long" in result.err
     assert "2 ok, 1 failed" in result.err
-    assert names(folder / "out") == ["a_x8.png", "b_x8.png"]
+    assert files(folder / "out") == ["a_x8.png", "b_x8.png"]
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_the_others(tudsr: Tudsr, folder: Path) -> None:
@@ -285,7 +213,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_others(tudsr: Tudsr, 
     result = tudsr("upscale", folder / "in", "-r", "-o", folder / "out")
     assert result.code == 4
     assert "cannot write to the folder" in result.err
-    assert names(folder / "out") == ["a_x8.png", "b_x8.png", "sub"]
+    assert files(folder / "out") == ["a_x8.png", "b_x8.png", "sub"]
     assert tudsr("upscale", folder / "in", "-o", folder / "out" / "sub" / "x").code == 8
 
 
@@ -297,9 +225,9 @@ def test_pictures_of_one_name_and_one_format(tudsr: Tudsr, tmp_path: Path) -> No
     result = tudsr(*run)
     assert (result.code, "1 ok, 2 failed" in result.err) == (4, True)
     assert result.err.count("--on-exists rename") == 2
-    assert names(tmp_path / "out") == ["b_x8.png"]
+    assert files(tmp_path / "out") == ["b_x8.png"]
     assert tudsr(*run, "--on-exists", "rename").code == 0
-    assert names(tmp_path / "out") == ["a_x8.png", "a_x8_1.png", "b_x8.png"]
+    assert files(tmp_path / "out") == ["a_x8.png", "a_x8_1.png", "b_x8.png"]
     assert "3 skipped" in tudsr(*run, "--on-exists", "rename").err
 
 
@@ -313,7 +241,7 @@ def test_pictures_named_like_results_are_enlarged_elsewhere_too(tudsr: Tudsr, tm
     draw(tmp_path / "in" / "c.png")
     for _ in range(2):
         tudsr("upscale", tmp_path / "in", "--scale", "3")
-    assert len(names(tmp_path / "in")) == 10
+    assert len(files(tmp_path / "in")) == 10
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
@@ -329,43 +257,12 @@ def test_overwriting_keeps_a_private_picture_private_and_tells_of_links(tudsr: T
     assert (tmp_path / "link.png").read_bytes() == b"old"
 
 
-def test_a_picture_through_pipes(tmp_path: Path, small_bundle: Path) -> None:
-    data = draw(tmp_path / "a.png").read_bytes()
-    command = [sys.executable, ROOT / "cli.py", "upscale", "-", "--scale", "2", "--format", "jpg"]
-    done = subprocess.run(
-        [*command, "--bundle", small_bundle], cwd=tmp_path, input=data, capture_output=True, check=True
-    )
-    with Image.open(io.BytesIO(done.stdout)) as image:
-        assert (image.format, image.size) == ("JPEG", (26, 18))
-    assert names(tmp_path) == ["a.png"]
-
-
-def test_stdin_with_other_options(tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = draw(tmp_path / "a.png").read_bytes()
-
-    def run(stdin: bytes, *arguments: object) -> int:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return tudsr("upscale", *arguments).code
-
-    assert run(data, "-", "-o", tmp_path / "b.tif") == 0
-    assert size(tmp_path / "b.tif") == (104, 72)
-    assert run(b"", "-") == 3
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
-    assert "error: stdin: " in tudsr("upscale", "-").err
-    assert run(data, "-", "--json") == 2
-    assert run(data, "-", tmp_path / "a.png", "-o", "-") == 2
-    assert run(data, tmp_path, "-o", "-") == 2
-    # The result of stdin would have no place to go.
-    assert run(data, "-", tmp_path / "a.png") == 2
-    assert names(tmp_path) == ["a.png", "b.tif"]
-
-
 def test_patterns_and_formats(tudsr: Tudsr, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(folder / "in" / "deep" / "c.png")
     monkeypatch.chdir(folder)
     result = tudsr("upscale", "in/**/*.png", "-o", "out", "--format", "webp")
     assert result.code == 0
-    assert names(folder / "out") == ["a_x8.webp", "b_x8.webp", "c_x8.webp"]
+    assert files(folder / "out") == ["a_x8.webp", "b_x8.webp", "c_x8.webp"]
     assert tudsr("upscale", "in/*.jpg").code == 3
     assert tudsr("upscale", "in/a.png", "--format", "gif").code == 2
     assert tudsr("upscale", "in/a.png", "-o", "a.png", "--format", "jpg").code == 2

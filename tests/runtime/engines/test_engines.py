@@ -95,17 +95,6 @@ def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle
     assert names == [name for i in (1, 2) for name in ("vae_encoder", f"unet_stage{i}", "vae_decoder")]
 
 
-@pytest.mark.usefixtures("ort")
-@pytest.mark.parametrize(("strength", "added"), [(0.0, 0.0), (0.4, 0.1), (1.0, 0.25)])
-def test_strength_takes_a_part_of_the_model_s_change(
-    make_bundle: MakeBundle, tmp_path: Path, strength: float, added: float
-) -> None:
-    bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", tile=64))
-    stage = LoadedEngines(bundle, CPU, 1, (strength, 1)).stage(0)
-    x = tile()
-    assert np.abs(stage.run(x) - (x + added)).max() <= 1e-6
-
-
 def test_a_precision_that_the_bundle_lacks_is_an_error() -> None:
     assert graph_precision("auto", ("fp16", "fp32")) == Precision("fp16", "the bundle's")
     assert graph_precision("fp32", ("fp16", "fp32")).name == "fp32"

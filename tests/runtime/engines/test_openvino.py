@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +37,10 @@ def fake_core(monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVino, SimpleNamespac
     core = SimpleNamespace(
         available_devices=["CPU", "GPU.0", "GPU.1"],
         capabilities=["FP32", "FP16", "BF16"],
-        get_property=lambda _device, _name: core.capabilities,
+        processor="AMD EPYC",
+        get_property=lambda _device, name: (
+            core.processor if name == "FULL_DEVICE_NAME" else core.capabilities
+        ),
     )
     monkeypatch.setattr(openvino, "open_core", lambda: core)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
@@ -52,18 +57,32 @@ def tile(size: int = 64) -> np.ndarray:
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_stage_is_the_one_of_onnx_runtime(
-    make_bundle: MakeBundle, tmp_path: Path, dtype: str, strength: float
-) -> None:
+def test_stage_is_the_one_of_onnx_runtime(make_bundle: MakeBundle, tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype=dtype, tile=64))
     x = tile()
     other = Choice("onnxruntime", "cpu", "for the test")
-    expected = LoadedEngines(bundle, other, 1, (strength, 1)).stage(0).run(x)
-    y = LoadedEngines(bundle, on_cpu(), 1, (strength, 1)).stage(0).run(x)
+    expected = LoadedEngines(bundle, other, 1).stage(0).run(x)
+    y = LoadedEngines(bundle, on_cpu(), 1).stage(0).run(x)
     assert y.dtype == np.float32
     assert np.abs(y - expected).max() <= {"float32": 1e-6, "float16": 2e-3}[dtype]
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_dropped_engine_is_freed_at_once(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Whoever is short of memory cannot wait until Python looks for circles."""
+    loaded = LoadedEngines(open_bundle(make_bundle(tmp_path / "b", tile=64)), on_cpu(), 1)
+    gc.disable()
+    try:
+        stage = loaded.stage(0)
+        stage.run(tile())
+        stage.engines[0].run(tile())
+        engines = [weakref.ref(engine) for engine in stage.engines]
+        assert not loaded.give_way(tile=64)
+        del stage
+        assert [ref() for ref in engines] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("backend")
@@ -149,6 +168,32 @@ def test_half_bundles_run_in_what_the_processor_has(fake_core: tuple[OpenVino, S
     assert backend.precision("cpu", "auto", ("fp16",)) == Precision("fp32", "the processor has no bf16")
     with pytest.raises(DeviceError, match="cpu does not compute in bf16"):
         backend.precision("cpu", "bf16", ("fp16",))
+
+
+@pytest.mark.parametrize(
+    ("processor", "flags", "chosen"),
+    [
+        ("AMD EPYC", "avx512_bf16", "bf16"),
+        ("Intel(R) Xeon(R)", "avx512_bf16", "fp32"),
+        ("Intel(R) Xeon(R)", "avx512_bf16 amx_bf16", "bf16"),
+        ("Intel(R) Xeon(R)", None, "fp32"),
+    ],
+)
+def test_bf16_is_chosen_only_where_it_is_faster(
+    fake_core: tuple[OpenVino, SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: str,
+    flags: str | None,
+    chosen: str,
+) -> None:
+    backend, core = fake_core
+    core.processor = processor
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu sse {flags} avx2\n")
+    monkeypatch.setattr(openvino, "CPUINFO", tmp_path / "cpuinfo")
+    assert backend.precision("cpu", "auto", ("fp16", "fp32")).name == chosen
+    assert backend.precision("cpu", "bf16", ("fp16", "fp32")) == Precision("bf16", "as asked")
 
 
 def test_devices_are_those_that_openvino_finds(fake_core: tuple[OpenVino, SimpleNamespace]) -> None:

@@ -105,6 +105,18 @@ def bmp_with_profile() -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, 14 + 124) + body
 
 
+def calibrated_bmp() -> bytes:
+    """A BMP of version 4 whose header gives the primaries of Display P3 and a gamma of 2.2."""
+    width, height = SIZE
+    pixels = bytes(3 * width * height)
+    columns = (0.4866, 0.2290, 0.0, 0.2657, 0.6917, 0.0451, 0.1982, 0.0793, 1.0439)
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 24, 0, len(pixels), 0, 0, 0, 0)
+    header += bytes(16) + bytes(4) + struct.pack("<9i", *(int(value * 2**30) for value in columns))
+    header += struct.pack("<3I", *[int(2.2 * 2**16)] * 3)
+    assert len(header) == 108
+    return b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + header + pixels
+
+
 def animated(kind: str) -> bytes:
     """Two frames or pages."""
     frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue")]
@@ -189,6 +201,7 @@ FILES: dict[str, dict[str, Callable[[], bytes]]] = {
         "PNG": lambda: with_chunk(b"cICP", bytes([*AURORA, 0, 1])),
         "TIFF": lambda: with_tags(corners=(319, 5, P3_CORNERS)),
         "AVIF": lambda: nclx(*AURORA),
+        "BMP": calibrated_bmp,
         **{kind: (lambda kind=kind: saved(kind, exif=adobe_rgb())) for kind in ("JPEG", "WEBP")},
     },
     "HDR (PQ, HLG)": {

@@ -1,6 +1,6 @@
 """Damaged files of every format and mode: read, write, read again. Only clear errors, or a true picture.
 
-TUDSR_FUZZ_CASES=50000 tries so many; TUDSR_FUZZ_SEED another set of them.
+TUDSR_FUZZ_CASES=50000 tries that number; TUDSR_FUZZ_SEED another set of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,3 +101,27 @@ def test_stopping_early_ends_the_thread() -> None:
     (thread,) = ended
     assert thread.name == "tudsr-stages"
     assert not thread.is_alive()
+
+
+def test_what_an_error_reaches_is_let_go_with_it() -> None:
+    """An engine that ran out of memory must not live on in the traceback while a smaller one is loaded."""
+
+    class Engine:
+        pass
+
+    def produce(_: threading.Event) -> Iterator[int]:
+        engine = Engine()
+        seen.append(weakref.ref(engine))
+        raise MemoryError(engine)
+        yield 0
+
+    seen: list[weakref.ref[Engine]] = []
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError):
+            list(in_background(produce))
+        unread = in_background(lambda stop: iter([0, *produce(stop)]))
+        unread.close()
+        assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tudsr_runtime import Upscaler
 from tudsr_runtime.batch.options import parse_strength
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Precision
-from tudsr_runtime.errors import MemoryExhausted, NotFiniteError, UsageError
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.tiling.sanity import find_fault
 
 MakeBundle = Callable[..., Path]
@@ -192,6 +194,25 @@ def test_a_tile_that_stays_bad_ends_the_picture(upscaler_with: Callable[..., Any
     assert caught.value.exit_code == 9
 
 
+def test_what_keeps_a_bad_tile_from_a_second_try_does_not_hide_that_it_was_bad(
+    upscaler_with: Callable[..., Any],
+) -> None:
+    def missing(_: np.ndarray) -> np.ndarray:
+        raise DeviceError("there are no engines in fp32", hint="tudsr build --precision fp32")
+
+    upscaler, _ = upscaler_with(FakeBackend(fp16=nan, fp32=missing))
+    with pytest.raises(
+        NotFiniteError,
+        match=r"NaN or infinity in stage 1, .*, and fp32 cannot be tried: there are no engines",
+    ) as caught:
+        upscaler.upscale(photo())
+    assert caught.value.exit_code == 9
+    assert caught.value.hint == "tudsr build --precision fp32"
+    upscaler, _ = upscaler_with(FakeBackend(fp16=nan, fp32=exhausted_at(64)))
+    with pytest.raises(MemoryExhausted, match=r"12 bytes wanted \(the model made NaN or infinity in stage 1"):
+        upscaler.upscale(photo())
+
+
 def test_models_of_random_weights_may_be_let_through(upscaler_with: Callable[..., Any]) -> None:
     upscaler, _ = upscaler_with(FakeBackend(fp32=lambda x: np.zeros_like(x)), sanity=False)
     assert upscaler.upscale(photo()).shape == (320, 320, 3)
@@ -215,6 +236,29 @@ def test_out_of_memory_starts_again_with_smaller_tiles(upscaler_with: Callable[.
     upscaler.upscale(photo())
     assert len(notes) == 1
     assert backend.loaded.count(("fp32", 128)) == 4
+
+
+def test_the_large_engines_are_gone_when_the_small_ones_are_loaded(
+    upscaler_with: Callable[..., Any],
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    counts: list[int] = []
+
+    class Counting(FakeBackend):
+        def load(self, graph: Path, variant: Any, target: Any) -> Any:
+            counts.append(sum(tile != variant.tile for tile in (one.tile for one in alive)))
+            engine = super().load(graph, variant, target)
+            engine.tile = variant.tile
+            alive.add(engine)
+            return engine
+
+    gc.disable()
+    try:
+        upscaler_with(Counting(fp32=exhausted_at(128)))[0].upscale(photo())
+    finally:
+        gc.enable()
+    assert len(counts) == 8
+    assert sum(counts) == 0
 
 
 def test_out_of_memory_with_the_smallest_tile_is_the_end(upscaler_with: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@
     layers.py       the layers of a finished engine
     inspection.py   layers, precisions, fusions and memory as tables
     backend.py      the back ends `tensorrt` and `tensorrt-rtx`
+    gate.py         a lock, and what waits for its end
     cuda_chain.py   tiles through engines without a stop on the host
     cuda.py         the CUDA runtime: which GPU, and calls whose failure is an error
     kernels.py      what TensorRT for RTX compiled on the GPU, kept for the next time

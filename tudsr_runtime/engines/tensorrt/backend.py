@@ -25,13 +25,16 @@ from tudsr_runtime.engines.backend import (
     Target,
     Unavailable,
     as_end,
+    as_engine_error,
     check_interface,
+    lacks_memory,
     split_device,
 )
 from tudsr_runtime.engines.backend import graph_precision as choose_precision
 from tudsr_runtime.engines.tensorrt.builder import tensor_spec
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, LoadedEngine
+from tudsr_runtime.engines.tensorrt.gate import Gate
 from tudsr_runtime.engines.tensorrt.kernels import KernelCache
 from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, open_library
 from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
@@ -46,7 +49,7 @@ class TensorRT:
     def __init__(self, name: str) -> None:
         self._name = name
         self._open: dict[int, _Runtime] = {}
-        self._lock = threading.RLock()
+        self.gate = Gate()
 
     def probe(self, device: str) -> Unavailable | None:
         """None if the library is installed and there is a GPU that it runs on."""
@@ -75,7 +78,7 @@ class TensorRT:
         try:
             return runtime.load(graph, variant, target)
         except BaseException:
-            self._give_back(runtime)
+            self.give_back(runtime)
             raise
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
@@ -100,15 +103,16 @@ class TensorRT:
         return library, gpu
 
     def _acquire(self, number: int) -> _Runtime:
-        with self._lock:
+        with self.gate:
             if number not in self._open:
                 library, gpu = self._find(number)
                 self._open[number] = _Runtime(library, gpu, Device(library.module, open_cuda(), number), self)
             self._open[number].users += 1
             return self._open[number]
 
-    def _give_back(self, runtime: _Runtime) -> None:
-        with self._lock:
+    def give_back(self, runtime: _Runtime) -> None:
+        """One engine of that runtime is gone, or could not be loaded."""
+        with self.gate:
             runtime.users -= 1
             if not runtime.users:
                 del self._open[runtime.device.number]
@@ -125,16 +129,20 @@ class _Runtime:
     backend: TensorRT
     users: int = 0
 
+    @property
+    def target(self) -> str:
+        """What engines for this GPU are for."""
+        return self.library.target(self.gpu)
+
     def __post_init__(self) -> None:
-        self._kernels = KernelCache(self.library, self.gpu.target)
+        self._kernels = KernelCache(self.library, self.gpu.card)
         self._runtime = self.library.module.Runtime(self.device.logger)
         self._runtime.engine_host_code_allowed = False
 
     def load(self, graph: Path, variant: Variant, target: Target) -> TensorRTEngine:
         plan, data = self._read(graph, variant, target)
         name = graph.parent.name or graph.name
-        with self.device.lock:
-            self.device.use()
+        with self.device.at_work():
             engine = self._deserialize(name, data)
         _check_interface(name, engine, variant, plan)
         loaded = LoadedEngine(
@@ -142,9 +150,21 @@ class _Runtime:
         )
         return TensorRTEngine(self, loaded)
 
-    def release(self) -> None:
-        """One engine is gone."""
-        self.backend._give_back(self)
+    def release(self, chains: Sequence[Chain], loaded: LoadedEngine) -> None:
+        """Free an engine and the chains that it is part of."""
+        for chain in chains:
+            chain.close()
+        loaded.drop()
+        self.backend.gate.soon(lambda: self.backend.give_back(self))
+
+    def release_soon(self, chains: Sequence[Chain], loaded: LoadedEngine) -> None:
+        """The same once nobody works with the GPU: freeing waits for the GPU, which a capture forbids."""
+
+        def release() -> None:
+            with suppress(TudsrError):
+                self.release(chains, loaded)
+
+        self.device.gate.soon(release)
 
     def close(self) -> None:
         """Keep the compiled kernels and free what is left."""
@@ -157,14 +177,14 @@ class _Runtime:
         folder = target.engines
         if folder is None:
             bundle = open_bundle(graph.parents[variant.model.count("/")], verify=False)
-            folder = engine_folder(bundle, self.library, self.gpu.target, target.precision)
+            folder = engine_folder(bundle, self.library, self.target, target.precision)
         build = f"tudsr build {graph.parents[variant.model.count('/')]} --engine {self.library.name}"
         if not folder.is_dir():
             raise DeviceError(
                 f"there are no engines in {folder}", hint=f"{build} --precision {variant.precision}"
             )
         record = read_record(folder)
-        reason = record.misfit(self.library, self.gpu.target, (variant,))
+        reason = record.misfit(self.library, self.target, (variant,))
         if reason:
             raise DeviceError(
                 f"the engines in {folder} cannot run here: {reason}",
@@ -178,9 +198,7 @@ class _Runtime:
         if self.library.ahead_of_time:
             validity, diagnostics = self._runtime.get_engine_validity(data)
             if validity == trt.EngineValidity.INVALID:
-                raise DeviceError(
-                    f"{self.gpu.name} cannot run the engine of {name}: {_reasons(trt, diagnostics)}"
-                )
+                raise _refused(self.gpu.name, name, _reasons(trt, diagnostics))
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self.device.error(f"loading {name}")
@@ -224,18 +242,14 @@ class TensorRTEngine:
     def close(self) -> None:
         """Free the engine and every chain that it is part of."""
         with self._lock:
-            if self.loaded.engine is None:
-                return
-            while self._chains:
-                self._chains.popitem()[1].close()
-            self.loaded.engine = None
-            self.loaded.context = lambda: None
-            self.runtime.release()
+            if self.loaded.engine is not None:
+                chains, self._chains = list(self._chains.values()), {}
+                self.runtime.release(chains, self.loaded)
 
     def __del__(self) -> None:
         """Engines may be dropped instead of closed, once nothing runs them any more."""
-        with suppress(TudsrError):
-            self.close()
+        if self.loaded.engine is not None:
+            self.runtime.release_soon(list(self._chains.values()), self.loaded)
 
 
 def _check_interface(name: str, engine: Any, variant: Variant, plan: BuiltPlan) -> None:
@@ -247,6 +261,12 @@ def _check_interface(name: str, engine: Any, variant: Variant, plan: BuiltPlan) 
         found[engine.get_tensor_mode(tensor).name].append(as_end(spec))
     check_interface(f"the engine of {name}", found["INPUT"], found["OUTPUT"], variant)
     check_interface(f"the record of {name}", map(as_end, plan.inputs), map(as_end, plan.outputs), variant)
+
+
+def _refused(gpu: str, name: str, reasons: str) -> TudsrError:
+    if lacks_memory(reasons):
+        return as_engine_error(RuntimeError(reasons), f"loading {name} on {gpu} with TensorRT")
+    return DeviceError(f"{gpu} cannot run the engine of {name}: {reasons}")
 
 
 def _reasons(trt: Any, diagnostics: Any) -> str:

@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds: errors, memory, the layers of the result, and how far it is.
+"""What TensorRT says while it builds and runs: errors, memory, the layers of an engine, and how far it is.
 
 TensorRT calls back from C++, sometimes from its own threads; an exception there would end the process, so
 these listeners keep everything and raise nothing.
@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tudsr_runtime.engines.backend import lacks_memory
+
 BuildProgress = Callable[[float, str], None]
 """Called with the finished part of a build, 0 to 1, and the name of the phase at work."""
 
+ERRORS = ("ERROR", "INTERNAL_ERROR")
 LAYERS = "Layers:\n"
 """How the message begins that lists the layers of a finished engine."""
 COUNTED_BYTES = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
@@ -21,20 +24,37 @@ COUNTED_BYTES = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 @dataclass
 class BuildLog:
-    """The messages of one build that matter afterwards."""
+    """The messages of one build, or of one piece of work of a runtime, that matter afterwards.
+
+    `shortages` are those errors and warnings that say that memory is short. TensorRT says it where it
+    allocates, as a warning too; the error that ends the work comes later and need not repeat it.
+    """
 
     errors: list[str] = field(default_factory=list)
+    shortages: list[str] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     layers: str = ""
 
     def take(self, severity: str, message: str) -> None:
         """Keep `message` if it tells something; `severity` is the name of TensorRT's."""
-        if severity in ("ERROR", "INTERNAL_ERROR"):
+        if severity in ("WARNING", *ERRORS) and lacks_memory(message):
+            self.shortages.append(" ".join(message.split()))
+        if severity in ERRORS:
             self.errors.append(" ".join(message.split()))
         elif message.startswith(LAYERS):
             self.layers = message
         elif found := COUNTED_BYTES.match(message):
             self.memory[found[1].lower()] = int(found[2])
+
+    def forget(self) -> None:
+        """Drop errors and shortages: what follows is other work."""
+        self.errors.clear()
+        self.shortages.clear()
+
+    def failure(self) -> RuntimeError:
+        """Why the work failed: short memory where anything said so, else the error that came last."""
+        said = (*self.errors, *self.shortages)
+        return RuntimeError(said[-1] if said else "TensorRT gave no reason")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tudsr_runtime.bundle import TensorSpec
+from tudsr_runtime.engines.backend import as_engine_error, lacks_memory
 from tudsr_runtime.engines.tensorrt.build_log import (
     BuildLog,
     BuildProgress,
@@ -28,6 +29,7 @@ from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
 TENSORRT_TYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}
+NO_KERNEL = "Could not find any implementation"
 POLL_SECONDS = 0.1
 T = TypeVar("T")
 
@@ -119,7 +121,7 @@ class _Build:
         if self._watcher.failure is not None:
             raise self._watcher.failure
         if plan is None:
-            raise self._refused(self._log.errors[0] if self._log.errors else "TensorRT gave no reason")
+            raise self._failed()
         layers = read_layers(self._log.layers)
         view = memoryview(plan)
         return BuiltEngine(
@@ -167,6 +169,13 @@ class _Build:
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         return config, cache
+
+    def _failed(self) -> TudsrError:
+        """Kernels are left out where memory is short, which TensorRT only warns of, until a node has none."""
+        errors, shortages = self._log.errors, self._log.shortages
+        if shortages and any(NO_KERNEL in error or lacks_memory(error) for error in errors):
+            return as_engine_error(RuntimeError(shortages[-1]), f"building {self._graph}")
+        return self._refused(errors[0] if errors else "TensorRT gave no reason")
 
     def _refused(self, reason: str) -> TudsrError:
         name = f"{self._library.name} {self._library.version}"

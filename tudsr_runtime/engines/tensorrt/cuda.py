@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,13 @@ class Gpu:
     name: str
     target: str
     memory: int
+
+    @property
+    def card(self) -> str:
+        """The kind of card, such as "sm89-nvidia-geforce-rtx-4090-24gib": what is timed on one is not the
+        best on another of the same compute capability, nor need it fit there."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return f"{self.target}-{name}-{round(self.memory / 2**30)}gib"
 
 
 def open_cuda() -> Any:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import queue
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.backend import as_engine_error
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, make_logger
 from tudsr_runtime.engines.tensorrt.cuda import call
+from tudsr_runtime.engines.tensorrt.gate import Gate
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, TudsrError
 from tudsr_runtime.planes import FloatArray
 
@@ -80,11 +81,11 @@ class Holdings:
 
 
 class Device:
-    """One GPU as one library uses it. `number` is CUDA's own of the GPU, `lock` guards the order of work."""
+    """One GPU as one library uses it. `number` is CUDA's own of the GPU, `gate` guards the order of work."""
 
     def __init__(self, trt: Any, cuda: Any, number: int = 0) -> None:
         self.trt, self.cuda, self.number = trt, cuda, number
-        self.lock = threading.RLock()
+        self.gate = Gate()
         self.log = BuildLog()
         # TensorRT keeps no reference of its own to the logger.
         self.logger = make_logger(trt, self.log)
@@ -96,6 +97,14 @@ class Device:
     def use(self) -> None:
         """Make it the calling thread's GPU; CUDA keeps one for each thread."""
         self("cudaSetDevice", self.number)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The calling thread alone works with the GPU; `error` tells of what went wrong since it began."""
+        with self.gate:
+            self.use()
+            self.log.forget()
+            yield
 
     def __call__(self, function: str, *arguments: Any) -> Any:
         """Call a function of the CUDA runtime; raises as `tudsr_runtime.engines.tensorrt.cuda.call`."""
@@ -112,9 +121,8 @@ class Device:
         return self._arena
 
     def error(self, doing: str) -> TudsrError:
-        """The error to raise where TensorRT failed, with what it said last."""
-        reason = self.log.errors[-1] if self.log.errors else "TensorRT gave no reason"
-        return as_engine_error(RuntimeError(reason), f"{doing} with TensorRT")
+        """The error to raise where TensorRT failed in what `at_work` encloses, with what it said."""
+        return as_engine_error(self.log.failure(), f"{doing} with TensorRT")
 
     def settle(self) -> None:
         """Wait until nothing is under way."""
@@ -123,8 +131,7 @@ class Device:
 
     def close(self) -> None:
         """Free the streams and the arena; all chains must be closed."""
-        with self.lock:
-            self.use()
+        with self.at_work():
             self.settle()
             self._holdings.free()
 
@@ -138,6 +145,11 @@ class LoadedEngine:
     source: TensorSpec
     target: TensorSpec
     context: Callable[[], Any]
+
+    def drop(self) -> None:
+        """Let the library free it."""
+        self.engine = None
+        self.context = lambda: None
 
 
 @dataclass
@@ -169,12 +181,11 @@ class Chain:
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
         self.closed = False
-        with device.lock:
-            device.use()
+        with device.at_work():
             try:
                 self._prepare()
             except BaseException:
-                self.close()
+                self._end()
                 raise
 
     def run(self, x: FloatArray) -> FloatArray:
@@ -190,8 +201,7 @@ class Chain:
         slot = self._free.get()
         try:
             np.copyto(slot.host_in, x, casting="same_kind")
-            with self._device.lock:
-                self._device.use()
+            with self._device.at_work():
                 self._submit(slot)
             self._device("cudaEventSynchronize", slot.downloaded)
             return slot.host_out.astype(np.float32)
@@ -200,15 +210,17 @@ class Chain:
 
     def close(self) -> None:
         """Free everything but the engines. No `run` may be under way or follow."""
-        with self._device.lock:
-            if self.closed:
-                return
-            self.closed = True
-            self._device.use()
-            self._device.settle()
-            self._slots.clear()
-            self._free = queue.SimpleQueue()
-            self._holdings.free()
+        with self._device.at_work():
+            self._end()
+
+    def _end(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._device.settle()
+        self._slots.clear()
+        self._free = queue.SimpleQueue()
+        self._holdings.free()
 
     def _prepare(self) -> None:
         between = [self._holdings.memory(tensor_bytes(one.target)) for one in self._engines[:-1]]

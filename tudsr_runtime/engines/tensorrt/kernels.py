@@ -18,10 +18,10 @@ DIGEST = hashlib.sha256().digest_size
 
 
 class KernelCache:
-    """What one library has compiled for one GPU; TensorRT itself compiles nothing when it runs."""
+    """What one library has compiled for one kind of card; TensorRT itself compiles nothing when it runs."""
 
-    def __init__(self, library: Library, target: str) -> None:
-        self._path = cache_folder() / "kernels" / f"{library.name}-{library.version}-{target}.cache"
+    def __init__(self, library: Library, card: str) -> None:
+        self._path = cache_folder() / "kernels" / f"{library.name}-{library.version}-{card}.cache"
         self._cache: Any = None
         self._read = b""
 

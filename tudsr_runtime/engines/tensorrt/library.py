@@ -1,7 +1,7 @@
 """The TensorRT libraries, and the GPUs that engines are built for.
 
 TensorRT for RTX builds ahead of time for any of `TARGETS`, on a machine without a GPU too. TensorRT itself
-builds on the GPU that will run the engine, by timing kernels there.
+builds on the GPU that will run the engine, by timing kernels there: its target is that card.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tudsr_runtime.engines.tensorrt.cuda import find_gpu
+from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu
 from tudsr_runtime.errors import DeviceError, UsageError
 from tudsr_runtime.installation import install_hint
 
@@ -48,6 +48,10 @@ class Library:
     def platform(self) -> str:
         """Where its engines run besides the GPU: engines of TensorRT for RTX are the same everywhere."""
         return "any" if self.ahead_of_time else f"{platform.system()}_{platform.machine()}".lower()
+
+    def target(self, gpu: Gpu) -> str:
+        """What its engines for that GPU are for: its compute capability, or that kind of card."""
+        return gpu.target if self.ahead_of_time else gpu.card
 
 
 def open_library(name: str) -> Library:
@@ -92,12 +96,12 @@ def choose_target(library: Library, asked: str | None, number: int = 0) -> tuple
     gpu = find_gpu(f"{library.name} has no GPU to build for", hint=hint, number=number)
     if library.ahead_of_time:
         _check_target(gpu.target)
-    elif asked not in (None, gpu.target):
+    elif asked not in (None, gpu.target, gpu.card):
         raise DeviceError(
             f"TensorRT builds for its own GPU only: {gpu.name} is {gpu.target}, not {asked}",
             hint=f"--engine tensorrt-rtx --target {asked}, or build on the machine that will run",
         )
-    return gpu.target, f"this machine's {gpu.name}"
+    return library.target(gpu), f"this machine's {gpu.name}"
 
 
 def _check_target(target: str) -> None:

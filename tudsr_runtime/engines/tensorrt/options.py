@@ -34,6 +34,10 @@ class BuildOptions:
             help="Of the graphs: fp16 or fp32, if the bundle has both.  [default: its own]",
         ),
     ] = None
+    tile: Annotated[
+        tuple[int, ...],
+        typer.Option(metavar="PX", help="Only for tiles of that size; repeatable.  [default: all sizes]"),
+    ] = ()
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
     ] = False

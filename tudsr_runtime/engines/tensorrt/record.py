@@ -52,7 +52,9 @@ class BuiltPlan:
 class EngineRecord:
     """The content of engine.json. `plans` goes by the graph's file in the bundle ("unet_stage1/model.onnx").
 
-    `platform` is "any" or, as in "linux_x86_64", the one system where the engines run.
+    `target` is "sm89" or the like; of TensorRT itself with the card behind it, such as
+    "sm89-nvidia-geforce-rtx-4090-24gib". `platform` is "any" or, as in "linux_x86_64", the
+    one system where the engines run.
     """
 
     schema_version: int
@@ -68,11 +70,16 @@ class EngineRecord:
         if self.schema_version != RECORD_SCHEMA:
             raise ValueError(f"schema_version is {self.schema_version}, this tudsr reads {RECORD_SCHEMA}")
 
+    @property
+    def capability(self) -> str:
+        """Compute capability of the target, such as "sm89"."""
+        return self.target.partition("-")[0]
+
     def to_json(self) -> str:
         """The text of engine.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    def misfit(self, library: Library, target: str, variants: Iterable[Variant]) -> str | None:
+    def misfit(self, library: Library, target: str, variants: Iterable[Variant] = ()) -> str | None:
         """Why these engines cannot serve there for these graphs, in words; None if they can."""
         here = {
             "library": (self.library, library.name),
@@ -102,12 +109,16 @@ def engine_variants(bundle: Bundle, precision: str | None = None) -> dict[str, V
         BundleError: the bundle has no graph of that precision.
     """
     precision = precision or bundle.manifest.precision
-    own = bundle.manifest.tile
     return {
-        name if tile == own else f"{name}-{tile}": bundle.variant(name, precision=precision, tile=tile)
+        engine_name(bundle, name, tile): bundle.variant(name, precision=precision, tile=tile)
         for tile in bundle.tiles
         for name in bundle.manifest.components
     }
+
+
+def engine_name(bundle: Bundle, component: str, tile: int) -> str:
+    """What the engine of a component for tiles of that size is called: a name of `engine_variants`."""
+    return component if tile == bundle.manifest.tile else f"{component}-{tile}"
 
 
 def engine_cache() -> Path:

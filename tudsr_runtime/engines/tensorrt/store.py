@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from tudsr_runtime.engines.tensorrt.record import (
     read_record,
 )
 from tudsr_runtime.errors import DeviceError, OutputError, TudsrError
-from tudsr_runtime.files import cache_folder, exclusive, file_sha256, make_folder
+from tudsr_runtime.files import cache_folder, exclusive, file_sha256, link_or_copy, make_folder
 
 
 class Reporter:
@@ -58,17 +58,28 @@ class EngineFolder:
 @dataclass(frozen=True)
 class Wanted:
     """Which engines are wanted: of which bundle, in which precision (None: its own), by which library, for
-    which GPU."""
+    which GPU, and of these only those of some names (None: all; see `engine_variants`)."""
 
     bundle: Bundle
     library: Library
     target: str
     precision: str | None = None
+    names: frozenset[str] | None = None
 
     @property
     def variants(self) -> dict[str, Variant]:
         """The graphs (see `engine_variants`). Raises BundleError if the bundle has none of that precision."""
-        return engine_variants(self.bundle, self.precision)
+        found = engine_variants(self.bundle, self.precision)
+        return {name: found[name] for name in found if self.names is None or name in self.names}
+
+    def missing(self, plans: Mapping[str, BuiltPlan]) -> dict[str, Variant]:
+        """The graphs that `plans`, which go by graph, has no engine of."""
+        return {name: variant for name, variant in self.variants.items() if variant.model not in plans}
+
+    def plans(self, record: EngineRecord) -> list[BuiltPlan]:
+        """The engines of a record that are wanted."""
+        models = {variant.model for variant in self.variants.values()}
+        return [plan for model, plan in record.plans.items() if model in models]
 
     def misfit(self, record: EngineRecord) -> str | None:
         """Why recorded engines are not these, in words; None if they are."""
@@ -76,9 +87,15 @@ class Wanted:
 
 
 def ensure_engines(
-    wanted: Wanted, folder: Path | None = None, reporter: Reporter | None = None
+    wanted: Wanted,
+    folder: Path | None = None,
+    reporter: Reporter | None = None,
+    thorough: bool = True,
 ) -> EngineFolder:
-    """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build them.
+    """Take the engines in `folder` (the cache's own by default) if they are the wanted ones, else build those
+    that are missing. The others of the folder stay if they are of this bundle and could serve.
+
+    Without `thorough` the size of each file is compared with its record, its bytes are not.
 
     Raises:
         DeviceError: a graph cannot be built; nothing is published then.
@@ -91,16 +108,41 @@ def ensure_engines(
     make_folder(path.parent, private=True)
     lock = path.with_name(f".{path.name}.lock")
     with exclusive(lock, lambda: reporter.note(f"another process builds {path}; waiting for it")):
-        found, reason = _serving(path, wanted)
+        found, reason = _serving(path, wanted, thorough)
         if found is not None:
             return EngineFolder(path, found, built=False)
-        reason = reason or _predecessor(wanted)
-        if reason:
-            reporter.note(f"building the engines again: {reason}")
-        return EngineFolder(path, _build_all(path, wanted, reporter), built=True)
+        kept = _kept(path, wanted) if reason else {}
+        _tell_why(reporter, path, reason or _predecessor(wanted), wanted, kept)
+        return EngineFolder(path, _build_missing(path, wanted, kept, reporter), built=True)
 
 
-def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | None]:
+def _tell_why(
+    reporter: Reporter, path: Path, reason: str | None, wanted: Wanted, kept: Mapping[str, BuiltPlan]
+) -> None:
+    there = {one.name.partition(".")[0] for one in path.glob("*.*")} if kept else set()
+    if kept and there.isdisjoint(wanted.missing(kept)):
+        reporter.note(f"adding engines to the {len(kept)} in {path}")
+    elif reason:
+        reporter.note(f"building the engines again: {reason}")
+
+
+def _kept(path: Path, wanted: Wanted) -> dict[str, BuiltPlan]:
+    """The engines of a folder that would serve, whether they are wanted now or not, by graph."""
+    try:
+        record = read_record(path)
+    except DeviceError:
+        return {}
+    if record.misfit(wanted.library, wanted.target):
+        return {}
+    graphs = {one.model: one.files for one in engine_variants(wanted.bundle, wanted.precision).values()}
+    return {
+        model: plan
+        for model, plan in record.plans.items()
+        if graphs.get(model) == plan.graph and _damage(path, [plan]) is None
+    }
+
+
+def _serving(path: Path, wanted: Wanted, thorough: bool) -> tuple[EngineRecord | None, str | None]:
     """The record of engines that serve, else why those that are there do not (None: there are none)."""
     if not path.exists():
         return None, None
@@ -111,19 +153,20 @@ def _serving(path: Path, wanted: Wanted) -> tuple[EngineRecord | None, str | Non
         record = read_record(path)
     except DeviceError as error:
         return None, str(error)
-    reason = wanted.misfit(record) or _damage(path, record)
+    reason = wanted.misfit(record) or _damage(path, wanted.plans(record), thorough)
     return (None, reason) if reason else (record, None)
 
 
-def _damage(path: Path, record: EngineRecord) -> str | None:
-    """Which file of the folder is not the one that was built, if any."""
-    for plan in record.plans.values():
+def _damage(path: Path, plans: Iterable[BuiltPlan], thorough: bool = True) -> str | None:
+    """Which file of these engines is not the one that was built, if any."""
+    for plan in plans:
         for file in (plan.file, plan.layers):
             try:
-                actual = file_sha256(path / file.path)
+                same = (path / file.path).stat().st_size == file.bytes
+                same = same and (not thorough or file_sha256(path / file.path) == file.sha256)
             except OSError as error:
                 return f"{file.path} cannot be read ({error.strerror or error})"
-            if actual != file.sha256:
+            if not same:
                 return f"{file.path} has changed since it was built"
     return None
 
@@ -181,14 +224,20 @@ def _graph_bytes(files: Iterable[BundleFile]) -> int:
     return sum(file.bytes for file in files)
 
 
-def _build_all(path: Path, wanted: Wanted, reporter: Reporter) -> EngineRecord:
-    library, bundle = wanted.library, wanted.bundle
+def _build_missing(
+    path: Path, wanted: Wanted, kept: Mapping[str, BuiltPlan], reporter: Reporter
+) -> EngineRecord:
+    library, bundle, missing = wanted.library, wanted.bundle, wanted.missing(kept)
     timings = _Timings(library, wanted.target)
-    plans: dict[str, BuiltPlan] = {}
+    plans = dict(kept)
     with atomic_dir(path, overwrite=True) as partial:
-        for number, (name, variant) in enumerate(wanted.variants.items(), 1):
+        for plan in kept.values():
+            for file in (plan.file, plan.layers):
+                link_or_copy(path / file.path, partial / file.path)
+        for number, (name, variant) in enumerate(missing.items(), 1):
+            bundle.check(variant.files)
             expected = expected_seconds(library, _graph_bytes(variant.files), plans.values())
-            reporter.component(number, len(wanted.variants), name, expected)
+            reporter.component(number, len(missing), name, expected)
             built = build_engine(
                 bundle.path(variant),
                 wanted.target,

@@ -3,6 +3,7 @@
     REPOSITORY/nano_vae_encoder/config.pbtxt, 1/model.onnx      one model for each component
     REPOSITORY/nano_stage1/config.pbtxt, 1/                     the three of a stage in one: x_L -> x_H
     REPOSITORY/nano_unet_stage1_tensorrt/..., 1/sm89.plan       the same from TensorRT's engines, if given
+    REPOSITORY/nano_unet_stage1-256, nano_stage1-256            the same for another size of tiles
 
 An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; cutting
 into tiles and blending them stays with the client. Latents never leave the server.
@@ -17,8 +18,15 @@ from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
-from tudsr_runtime.engines.tensorrt.record import EngineRecord, read_plan, read_record
+from tudsr_runtime.engines.tensorrt.record import (
+    EngineRecord,
+    engine_name,
+    engine_variants,
+    read_plan,
+    read_record,
+)
 from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.files import link_or_copy
 
 DATA_TYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 VERSION = "1"
@@ -31,9 +39,10 @@ def write_repository(bundle: Bundle, folder: Path, engines: Sequence[Path] = ())
     """Write the model repository `folder`, whole or not at all; the names of its models.
 
     Args:
-        bundle: the bundle; its own tile size and precision.
+        bundle: the bundle; its own precision, all its sizes of tiles.
         folder: must not exist.
-        engines: folders of engines of TensorRT, one for each kind of GPU that serves.
+        engines: folders of engines of TensorRT, one for each kind of GPU that serves. They must have those of
+            the bundle's own size of tiles; of the others, those are served that all folders have.
 
     Raises:
         UsageError: engines of TensorRT for RTX, which Triton does not load, or two for one kind of GPU.
@@ -42,24 +51,39 @@ def write_repository(bundle: Bundle, folder: Path, engines: Sequence[Path] = ())
     """
     records = _read_records(bundle, engines)
     with atomic_dir(folder) as partial:
-        for component in bundle.manifest.components:
-            variant = bundle.variant(component)
-            _write_onnx(partial, _name(bundle, component), bundle, variant)
-            if records:
-                _write_plans(partial, _name(bundle, component) + SUFFIX, variant, records)
-        for stage in bundle.manifest.stages:
-            for suffix in ("", SUFFIX) if records else ("",):
-                _write_ensemble(partial, bundle, stage, suffix)
+        placed: dict[str, Path] = {}
+        for tile in bundle.tiles:
+            _write_size(partial, bundle, tile, records, placed)
         names = sorted(one.name for one in partial.iterdir())
     return names
 
 
-def _name(bundle: Bundle, part: str) -> str:
-    return f"{bundle.manifest.name}_{part}"
+def _write_size(
+    repository: Path,
+    bundle: Bundle,
+    tile: int,
+    records: Mapping[str, tuple[Path, EngineRecord]],
+    placed: dict[str, Path],
+) -> None:
+    """All models for tiles of one size."""
+    variants = {component: bundle.variant(component, tile=tile) for component in bundle.manifest.components}
+    built = all(v.model in record.plans for v in variants.values() for _, record in records.values())
+    suffixes = ("", SUFFIX) if records and built else ("",)
+    for component, variant in variants.items():
+        _write_onnx(repository, _name(bundle, component, tile), bundle, variant, placed)
+        if SUFFIX in suffixes:
+            _write_plans(repository, _name(bundle, component, tile) + SUFFIX, variant, records)
+    for stage in bundle.manifest.stages:
+        for suffix in suffixes:
+            _write_ensemble(repository, bundle, stage, tile, suffix)
+
+
+def _name(bundle: Bundle, part: str, tile: int) -> str:
+    return f"{bundle.manifest.name}_{engine_name(bundle, part, tile)}"
 
 
 def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Path, EngineRecord]]:
-    """The engines by target, all of them TensorRT's, of this bundle, and of one version."""
+    """The engines by compute capability, all of them TensorRT's, of this bundle, and of one version."""
     found: dict[str, tuple[Path, EngineRecord]] = {}
     for folder in folders:
         record = read_record(folder)
@@ -68,22 +92,33 @@ def _read_records(bundle: Bundle, folders: Sequence[Path]) -> dict[str, tuple[Pa
                 f"the engines in {folder} are of {record.library}; Triton loads those of TensorRT itself",
                 hint="leave --engines out: Triton runs the ONNX graphs too",
             )
-        if record.target in found:
-            raise UsageError(f"{folder} and {found[record.target][0]} are both for {record.target}")
-        for component in bundle.manifest.components:
-            variant = bundle.variant(component)
+        if record.capability in found:
+            other = found[record.capability][0]
+            raise UsageError(
+                f"{folder} and {other} are both for {record.capability}; Triton tells no more of a card"
+            )
+        for variant in engine_variants(bundle).values():
             plan = record.plans.get(variant.model)
-            if plan is None or plan.graph != variant.files:
+            needed = variant.tile == bundle.manifest.tile
+            if (plan is None and needed) or (plan is not None and plan.graph != variant.files):
                 raise DeviceError(f"the engines in {folder} are not of this bundle's {variant.model}")
-        found[record.target] = (folder, record)
+        found[record.capability] = (folder, record)
     return found
 
 
-def _write_onnx(repository: Path, name: str, bundle: Bundle, variant: Variant) -> None:
+def _write_onnx(
+    repository: Path, name: str, bundle: Bundle, variant: Variant, placed: dict[str, Path]
+) -> None:
+    """One model; `placed` are the bundle's files that are in the repository already, by their path."""
     version = _make(repository, name)
     for file in variant.files:
         # External weights are found by the name that they have beside the graph.
-        shutil.copyfile(bundle.folder / file.path, version / Path(file.path).name)
+        target = version / Path(file.path).name
+        if file.path in placed:
+            link_or_copy(placed[file.path], target)
+        else:
+            shutil.copyfile(bundle.folder / file.path, target)
+            placed[file.path] = target
     lines = [
         'backend: "onnxruntime"',
         f"default_model_filename: {_text(Path(variant.model).name)}",
@@ -106,20 +141,21 @@ def _write_plans(
     _configure(repository, name, [*lines, f'default_model_filename: "{first}.plan"'])
 
 
-def _write_ensemble(repository: Path, bundle: Bundle, stage: Stage, suffix: str) -> None:
-    name = _name(bundle, stage.name) + suffix
+def _write_ensemble(repository: Path, bundle: Bundle, stage: Stage, tile: int, suffix: str) -> None:
+    name = _name(bundle, stage.name, tile) + suffix
     _make(repository, name)
     passed = ("x_L", "z_L", "z_H", "x_H")
-    variants = [bundle.variant(component) for component in (stage.encoder, stage.unet, stage.decoder)]
+    components = (stage.encoder, stage.unet, stage.decoder)
+    variants = [bundle.variant(component, tile=tile) for component in components]
     ends = [TensorSpec(passed[0], variants[0].inputs[0].dtype, variants[0].inputs[0].shape)]
     ends.append(TensorSpec(passed[-1], variants[-1].outputs[0].dtype, variants[-1].outputs[0].shape))
     steps = []
-    for i, component in enumerate((stage.encoder, stage.unet, stage.decoder)):
+    for i, component in enumerate(components):
         source, target = variants[i].inputs[0].name, variants[i].outputs[0].name
         steps.append(
             _message(
                 "step",
-                f"model_name: {_text(_name(bundle, component) + suffix)}",
+                f"model_name: {_text(_name(bundle, component, tile) + suffix)}",
                 "model_version: -1",
                 _message("input_map", f"key: {_text(source)}", f"value: {_text(passed[i])}"),
                 _message("output_map", f"key: {_text(target)}", f"value: {_text(passed[i + 1])}"),

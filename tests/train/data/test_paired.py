@@ -14,7 +14,7 @@ from tudsr_train.data.degradation_real_esrgan import RealESRGAN
 from tudsr_train.data.paired import pair_files
 from tudsr_train.data.pairs import Softness, Task
 from tudsr_train.data.picture_files import DataError
-from tudsr_train.data.sources import Data, PicturePairs, training_pairs
+from tudsr_train.data.sources import Data, training_pairs
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
@@ -48,7 +48,6 @@ def test_pairs_are_found_and_cropped_together(layout: str, tmp_path: Path) -> No
         lq_path="" if beside else str(tmp_path / "LR"),
     )
     pairs = training_pairs(data, Task(32, (4,), 8), Softness(), RealESRGAN(), 0, 9, tmp_path, lambda _: None)
-    assert isinstance(pairs, PicturePairs)
     pictures = {x_H.numpy().tobytes() for _, x_H in (pairs[i] for i in range(6))}
     assert len(pictures) == 6
     for number in range(6):

@@ -120,8 +120,8 @@ def test_mixtures_are_lists_in_a_file_and_come_back_from_the_resolved_one(kind: 
 @pytest.mark.parametrize(("text", "message"), [
     ("data: []", "weights must be at least 0"),
     ("data: [{weight: -1}]", "weights must be at least 0"),
-    ("data: [{weight: much}]", r"data\[0\]: weight must be of type float"),
-    ("data: [{weigth: 1}]", "unknown key 'weigth'"),
+    ("data: [{weight: much}]", r"data\[0\].weight must be a finite number"),
+    ("data: [{weigth: 1}]", r"unknown key 'data\[0\].weigth'"),
     ("degradation: [{weight: 0, preset: clean}]", "and one above 0"),
     ("degradation: [dirty]", "must name a preset"),
 ])  # fmt: skip

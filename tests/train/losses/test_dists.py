@@ -125,6 +125,30 @@ def test_autocast_changes_nothing(dists: DISTS) -> None:
     torch.testing.assert_close(value, dists(x, y))  # nearer than bfloat16 could be
 
 
+def test_convolutions_in_bfloat16_keep_value_and_direction(vgg16: dict[str, Tensor]) -> None:
+    torch.manual_seed(3)
+    x_H = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12), scale_factor=4, mode="bilinear")
+    x_hat = (x_H + 0.1 * torch.randn_like(x_H)).clamp(0, 1)
+    alpha, beta = load_alpha_beta("random")
+    values, gradients = [], []
+    for precision in ("fp32", "bf16"):
+        at = x_hat.clone().requires_grad_()
+        value = DISTS(vgg16, alpha, beta, precision)(at, x_H)
+        value.sum().backward()
+        assert value.dtype == torch.float32
+        assert at.grad is not None
+        values.append(value.item())
+        gradients.append(at.grad.flatten())
+    assert values[0] != values[1]  # else nothing was computed in bfloat16
+    assert values[1] == pytest.approx(values[0], rel=0.02)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_a_precision_that_is_none_is_refused() -> None:
+    with pytest.raises(TrainingError, match="precision 'fp8' is not known; fp32 and bf16 are"):
+        DistsConfig(precision="fp8")
+
+
 def test_ea_dists_is_the_distance_of_pictures_and_of_edges(dists: DISTS) -> None:
     x_hat, x_H = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     expected = dists((x_hat + 1) / 2, (x_H + 1) / 2).mean() + dists(sobel(x_hat), sobel(x_H)).mean()

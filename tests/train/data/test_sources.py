@@ -53,6 +53,7 @@ def _folder(path: Path, **changes: object) -> Data:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors
 @pytest.mark.parametrize("recipe", [RealESRGAN(), Degradation()])
 def test_workers_do_not_change_the_data(photos: Path, tmp_path: Path, recipe: Recipe) -> None:
     pairs = _pairs(_folder(photos), tmp_path, recipe=recipe)
@@ -167,7 +168,7 @@ def test_synthetic_pictures_take_the_published_degradation_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr("tudsr_train.data.sources.synthetic_pool", lambda _: pool)
+    monkeypatch.setattr("tudsr_train.data.sources.synthetic_pool", lambda *_: pool)
     x_L, x_H = _pairs(Data(), tmp_path)[1]
     assert x_L.shape == x_H.shape == (3, 32, 32)
 
@@ -182,7 +183,7 @@ def test_the_configuration_of_data_and_degradation(tmp_path: Path) -> None:
     assert config.data.path == ("photos",)
     assert config.degradation == RealESRGAN()
     assert _config(tmp_path, "data: {source: list, path: [a, b]}\n").data.path == ("a", "b")
-    assert _config(tmp_path, "data: {count: 3, size: 64, seed: 1}\n").data.synthetic.count == 3
+    assert _config(tmp_path, "data: {count: 3, size: 64, seed: 1}\n").data.count == 3
     assert _config(tmp_path, "degradation: nano\n").degradation == Degradation()
     mild = _config(tmp_path, "degradation: {preset: seesr_mild, blur_sigma: [0.1, 1]}\n").degradation
     assert isinstance(mild, RealESRGAN)
@@ -194,7 +195,7 @@ def test_the_configuration_of_data_and_degradation(tmp_path: Path) -> None:
 
 
 DOCUMENTED = re.findall(
-    r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
+    r"```yaml\n(.*?)```", (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
 )
 
 

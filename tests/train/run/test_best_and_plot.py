@@ -68,11 +68,11 @@ def test_figures_are_those_of_tudsr_eval() -> None:
 def trained(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> Path:
     """A run that validated on camera pairs and kept its best step."""
     base = tmp_path / "base"
-    train_base(
-        BaseConfig(model=tiny_model, data=pool, R=32, optimization=optimization(steps=1)),
-        base,
-        "never",
+    shown = Validation(every=1, images=1, best="psnr")
+    config = BaseConfig(
+        model=tiny_model, data=pool, R=32, validation=shown, optimization=optimization(steps=1)
     )
+    train_base(config, base, "never")
     (tmp_path / "HR").mkdir()
     (tmp_path / "LR").mkdir()
     rng = np.random.default_rng(0)
@@ -80,11 +80,8 @@ def trained(pool: Data, tiny_model: NanoBase, tmp_path: Path) -> Path:
         high = Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8))
         high.save(tmp_path / "HR" / f"{number}.png")
         high.reduce(2).save(tmp_path / "LR" / f"{number}.png")
-    shown = Validation(
-        every=1, images=1, path=(str(tmp_path / "HR"),), input=str(tmp_path / "LR"), best="psnr"
-    )
-    config = replace(stage1_config(base, pool, steps=3), validation=shown)
-    train_stage1(config, tmp_path / "stage1", "never")
+    camera = replace(shown, path=(str(tmp_path / "HR"),), input=str(tmp_path / "LR"))
+    train_stage1(replace(stage1_config(base, pool, steps=3), validation=camera), tmp_path / "stage1", "never")
     return tmp_path / "stage1.run"
 
 
@@ -95,6 +92,7 @@ def test_a_run_keeps_its_best_step_and_is_drawn(trained: Path, tmp_path: Path) -
     record = json.loads((trained / "best.json").read_text())
     assert record["value"] == max(value for _, value in psnr)
     assert checkpoint.load(trained / "best").step == record["step"]
+    assert checkpoint.load(tmp_path / "base.run" / "best").step == 1
 
     titles = list(panels(curves))
     assert titles[:3] == ["losses", "logits", "validation: PSNR"]

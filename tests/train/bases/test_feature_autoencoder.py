@@ -18,7 +18,7 @@ from tudsr_train.bases.nano import NanoBase, create_base
 from tudsr_train.config import BaseConfig, Optimization
 from tudsr_train.data.sources import Data
 from tudsr_train.generator import Generator
-from tudsr_train.run.loop import AVERAGE
+from tudsr_train.run.loop import AVERAGE_PREFIX
 from tudsr_train.stage1 import train_stage1
 
 
@@ -48,7 +48,7 @@ def test_the_residual_is_that_of_plain_convolutions() -> None:
     z = torch.randn(1, 53, 6, 7)
     pixels = F.pixel_shuffle(torch.einsum("oi,nihw->nohw", patch_basis(4)[1], z[:, :48]), 4)
     h = z[:, 48:] * 10
-    up = torch.nn.Upsample(scale_factor=2, mode="nearest")
+    up = torch.nn.Upsample(scale_factor=2, mode="bilinear")
     for number, layer in enumerate(codec.enlarging):
         h = F.leaky_relu(layer(up(h) if number else h), 0.2)
     h = F.leaky_relu(codec.looking(torch.cat([h, pixels], 1)), 0.2)
@@ -180,7 +180,7 @@ def test_an_average_is_in_no_optimizer_and_begins_where_a_run_without_one_ended(
 
     o = Optimization(ema=0.5, optimizer="adamw")
     network = Network("generator", {"w": torch.nn.Parameter(torch.zeros(2))}, 0.1, o)
-    assert {*network.state()} == {"w", AVERAGE + "w"}
+    assert {*network.state()} == {"w", AVERAGE_PREFIX + "w"}
     assert len(network.optimizer.param_groups[0]["params"]) == 1
     network.load_state({"w": torch.ones(2)})
     assert torch.equal(network.average["w"], torch.ones(2))

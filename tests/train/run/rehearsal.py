@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.train.recipes import DISCRIMINATOR, stage1_config
 from tudsr_train.data.sources import Data
 from tudsr_train.run import checkpoint
-from tudsr_train.session import Heads
 from tudsr_train.stage1 import train_stage1
+from tudsr_train.training import Heads
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -79,19 +79,28 @@ def crash(out: Path, base: Path, pool: Data, point: str) -> dict[str, Any]:
     return {"status": status, "resumed_at": found.step if found else 0, "second": second}
 
 
-def in_pairs(out: Path, base: Path, pool: Data) -> list[int]:
-    """The same training by two processes, with half the accumulation."""
+def in_pairs(train_one: Callable[[int], None]) -> list[int]:
+    """The exit statuses of two processes that train together, `train_one(rank)` each."""
 
     def work(rank: int) -> Callable[[], None]:
         def one() -> None:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["TUDSR_TEST_PORT"]}
-            adversarial(out, base, pool, accumulation=1)
+            train_one(rank)
 
         return one
 
     children = [begin(work(rank)) for rank in range(2)]
     return [finish(child) for child in children]
+
+
+def on_two_machines(folder: Path, base: Path, pool: Data) -> dict[str, Any]:
+    """A run by one process of two steps, resumed by two for a third, each with a folder of its own; then
+    processes that do not agree on the number of steps."""
+    fork(lambda: train(folder / "0" / "out", base, pool, steps=2, save_every=1))
+    resumed = in_pairs(lambda rank: train(folder / str(rank) / "out", base, pool, steps=3, save_every=1))
+    unlike = in_pairs(lambda rank: train(folder / "unlike" / str(rank), base, pool, steps=2 + rank))
+    return {"resumed": resumed, "unlike": unlike}
 
 
 def adversarial(out: Path, base: Path, pool: Data, accumulation: int) -> None:
@@ -112,7 +121,8 @@ def main(folder: Path, base: Path, cache: str) -> None:
     pool = Data(count=2, size=128, seed=1, cache=cache)
     fork(lambda: train(folder / "whole", base, pool, steps=3, save_every=1))
     found: dict[str, Any] = {point: crash(folder / point, base, pool, point) for point in checkpoint.POINTS}
-    found["two"] = in_pairs(folder / "two", base, pool)
+    found["two"] = in_pairs(lambda _: adversarial(folder / "two", base, pool, accumulation=1))
+    found["machines"] = on_two_machines(folder / "machines", base, pool)
     found["one"] = fork(lambda: adversarial(folder / "one", base, pool, accumulation=2))
     sys.stdout.write(json.dumps(found))
 

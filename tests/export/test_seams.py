@@ -1,0 +1,68 @@
+"""Which overlap of tiles an export finds good enough, with models whose error at a tile's edge is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tudsr_export.gates import Report
+from tudsr_export.seams import GOOD_DB, LOSS_DB, Seams, seam_figures
+
+TILE = 256
+
+
+def wrong_at_the_edges(reach: float, size: float = 1.0):
+    """A model that is right but for an error at the left and right edges that fades over `reach` px."""
+    x = torch.arange(TILE)
+    nearest = torch.minimum(x, TILE - 1 - x)
+    error = size * torch.exp(-nearest / reach)
+    return lambda tile: tile * (1 - error.clamp(max=1))
+
+
+def measured(*models):
+    seams, report = Seams(TILE), Report()
+    for number, model in enumerate(models, 1):
+        seams.through(model, f"stage{number}", report)
+    return seams.overlap, {m.subject: m.value for m in report.measurements}
+
+
+def test_a_model_that_sees_one_pixel_may_overlap_less():
+    overlap, figures = measured(lambda tile: tile)
+    assert overlap == 80
+    assert figures["stage1, overlap 80"] > 120, "the weights add up to one"
+
+
+def test_errors_that_reach_far_keep_the_usual_overlap():
+    overlap, figures = measured(wrong_at_the_edges(30))
+    assert overlap == 128
+    assert figures["stage1, overlap 80"] < figures["stage1, overlap 128"] - LOSS_DB
+
+
+def test_the_worst_stage_decides():
+    assert measured(wrong_at_the_edges(2), wrong_at_the_edges(30))[0] == 128
+    assert measured(wrong_at_the_edges(30), wrong_at_the_edges(2))[0] == 128
+    assert measured(wrong_at_the_edges(2), wrong_at_the_edges(2))[0] == 80
+
+
+def test_what_nobody_sees_does_not_count():
+    overlap, figures = measured(wrong_at_the_edges(30, 0.002))
+    assert overlap == 80
+    assert GOOD_DB < figures["stage1, overlap 80"] < figures["stage1, overlap 128"] - LOSS_DB
+
+
+def test_small_tiles_are_not_measured():
+    seams, report = Seams(64), Report()
+    seams.through(lambda tile: tile, "stage1", report)
+    assert seams.overlap is None
+    assert not report.measurements
+
+
+@pytest.mark.parametrize("overlap", [24, 32])
+def test_the_strip_is_that_of_the_runtime(overlap):
+    """A model that draws its tile's place: what is compared are the same pixels of the canvas."""
+    ((actual, expected),) = seam_figures(lambda tile: tile, 64, [overlap])
+    assert actual.shape == expected.shape
+    assert actual.shape[-1] == overlap - 16
+    assert -10 * math.log10(float((actual - expected).square().mean()) + 1e-30) > 120

@@ -1,0 +1,167 @@
+"""The machine as `tudsr doctor` sees it: versions, processor, memory, GPU, cache."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from tudsr_runtime.bench.measure import describe_machine, nvidia_smi
+from tudsr_runtime.doctor.findings import Finding
+from tudsr_runtime.engines.tensorrt.library import TARGETS
+from tudsr_runtime.files import cache_folder
+from tudsr_runtime.terminal import counted
+from tudsr_runtime.version import __version__
+
+PACKAGES = (
+    *("numpy", "pillow", "typer", "rich"),
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-migraphx"),
+    *("openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings"),
+    *("torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript"),
+    *("huggingface-hub", "watchfiles", "fastapi", "uvicorn"),
+)
+"""What tudsr uses where it is installed."""
+SAME_MODULE = tuple(name for name in PACKAGES if name.startswith("onnxruntime"))
+"""Packages that are installed over each other, as the one module `onnxruntime`."""
+FEATURES = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve"),
+)
+"""What of a processor decides precision and speed, as Linux names it."""
+HALF = ("amx_bf16", "avx512_bf16")
+VARIABLES = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("ORT_DISABLE_TELEMETRY", "TUDSR_DEBUG", "HF_HUB_OFFLINE"),
+)
+"""Variables that change what is computed where. Those that hold names of folders are not told."""
+
+
+def versions() -> Iterator[Finding]:
+    """tudsr, Python, the system and the packages; one problem where two of these are one module."""
+    machine = describe_machine()
+    python = f"{platform.python_implementation()} {machine['python']}"
+    facts = {"tudsr": __version__, "python": machine["python"], "system": machine["system"]}
+    yield Finding("tudsr", f"{__version__}, {python}, {machine['system']}", facts=facts)
+    found = installed(PACKAGES)
+    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    yield Finding("packages", listed, facts=found)
+    yield from _clash([name for name in SAME_MODULE if name in found])
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """The version of each of these packages that is installed."""
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _clash(there: list[str]) -> Iterator[Finding]:
+    if len(there) > 1:
+        text = f"{' and '.join(there)} are installed over each other, as one module"
+        keep = next((name for name in there if name != "onnxruntime"), there[0])
+        hint = f"pip uninstall {' '.join(there)} && pip install {keep}"
+        yield Finding("onnxruntime", text, "problem", hint)
+
+
+def processor() -> Iterator[Finding]:
+    """The processor, what decides its precision, memory, and the variables that limit it."""
+    features = processor_features()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    says = f"bf16 by {', '.join(f for f in HALF if f in features)}" if features & {*HALF} else "no bf16"
+    named = [name for name in FEATURES if name in features]
+    known = f"{', '.join(named)}: {says}" if features else "the system does not tell its features"
+    text = f"{describe_machine()['processor']}, {counted(cores, 'core')} for this process; {known}"
+    yield Finding("processor", text, facts={"cores": cores, "features": named})
+    if (memory := _memory()) is not None:
+        yield Finding("memory", f"{memory / 1e9:.1f} GB", facts={"bytes": memory})
+    set_here = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    if set_here:
+        yield Finding("variables", ", ".join(f"{n}={v}" for n, v in set_here.items()), facts=set_here)
+
+
+def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Those of `FEATURES` that the processor has; none where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.M)
+        return {*found[1].split()} & {*FEATURES} if found else set()
+    return set()
+
+
+def _memory() -> int | None:
+    """Bytes of memory of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def gpus() -> Iterator[Finding]:
+    """Every NVIDIA GPU with its driver, and what is made for it."""
+    listed = nvidia_smi("name,driver_version,memory.total,compute_cap")
+    if listed is None:
+        yield Finding("gpu", "nvidia-smi finds no NVIDIA GPU (others are tried by name: docs/devices.md)")
+        return
+    for number, line in enumerate(listed.split("; ")):
+        yield gpu_finding(number, line)
+
+
+def gpu_finding(number: int, line: str) -> Finding:
+    """What nvidia-smi says of one GPU: name, driver, memory and compute capability, with commas between."""
+    name, driver, memory, capability = (line.split(", ") + [""] * 4)[:4]
+    target = f"sm{capability.replace('.', '')}"
+    engines = "TensorRT for RTX and TensorRT" if target in TARGETS else "TensorRT, not TensorRT for RTX"
+    cuda = next((runs for least, runs in DRIVERS if _major(driver) >= least), None)
+    facts = {"name": name, "driver": driver, "memory": memory, "target": target, "cuda": cuda}
+    text = f"{name}, {memory}, driver {driver}, {target}"
+    if cuda is None:
+        hint = f"a driver of {DRIVERS[-1][0]} or later"
+        return Finding(f"gpu {number}", f"{text}: too old for CUDA 12", "problem", hint, facts)
+    return Finding(f"gpu {number}", f"{text}: {cuda}; engines of {engines}", facts=facts)
+
+
+DRIVERS = ((580, "CUDA 13 and 12"), (525, "CUDA 12"))
+"""From which driver on which CUDA runs (NVIDIA's table of CUDA compatibility, Linux)."""
+
+
+def _major(version: str) -> int:
+    found = re.match(r"\d+", version)
+    return int(found[0]) if found else 0
+
+
+def cache() -> Iterator[Finding]:
+    """What the cache holds, and whether it can be written."""
+    folder = cache_folder()
+    sizes = cache_sizes(folder)
+    held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "empty"
+    where = "named by TUDSR_CACHE" if os.environ.get("TUDSR_CACHE") else "the user's"
+    try:
+        # One that is not there yet will be made where the first folder above it is.
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        text = f"{where}, cannot be written ({error.strerror or error}): engines are compiled at every start"
+        yield Finding("cache", text, "note", "TUDSR_CACHE=DIR", sizes)
+        return
+    yield Finding("cache", f"{where}: {held}", facts=sizes)
+
+
+def cache_sizes(folder: Path) -> dict[str, int]:
+    """Bytes below each of the folders in the cache."""
+    sizes: dict[str, int] = {}
+    for parent, _, names in os.walk(folder):
+        top = Path(parent).relative_to(folder).parts[:1]
+        for name in names:
+            with suppress(OSError):
+                size = os.lstat(Path(parent, name)).st_size
+                sizes["/".join(top) or "files"] = sizes.get("/".join(top) or "files", 0) + size
+    return sizes

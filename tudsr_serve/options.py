@@ -1,0 +1,118 @@
+"""The options of `tudsr serve` and `tudsr app`: name, type, default and help of each, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+REACH, LIMITS, MACHINE = "Who may ask", "Limits", "Machine"
+"""The groups of the help."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `tudsr serve` is told."""
+
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000
+    bundle: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="nano|DIR", help="A model that may be asked for; repeatable.  [default: nano]"),
+    ] = ()
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=REACH,
+            metavar="FILE",
+            help="Answer only who sends this token.  [default: TUDSR_TOKEN, else everybody]",
+        ),
+    ] = None
+    allow_origin: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            rich_help_panel=REACH, metavar="ORIGIN", help="Let pages of https://NAME ask (CORS); repeatable."
+        ),
+    ] = ()
+    allow_host: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            rich_help_panel=REACH,
+            metavar="NAME",
+            help="A name that it may be asked by; repeatable.  [default: localhost, or any with --host]",
+        ),
+    ] = ()
+    max_upload_megabytes: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, metavar="MB", min=1, help="Refuse larger files.")
+    ] = 64
+    max_input_megapixels: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, metavar="N", min=1, help="Refuse larger pictures.")
+    ] = 64
+    max_output_megapixels: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="N",
+            min=1,
+            help="Refuse pictures that would become larger than this.",
+        ),
+    ] = 268
+    queue: Annotated[
+        int,
+        typer.Option(rich_help_panel=LIMITS, metavar="N", min=1, help="Pictures that may wait."),
+    ] = 16
+    deadline: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=LIMITS, metavar="SECONDS", min=1, help="Give a picture up after that time."
+        ),
+    ] = 900
+    keep: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="SECONDS",
+            min=1,
+            help="Remove results after that time.",
+        ),
+    ] = 600
+    max_disk_megabytes: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="MB",
+            min=1,
+            help="Room for uploads and results.",
+        ),
+    ] = 4000
+    backend: Annotated[
+        str,
+        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="Engine library, as in `tudsr upscale`."),
+    ] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="As in `tudsr upscale`."),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="auto, fp32, bf16 or fp16."),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MACHINE, min=1, help="CPU threads.  [default: the engine library's choice]"
+        ),
+    ] = None
+    engines: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            metavar="DIR",
+            help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]",
+        ),
+    ] = None
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the address and errors.")] = False

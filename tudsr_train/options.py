@@ -1,0 +1,43 @@
+"""The options of `tudsr train base|stage1|stage2`: name, type, default and help of each, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `tudsr train` is told besides the stage."""
+
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            metavar="FILE|NAME",
+            help="Training configuration (YAML), or a shipped one: nano/stage1.",
+        ),
+    ]
+    overrides: Annotated[
+        tuple[str, ...],
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
+    ] = ()
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the run.  [default: `out` of the file]"),
+    ] = None
+    resume: Annotated[
+        str, typer.Option(metavar="auto|never|DIR", help="Go on from the last checkpoint, or one.")
+    ] = "auto"
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result that no run beside it has made.")
+    ] = False
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
+    ] = False
+    check: Annotated[
+        bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
+    ] = False
