@@ -89,8 +89,8 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
     with _as_output_error(path):
         sweep_folders(target.parent)
         _refuse_existing(path, target, overwrite, own)
-        _unfinished.add(partial)
         with _claimed(partial):
+            _unfinished.add(partial)
             try:
                 partial.mkdir(0o700 if target.exists() else 0o777)
                 yield partial

@@ -141,6 +141,19 @@ def ended_by_signals() -> Iterator[None]:
         writer.close()
 
 
+@contextmanager
+def ended_by_others() -> Iterator[None]:
+    """Within the block, signals end no call: whoever handles them lets calls finish."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+
+
 _forks_are_told: list[bool] = []
 
 

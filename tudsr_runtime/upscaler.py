@@ -328,12 +328,11 @@ class Upscaler:
         if strength is not None:
             other._strength = changed["strength"] = _per_stage(strength)
         if color is not None:
-            other._color, other.color = color_method(color), color
-            changed["color"] = color
+            other._color, other.color, changed["color"] = color_method(color), color, color
         if overlap is not None:
             other._overlap = changed["overlap"] = _checked(overlap, self._tile)
-        other.settings = {**self.settings, **changed}
         other._arguments = {**self._arguments, **changed}
+        other.settings = {**self.settings, **changed}
         return other
 
     def close(self) -> None:
@@ -407,7 +406,7 @@ class Upscaler:
             parallel = max(stage.parallel for stage in stages)
             runs = [partial(calls.run, stage.run) for stage in stages]
             strength = [self._strength[stage.stage] for stage in plan.stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength, turned)
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, turned, strength)
 
         return in_background(run, on_stop=lambda: calls.end("nobody wants the picture any more"))
 

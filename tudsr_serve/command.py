@@ -20,6 +20,7 @@ import uvicorn
 
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.calls import ended_by_others
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.terminal import Terminal
@@ -64,7 +65,9 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
             upscalers, settings, lambda job: _report(job, terminal), partial(terminal.error, path=PICTURE)
         )
         server = _Server(uvicorn_config(app), address, terminal, browser)
-        server.run(sockets=[listening])
+        # Its own way to end gives those who wait some time.
+        with ended_by_others():
+            server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):

@@ -47,8 +47,8 @@ def run_stages(
     parallel: int = 1,
     again: Sequence[TileFunction | None] | None = None,
     sanity: bool = True,
-    strength: Sequence[float] | None = None,
     turned: bool = False,
+    strength: Sequence[float] | None = None,
 ) -> Rows:
     """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
     clamped.

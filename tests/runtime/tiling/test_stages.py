@@ -85,9 +85,7 @@ def test_each_stage_has_its_own_strength() -> None:
 def test_seams_are_no_steeper_than_the_ramp() -> None:
     """Each tile adds a constant of its own, the worst case for seams."""
     levels = iter(np.random.default_rng(1).uniform(-0.5, 0.5, 10_000))
-    result = run(
-        np.zeros((3, 150, 130), np.float32), "2x-", lambda tile: tile + np.float32(next(levels)), sanity=False
-    )
+    result = run(np.zeros((3, 150, 130), np.float32), "2x-", lambda tile: tile + np.float32(next(levels)))
     plan = plan_upscale(130, 150, None, "2x-", tile=TILE, overlap=OVERLAP)
     steepest = (
         np.pi / 2 / plan.stages[0].rows.ramp
@@ -105,7 +103,7 @@ def test_edge_pixels_of_a_tile_count_only_at_the_picture_edge() -> None:
         result[:, :, 8:-8, 8:-8] = tile[:, :, 8:-8, 8:-8]
         return result
 
-    result = run(np.zeros((3, 100, 100), np.float32), "2x-", damaged, sanity=False)
+    result = run(np.zeros((3, 100, 100), np.float32), "2x-", damaged)
     assert (result[:, 8:-8, 8:-8] == 0).all()
     assert (result[:, :8] == 1).all()
 
@@ -137,7 +135,7 @@ def test_stages_are_clamped_but_not_rounded_between() -> None:
 
     run(np.full((3, 8, 8), 0.123456, np.float32), "2x2", identity, spy)
     assert (seen[0] == np.float32(0.123456)).all()
-    result = run(np.full((3, 8, 8), 0.5, np.float32), "2x2", lambda tile: tile + 3, spy, sanity=False)
+    result = run(np.full((3, 8, 8), 0.5, np.float32), "2x2", lambda tile: tile + 3, spy)
     assert (seen[1] == 1).all()
     assert (result == 1).all()
 
