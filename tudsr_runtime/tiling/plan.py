@@ -49,7 +49,8 @@ class StagePlan:
     @property
     def turned(self) -> StagePlan:
         """The same tiles in the order of columns."""
-        return replace(self, columns=self.rows, rows=self.columns)
+        weighed = tuple(cut.turned for cut in self.weighed)
+        return replace(self, columns=self.rows, rows=self.columns, weighed=weighed)
 
 
 @dataclass(frozen=True)
