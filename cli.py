@@ -180,7 +180,12 @@ def upscale(
     """
     from tudsr_runtime.batch.command import upscale as run
 
-    run(inputs, options)
+    if options.compare is None:
+        run(inputs, options)
+    else:
+        from tudsr_eval.command import comparison
+
+        run(inputs, options, comparison(options.compare))
 
 
 @app.command(cls=_Grouped)
@@ -225,11 +230,75 @@ def bundle_verify(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
     ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
+    ] = None,
 ) -> None:
     """Compare every file of a bundle with its manifest, and run its golden tile."""
     from tudsr_runtime.bundle_command import bundle_verify as run
 
-    run(bundle, backend, device, precision, threads)
+    run(bundle, backend, device, precision, threads, engines)
+
+
+@bundle_app.command("list")
+def bundle_list(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Print the bundles that are here: built in, and pulled from the hub."""
+    from tudsr_runtime.hub.command import bundle_list as run
+
+    with _failures_as_json(as_json):
+        run(as_json)
+
+
+@bundle_app.command("remove")
+def bundle_remove(
+    name: Annotated[
+        str, typer.Argument(metavar="hf:OWNER/NAME[@REV]", help="Without REV, all of its copies.")
+    ],
+) -> None:
+    """Delete from the cache what was pulled from the hub."""
+    from tudsr_runtime.hub.command import bundle_remove as run
+
+    run(name)
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME[@REV]", help="Repository, and a branch, tag or commit of it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Also copy it here, to a new folder."),
+    ] = None,
+) -> None:
+    """Download a bundle or an adapter from the Hugging Face hub, and check it.
+
+    Its folder is printed. `--bundle hf:OWNER/NAME` runs it.
+    """
+    with _needs("hub"):
+        from tudsr_runtime.hub.command import pull as run
+
+        run(name, output)
+
+
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A bundle, or an adapter.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option("-m", "--message", help="Of the commit.")] = None,
+) -> None:
+    """Send a bundle or an adapter to the Hugging Face hub: the folder becomes the repository.
+
+    A bundle is checked first. The address of the commit is printed.
+    """
+    with _needs("hub"):
+        from tudsr_runtime.hub.command import push as run
+
+        run(folder, name, private, message)
 
 
 @bench_app.command("latency")
@@ -248,6 +317,18 @@ def bench_table3(options: BenchOptions) -> None:
     from tudsr_runtime.bench.command import table3
 
     table3(options)
+
+
+@bench_app.command("tiles")
+@_from_options
+def bench_tiles(options: BenchOptions) -> None:
+    """Time one tile of every size that the bundle has; `upscale` then chooses sizes by it.
+
+    Without, it chooses by the operations that the bundle counts.
+    """
+    from tudsr_runtime.bench.command import tiles
+
+    tiles(options)
 
 
 @bundle_app.command("triton")
@@ -423,9 +504,10 @@ def main() -> int:
     _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    from tudsr_runtime.calls import ended_by_signals
     from tudsr_runtime.streams import lenient_streams
 
-    with lenient_streams():
+    with lenient_streams(), ended_by_signals():
         return _run() or _report_stdout()
 
 
@@ -471,7 +553,9 @@ def _open_closed_streams() -> None:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     """End by the way of an exception, so that unfinished files are removed; at the second signal, at once."""
-    signal.signal(number, lambda again, _: os._exit(128 + again))
+    from tudsr_runtime.calls import end_process
+
+    signal.signal(number, lambda again, _: end_process(again))
     raise SystemExit(128 + number)
 
 

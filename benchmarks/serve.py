@@ -96,6 +96,9 @@ def memory(client: Client, process: psutil.Process, requests: int) -> list[int]:
     found = [process.memory_info().rss]
     for number in range(requests):
         MIXED[number % len(MIXED)](client)
+        # What a picture at work takes would be counted by chance.
+        client.until("tudsr_waiting", 0)
+        client.until("tudsr_running", 0)
         found.append(process.memory_info().rss)
     return found
 

@@ -56,7 +56,8 @@ def test_every_back_end_is_where_the_recipe_says(name: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "optional-dependencies"
     ]
-    library = re.compile(rf"{name}(-gpu)?[>\[]")
+    package = {"onnxruntime-rtx": "onnxruntime-ep-nv-tensorrt-rtx"}.get(name, name)
+    library = re.compile(rf"{package}(-gpu)?[>\[]")
     assert [one for one, packages in extras.items() if any(map(library.match, packages))]
     rows = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8").splitlines()
     assert [row for row in rows if re.match(rf"\| [^|]*`{name}`", row)]

@@ -103,8 +103,8 @@ ROOMS = {
     "pictures": {"atomic", "errors", "planes", "pictures", "streams"},
     "tiling": {"errors", "factors", "manifest", "planes", "tiling"},
     # the commands of the TensorRT engines speak to the user
-    "engines": {"atomic", "bundle", "engines", "errors", "files", "installation", "machine", "manifest"}
-    | {"planes", "streams", "terminal", "typed"},
+    "engines": {"atomic", "bundle", "calls", "engines", "errors", "files", "installation", "machine"}
+    | {"manifest", "planes", "streams", "terminal", "typed"},
 }
 """What the rooms of the runtime may import of it: none of them knows another."""
 
@@ -178,7 +178,7 @@ def test_export_does_not_import_the_command_line() -> None:
 
 def test_command_line_imports_packages_only_inside_commands() -> None:
     light = {*sys.stdlib_module_names, "typer"}
-    names = ("errors", "installation", "machine", "streams", "terminal", "version")
+    names = ("calls", "errors", "installation", "machine", "streams", "terminal", "version")
     runtime = {f"tudsr_runtime.{name}" for name in names}
 
     def allowed(one: Import) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from tudsr_eval.ablation import enlarge_by_plans
+from tudsr_eval.comparison import Comparison
 from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
 from tudsr_eval.matching import match, some
 from tudsr_eval.options import AblationOptions, EvalOptions, PaperOptions
@@ -21,6 +22,11 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import BatchError, UsageError
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.terminal import Terminal
+
+
+def comparison(path: Path) -> Comparison:
+    """What `tudsr upscale --compare` hands its results to. Raises as `Comparison`."""
+    return Comparison(path)
 
 
 def evaluate(predictions: Sequence[Path], options: EvalOptions, paper_table: str | None = None) -> None:

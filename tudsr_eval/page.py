@@ -7,12 +7,13 @@ and opened anywhere. Pictures are lossless.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metrics.pixels import Array
 
+Named = TypeVar("Named")
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 1_500_000
 """Pixels of a picture above which its middle alone is shown."""
@@ -31,7 +33,13 @@ MIDDLE = 1024
 """Side of that, px."""
 
 
-def write_page(path: Path, scored: Sequence[Scored], metrics: Mapping[str, Metric], pictures: int) -> None:
+def write_page(
+    path: Path,
+    scored: Sequence[Scored],
+    metrics: Mapping[str, Metric],
+    pictures: int,
+    title: str = "tudsr eval",
+) -> None:
     """Write the page, with pictures of at most `pictures` subjects, evenly spread, and the others' figures.
 
     Raises:
@@ -39,7 +47,8 @@ def write_page(path: Path, scored: Sequence[Scored], metrics: Mapping[str, Metri
     """
     data = json.dumps(page_data(scored, metrics, pictures)).replace("<", "\\u003c")
     with atomic_write(path) as file:
-        file.write(TEMPLATE.read_text("utf-8").replace("<!--DATA-->", data).encode("utf-8"))
+        page = TEMPLATE.read_text("utf-8").replace("<!--TITLE-->", html.escape(title))
+        file.write(page.replace("<!--DATA-->", data).encode("utf-8"))
 
 
 def page_data(scored: Sequence[Scored], metrics: Mapping[str, Metric], pictures: int) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def page_data(scored: Sequence[Scored], metrics: Mapping[str, Metric], pictures:
     subjects: dict[str, list[Scored]] = {}
     for one in scored:
         subjects.setdefault(one.case.name, []).append(one)
-    chosen = set(_spread(list(subjects), pictures))
+    chosen = set(spread(list(subjects), pictures))
     return {
         "columns": [
             {"name": m.name, "title": m.title, "better": m.better, "digits": m.digits} for m in columns
@@ -127,7 +136,8 @@ def as_image(picture: Array) -> Image.Image:
     return image.convert("RGBA" if image.mode == "LA" else image.mode)
 
 
-def _spread(names: list[str], count: int) -> list[str]:
+def spread(names: Sequence[Named], count: int) -> Sequence[Named]:
+    """At most `count` of them, evenly spread."""
     if count >= len(names):
         return names
     return [names[number * len(names) // count] for number in range(count)]

@@ -60,6 +60,8 @@ class Metric:
 
 ARROWS: dict[Better, str] = {"higher": "↑", "lower": "↓", "near 1": "→1"}
 
+MOST_MEGAPIXELS = 268
+"""10^6 pixels of a picture: what `tudsr upscale` makes at most unless it is told otherwise."""
 ALWAYS = {
     metric.name: metric
     for metric in (
@@ -158,7 +160,7 @@ def load(path: Path) -> Array:
     Raises:
         InputError, MemoryExhausted: as `read_picture`.
     """
-    picture = read_picture(read_header(path), "strip")
+    picture = read_picture(read_header(path, MOST_MEGAPIXELS), "strip")
     if picture.alpha is None:
         return picture.levels
     colour = picture.levels[..., None] if picture.grey else picture.levels

@@ -19,7 +19,8 @@ FUSED_FROM = 512
 
 
 def build_all(folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Report, notify: Notify) -> None:
-    """The gate tensorrt_rtx: build the first graph of every component for one target.
+    """The gate tensorrt_rtx: build the graphs that engines are made from for one target: of every component,
+    in its first graph's precision, one for each size of tiles.
 
     Raises NotFiniteError (exit 9) where a graph is refused, or attention is not fused at full size.
     """
@@ -28,9 +29,12 @@ def build_all(folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Repor
     except DeviceError as error:
         report.notes[ENGINES.name] = f"not run: {error}"
         return
-    for name, (graph, *_) in graphs.items():
-        notify(f"{name}: building with {LIBRARY} {library.version} for {TARGET}")
-        _add(report, name, graph, _built(folder / name / graph.model, library))
+    for name, (first, *others) in graphs.items():
+        same = (one for one in others if (one.precision, one.shape.batch) == (first.precision, 1))
+        for graph in (first, *same):
+            subject = name if graph is first else f"{name}, {graph.shape}"
+            notify(f"{subject}: building with {LIBRARY} {library.version} for {TARGET}")
+            _add(report, subject, graph, _built(folder / name / graph.model, library))
 
 
 def _built(model: Path, library: Library) -> BuiltEngine:

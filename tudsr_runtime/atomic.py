@@ -23,6 +23,9 @@ OLD = ".old"
 
 ACL = "system.posix_acl_access"
 
+_unfinished: set[Path] = set()
+"""Temporary files and folders of this process."""
+
 
 class AppearedError(UsageError):
     """The output did not exist when it was begun, and does now."""
@@ -49,6 +52,7 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {path}: it exists and is not a plain file")
         replaced = target if replace and target.exists() else None
+        _unfinished.add(partial)
         try:
             # Nobody who may not read the old content shall read the new one while it is written.
             with _create_locked(partial, 0o600 if replaced else 0o666) as file:
@@ -62,6 +66,7 @@ def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
         finally:
             with suppress(OSError):
                 partial.unlink()
+            _unfinished.discard(partial)
 
 
 @contextmanager
@@ -85,6 +90,7 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
         sweep_folders(target.parent)
         _refuse_existing(path, target, overwrite, own)
         with _claimed(partial):
+            _unfinished.add(partial)
             try:
                 partial.mkdir(0o700 if target.exists() else 0o777)
                 yield partial
@@ -96,6 +102,7 @@ def atomic_dir(path: Path, overwrite: bool = False, own: str = "") -> Iterator[P
                 _sync_folder(target.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+                _unfinished.discard(partial)
 
 
 def require_replaceable(path: Path, own: str) -> None:
@@ -114,6 +121,16 @@ def require_replaceable(path: Path, own: str) -> None:
             f"{path} holds files, and is no earlier result ({own} is missing); it is not replaced",
             hint="another folder",
         )
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files and folders of this process, which is about to end at once."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sweep(folder: Path) -> int:

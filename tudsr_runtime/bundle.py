@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.hub.links import is_snapshot, without_links
+from tudsr_runtime.hub.names import is_hub_name, parse_name
 from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
 
 __all__ = [
@@ -116,21 +118,37 @@ class Bundle:
         each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
         return None if None in each else sum(macs for macs in each if macs is not None)
 
+    def weights(self, stage: int, tile: int, precision: str | None = None) -> int:
+        """Bytes on disk of a stage's graphs for tiles of that size, with the weights that they share.
+
+        Raises BundleError: a component has no graph of that size.
+        """
+        found = self.manifest.stages[stage]
+        names = (found.encoder, found.unet, found.decoder)
+        files = {f for name in names for f in self.variant(name, preferred=precision, tile=tile).files}
+        return sum(file.bytes for file in files)
+
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""
         return self.folder / variant.model
 
 
-def open_bundle(name_or_dir: str | Path, verify: bool = True) -> Bundle:
-    """Open the built-in bundle of that name ("nano"), else the bundle in that folder.
+def open_bundle(
+    name_or_dir: str | Path, verify: bool = True, notify: Callable[[str], None] = lambda _: None
+) -> Bundle:
+    """Open the built-in bundle of that name ("nano"), one of the hub ("hf:OWNER/NAME", downloaded if it is
+    not in the cache, which `notify` is told), else the bundle in that folder.
 
     Checked always: the manifest, that every listed file is there with its size, that nothing else is there,
     that nothing is a link. With `verify` also the sha256 of every file (all bytes are read).
 
     Raises:
-        BundleError: no bundle there, or a check failed.
+        BundleError: no bundle there, a check failed, or the hub cannot be reached.
+        UsageError: no name of the hub. DeviceError: huggingface_hub is not installed, and is needed.
     """
-    folder = _locate(name_or_dir)
+    folder = _of_hub(str(name_or_dir), notify) if is_hub_name(name_or_dir) else _locate(name_or_dir)
+    if is_snapshot(folder):
+        folder = without_links(folder)
     raw = _read_manifest(folder)
     try:
         manifest = Manifest.from_json(raw.decode("utf-8"))
@@ -148,6 +166,12 @@ def open_bundle(name_or_dir: str | Path, verify: bool = True) -> Bundle:
     return bundle
 
 
+def _of_hub(name: str, notify: Callable[[str], None]) -> Path:
+    from tudsr_runtime.hub.transfer import local_folder
+
+    return local_folder(parse_name(name), notify)
+
+
 def _locate(name_or_dir: str | Path) -> Path:
     if name_or_dir in BUILTIN_BUNDLES:
         folder = Path(str(resources.files("tudsr_runtime"))) / "bundles" / str(name_or_dir)
@@ -156,7 +180,7 @@ def _locate(name_or_dir: str | Path) -> Path:
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise BundleError(
             f"no bundle {str(name_or_dir)!r}: {folder} is not a folder",
-            hint=f"give a folder with a {MANIFEST_NAME}, or a built-in name: {', '.join(BUILTIN_BUNDLES)}",
+            hint=f"a folder with a {MANIFEST_NAME}, {', '.join(BUILTIN_BUNDLES)}, or hf:OWNER/NAME",
         )
     return folder
 

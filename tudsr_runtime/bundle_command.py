@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
 from tudsr_runtime.engines.backend import AUTO
-from tudsr_runtime.engines.select import select
+from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
 from tudsr_runtime.terminal import Terminal, counted
 
@@ -85,7 +86,12 @@ def _gates(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def bundle_verify(
-    bundle: str, backend: str = AUTO, device: str = AUTO, precision: str = AUTO, threads: int | None = None
+    bundle: str,
+    backend: str = AUTO,
+    device: str = AUTO,
+    precision: str = AUTO,
+    threads: int | None = None,
+    engines: Path | None = None,
 ) -> None:
     """Compare every file of a bundle with its manifest, then what a back end makes of its golden tile.
 
@@ -103,9 +109,16 @@ def bundle_verify(
     if opened.manifest.golden is None:
         terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")
         return
-    choice = select(backend, device, precision, opened.precisions)
+    if engines is not None:
+        from tudsr_runtime.engines.tensorrt.record import library_of_engines
+
+        backend = library_of_engines(engines, backend)
+    asked = Asked(backend, device, precision)
+    choice, figures = choose(opened, asked, threads, terminal.note, afresh=True)
+    choice = dataclasses.replace(choice, engines=engines)
     terminal.note(f"back end: {choice}")
-    figures = run_golden(opened, choice, threads, lambda text: terminal.note(f"note: {text}"))
+    if figures is None:
+        figures = run_golden(opened, choice, threads, lambda text: terminal.note(f"note: {text}"))
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

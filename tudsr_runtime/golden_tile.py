@@ -86,7 +86,7 @@ def require_close(figures: list[Figure]) -> None:
 
 
 def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator[Figure]:
-    x = _read_tile(bundle, golden)
+    x = read_tile(bundle, golden)
     for index, (stage, stored) in enumerate(zip(bundle.manifest.stages, golden.outputs, strict=True)):
         output = engines.stage(index).run(x)
         if not np.isfinite(output).all():
@@ -103,7 +103,8 @@ def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator
         yield Figure(stage.name, decibels, float(np.abs(difference).max()))
 
 
-def _read_tile(bundle: Bundle, golden: Golden) -> FloatArray:
+def read_tile(bundle: Bundle, golden: Golden) -> FloatArray:
+    """The picture: (1, 3, T, T) in [-1, 1]. Raises BundleError if it is of another size."""
     path = Path(bundle.folder / golden.input.path)
     with Image.open(path) as picture:
         levels = np.asarray(picture.convert("RGB"), np.float32)

@@ -15,25 +15,38 @@ Levels: TypeAlias = NDArray[np.uint8 | np.uint16 | np.float32]
 """(h, w) or (h, w, 3): uint8 or uint16, white at the top of the range, or float32 in [0, 1]."""
 
 
+WRAPS = {"none": (False, False), "x": (True, False), "xy": (True, True)}
+"""Whether the left and right edge of a picture meet, and whether the upper and lower one do, by name."""
+
+
 class PlanarView:
     """`levels` as float32 planes (3, h, w) in [-1, 1]; only the rows that are asked for are ever converted.
 
     `view[:, begin:end]` gives (3, rows, w), an array of its own; grey comes three times. Safe to share
-    between threads.
+    between threads. `margin`: px (left and right, above and below) of the other side that are added around.
     """
 
-    def __init__(self, levels: Levels) -> None:
+    def __init__(self, levels: Levels, margin: tuple[int, int] = (0, 0)) -> None:
         self._levels = levels
         self._step = np.float32(2 / white(levels.dtype))
-        self.shape = (3, *levels.shape[:2])
+        self._margin = margin
+        height, width = levels.shape[:2]
+        self.shape = (3, height + 2 * margin[1], width + 2 * margin[0])
 
     def __getitem__(self, key: tuple[slice, slice]) -> FloatArray:
-        band = self._levels[key[1]]
+        band = self._levels[key[1]] if self._margin == (0, 0) else self._extended(key[1])
         planes = band[None].repeat(3, axis=0) if band.ndim == 2 else band.transpose(2, 0, 1)
         x: FloatArray = np.array(planes, np.float32, order="C")
         x *= self._step
         x -= 1
         return x
+
+    def _extended(self, rows: slice) -> Levels:
+        across, down = self._margin
+        height, width = self._levels.shape[:2]
+        lines = (np.arange(*rows.indices(self.shape[1])) - down) % height
+        extended: Levels = self._levels[lines][:, (np.arange(self.shape[2]) - across) % width]
+        return extended
 
 
 Planes: TypeAlias = FloatArray | PlanarView

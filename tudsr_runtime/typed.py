@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ class Reader:
                 return number
         elif type(value) is kind:
             return value
-        raise self.misfit(where, f"must be {KIND_NAMES[kind]}, not {str(value)[:40]!r}")
+        raise self.misfit(where, f"must be {KIND_NAMES[kind]}, not {_shown(value)}")
 
     def misfit(self, where: str, complaint: str) -> Exception:
         """The error to raise about what is at `where`."""
@@ -132,6 +133,11 @@ Special = Callable[[Reader, Any, Any, str], Any]
 
 def _short(where: str) -> str:
     return where.lstrip(".")[:120]
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of what YAML nests in itself, or names a thousand times, there is no whole."""
+    return reprlib.repr(value)[:40] if isinstance(value, (list, tuple, dict)) else repr(str(value)[:40])
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, overload
@@ -15,13 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.calls import Calls
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
-from tudsr_runtime.engines.select import BUILT, select
+from tudsr_runtime.engines.choose import Asked, choose
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
-from tudsr_runtime.errors import MemoryExhausted, UsageError
-from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.in_memory import like, to_picture
-from tudsr_runtime.planes import FloatArray, Levels, PlanarView
+from tudsr_runtime.planes import WRAPS, FloatArray, Levels, PlanarView
+from tudsr_runtime.tile_times import stored_times
 from tudsr_runtime.tiling.axis import OVERLAP
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
 from tudsr_runtime.tiling.cost import TileCosts
@@ -29,9 +34,14 @@ from tudsr_runtime.tiling.plan import Plan, StagePlan, is_number, plan_upscale
 from tudsr_runtime.tiling.resample import Rows, resize_stream
 from tudsr_runtime.tiling.run_ahead import Abandoned, in_background
 from tudsr_runtime.tiling.stages import Progress, run_stages
+from tudsr_runtime.tiling.wrap import margins, unwrapped
 
 Level = TypeVar("Level", np.uint8, np.uint16, np.float32)
 Result = TypeVar("Result")
+
+
+def _tell_nobody(_: str) -> None:
+    pass
 
 
 class Upscaler:
@@ -39,10 +49,15 @@ class Upscaler:
 
     Engines are loaded when a picture first needs them and kept until `close`; use it as a context manager, or
     close it. `upscale` may be called from several threads at once (the calls share the engines and nothing
-    else); `close` must not run while a call is under way.
+    else); `close` ends what is under way, with an error there.
+
+    It pickles by its arguments: another process makes an Upscaler of its own of it, and loads its own
+    engines. So a pool is given one by an `initializer`, once a process, not with every picture. After a fork
+    the child cannot use that of its parent, which is said: processes are to be started by "spawn".
 
     Args:
-        bundle: "nano", the bundle that comes with the package, or a bundle's folder, or an opened Bundle.
+        bundle: "nano", the bundle that comes with the package, "hf:OWNER/NAME" for one of the hub, a bundle's
+            folder, or an opened Bundle.
         backend: "auto" or a name in `tudsr_runtime.engines.select.BACKENDS`.
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
@@ -55,6 +70,8 @@ class Upscaler:
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
         tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
+        wrap: "x" for pictures whose left and right edge meet, such as 360-degree panoramas, "xy" for tiles of
+            a texture, "none".
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
             for those in the user's cache.
 
@@ -75,10 +92,14 @@ class Upscaler:
         precision: str = AUTO,
         strength: float | Sequence[float] = 1.0,
         sanity: bool = True,
-        notify: Notify = lambda _: None,
+        notify: Notify = _tell_nobody,
         engines: Path | None = None,
         tile: int | None = None,
+        wrap: str = "none",
     ) -> None:
+        arguments = locals()
+        self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
+        self._process = os.getpid()
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
         if not isinstance(bundle, str | Path | Bundle):
@@ -87,29 +108,46 @@ class Upscaler:
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         self._strength = _per_stage(strength)
         self._color = color_method(color)
+        if wrap not in WRAPS:
+            raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
+        self.wrap = wrap
+        """Which edges of pictures meet."""
+        self.color = color
+        """Name of the colour correction."""
         self._sanity = sanity
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
+        self.bundle = (
+            bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
+        )
         manifest = self.bundle.manifest
+        if tile is not None and tile not in self.bundle.tiles:
+            sizes = ", ".join(map(str, self.bundle.tiles))
+            raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
         self._tile = tile or manifest.tile
-        self._overlap = _checked(manifest.overlap or OVERLAP if overlap is None else overlap, self._tile)
+        usual = min(manifest.overlap or OVERLAP, self._tile // 2)
+        self._overlap = _checked(usual if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
 
             backend = library_of_engines(engines, backend)
-        choice = select(backend, device, precision, self.bundle.precisions)
-        if not isinstance(bundle, Bundle) and choice.backend not in BUILT:
+        asked = Asked(backend, device, precision)
+        chosen, _ = choose(self.bundle, asked, threads, notify)
+        if not isinstance(bundle, Bundle) and chosen.backend not in BUILT:
             self.bundle.check()
-        self.choice: Choice = dataclasses.replace(choice, engines=engines)
+        self.choice: Choice = dataclasses.replace(chosen, engines=engines)
         """The back end, device and arithmetic that run, and why."""
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
-        self._costs = _counted(self.bundle)
+        self._under_way: set[Calls] = set()
+        self._costs = stored_times(self.bundle, self.choice, threads, notify) or _counted(self.bundle)
         self.settings: dict[str, object] = {
             "overlap": self._overlap,
             "color": color,
             "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
-        } | ({} if tile is None else {"tile": tile})
+            # Left out where they are none, so that what earlier versions made counts as done.
+            **({} if tile is None else {"tile": tile}),
+            **({} if wrap == "none" else {"wrap": wrap}),
+        }
         """What the result depends on besides bundle, picture, factors and size."""
 
     def plan(
@@ -125,16 +163,34 @@ class Upscaler:
         sides: tuple[object, object] = width, height
         if not all(isinstance(side, int | np.integer) for side in sides):
             raise UsageError(f"width and height must be whole numbers of px, not {width!r} and {height!r}")
-        manifest = self.bundle.manifest
+        plan = self._planned(int(width), int(height), scale, factors, size)
+        across, down = margins(self.wrap, plan.factors[0])
+        if not across + down:
+            return plan
+        extended = self._planned(plan.width + 2 * across, plan.height + 2 * down, None, plan.notation, None)
+        reason = f"{plan.reason}; wrapped ({self.wrap}) by {across} px of the other side"
+        return dataclasses.replace(plan, stages=extended.stages, reason=reason, margin=(across, down))
+
+    def _planned(
+        self,
+        width: int,
+        height: int,
+        scale: float | None,
+        factors: str | None,
+        size: tuple[int, int] | None,
+    ) -> Plan:
+        """The plan for a picture whose edges do not meet."""
+        manifest, tiles = self.bundle.manifest, self._engines.tiles
         return plan_upscale(
-            int(width),
-            int(height),
+            width,
+            height,
             scale,
             factors,
             size=size,
             stages=len(manifest.stages),
-            tile=self._engines.tiles,
-            overlap=self._overlap,
+            tile=tiles,
+            # Where memory has run out, only tiles that are too small for the overlap may be left.
+            overlap=min(self._overlap, max(tiles) // 2),
             plans=manifest.plans,
             costs=self._costs,
         )
@@ -191,13 +247,17 @@ class Upscaler:
             manifest. DeviceError: the back end failed. MemoryExhausted: the device or this process has too
             little memory. NotFiniteError: the model produced NaN or infinity.
         """
-        picture = to_picture(image)
+        picture = dataclasses.replace(to_picture(image), wrap=self.wrap)
 
         def attempt() -> Levels | Image.Image:
             plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-            bands = self._bands(picture.levels, plan, progress)
+            output, by_columns = (plan.output_width, plan.output_height), plan.by_columns(0)
+            tiles = (plan.turned if by_columns else plan).held_bytes
+            result = output[0] * output[1] * picture.bytes // (picture.width * picture.height)
+            require_memory(tiles + result, f"a result of {output[0]} x {output[1]} px")
+            bands = self._bands(picture.levels, plan, progress, by_columns)
             try:
-                return like(image, picture, bands, (plan.output_width, plan.output_height))
+                return like(image, picture, bands, output, by_columns)
             except MemoryError as error:
                 raise _too_large(plan) from error
 
@@ -211,19 +271,26 @@ class Upscaler:
         progress: Progress | None = None,
         *,
         size: tuple[int, int] | None = None,
+        by_columns: bool = False,
     ) -> Iterator[FloatArray]:
         """The colour of `upscale` as a stream of bands, for a result too large to hold.
 
         Takes levels (h, w) or (h, w, 3), converted a band at a time; gives float32 (rows, width, 3) in [0, 1]
-        from top to bottom. Arguments are checked at once; the other errors come while iterating. Holds the
-        input, and one row of tiles per stage.
+        from top to bottom, or with `by_columns` (columns, height, 3) from left to right. Arguments are
+        checked at once; the other errors come while iterating. Holds the input, and one row of tiles per
+        stage, or one column (`Plan.by_columns` says which is less).
         """
         picture = to_picture(image)
         plan = self.plan(picture.width, picture.height, scale, factors, size=size)
-        return self._bands(picture.levels, plan, progress)
+        return self._bands(picture.levels, plan, progress, by_columns)
 
     def stage(self, plan: StagePlan) -> LoadedStage:
         """The engines that run that pass over a canvas, loaded if need be. Raises as `upscale`."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this Upscaler was made before the process was forked, and its engines do not work here",
+                hint='make one in this process, or start it by multiprocessing.get_context("spawn")',
+            )
         return self._engines.stage(plan.stage, plan.columns.tile)
 
     def with_smaller_tiles(self, attempt: Callable[[], Result]) -> Result:
@@ -261,15 +328,31 @@ class Upscaler:
         if strength is not None:
             other._strength = changed["strength"] = _per_stage(strength)
         if color is not None:
-            other._color, changed["color"] = color_method(color), color
+            other._color, other.color, changed["color"] = color_method(color), color, color
         if overlap is not None:
             other._overlap = changed["overlap"] = _checked(overlap, self._tile)
+        other._arguments = {**self._arguments, **changed}
         other.settings = {**self.settings, **changed}
         return other
 
     def close(self) -> None:
-        """Release the engines. They are loaded again if another picture follows."""
-        self._engines.close()
+        """Release the engines. They are loaded again if another picture follows.
+
+        What is under way, in other threads or as a stream that has not been read to its end, raises
+        UsageError there.
+
+        Raises:
+            DeviceError: an engine library is at work and cannot be ended; nothing is released.
+        """
+        for calls in tuple(self._under_way):
+            calls.end("the Upscaler was closed while this picture was computed")
+        if not all(calls.wait() for calls in tuple(self._under_way)):
+            raise DeviceError("the engine library is still at work, and its engines are not released")
+        if os.getpid() == self._process:
+            self._engines.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"<Upscaler {self.bundle.manifest.name}: {self.choice}>"
@@ -282,11 +365,16 @@ class Upscaler:
     ) -> None:
         self.close()
 
-    def _bands(self, image: Levels, plan: Plan, progress: Progress | None) -> Iterator[FloatArray]:
+    def _bands(
+        self, image: Levels, plan: Plan, progress: Progress | None, by_columns: bool
+    ) -> Iterator[FloatArray]:
+        calls = Calls()
+        self._under_way.add(calls)
         try:
-            x = PlanarView(image)
-            rows = self._color(self._running(x, plan, progress), x, plan.product)
-            yield from map(_to_image, _exact_size(rows, plan))
+            order = plan.turned if by_columns else plan
+            x = PlanarView(image.swapaxes(0, 1) if by_columns else image, order.margin)
+            rows = self._color(self._running(x, order, progress, by_columns, calls), x, plan.product)
+            yield from map(_to_image, _exact_size(rows, order))
         except MemoryError as error:
             raise _too_large(plan) from error
         except RuntimeError as error:
@@ -295,11 +383,18 @@ class Upscaler:
             self._exhausted = max(stage.columns.tile for stage in plan.stages)
             with_tiles = f"{error}, with tiles of {self._exhausted} px"
             raise MemoryExhausted(with_tiles, hint=error.hint) from error
+        finally:
+            self._under_way.discard(calls)
 
-    def _running(self, x: PlanarView, plan: Plan, progress: Progress | None) -> Rows:
+    def _running(
+        self, x: PlanarView, plan: Plan, progress: Progress | None, turned: bool, calls: Calls
+    ) -> Rows:
         """The stages in a thread of their own, so that colour and encoding go on beside them."""
         stages = [self.stage(stage) for stage in plan.stages]
-        again = [self._engines.again(*place) for place in plan.places]
+        again = [
+            second and partial(calls.run, second)
+            for second in (self._engines.again(*place) for place in plan.places)
+        ]
 
         def run(stop: threading.Event) -> Rows:
             def on_tile(done: int, total: int) -> None:
@@ -309,11 +404,11 @@ class Upscaler:
                     progress(done, total)
 
             parallel = max(stage.parallel for stage in stages)
-            runs = [stage.run for stage in stages]
+            runs = [partial(calls.run, stage.run) for stage in stages]
             strength = [self._strength[stage.stage] for stage in plan.stages]
-            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, strength)
+            return run_stages(x, plan.stages, runs, on_tile, parallel, again, self._sanity, turned, strength)
 
-        return in_background(run)
+        return in_background(run, on_stop=lambda: calls.end("nobody wants the picture any more"))
 
 
 def _counted(bundle: Bundle) -> TileCosts | None:
@@ -340,6 +435,8 @@ def _per_stage(strength: object) -> tuple[float, float]:
 
 
 def _exact_size(rows: Rows, plan: Plan) -> Rows:
+    if any(plan.margin):
+        return unwrapped(rows, plan)
     width, height = plan.width * plan.product, plan.height * plan.product
     if (width, height) == (plan.output_width, plan.output_height):
         return rows

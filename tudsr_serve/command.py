@@ -12,6 +12,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import uvicorn
 
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.calls import ended_by_others
+from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -53,7 +56,7 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
         listening = held.enter_context(listen(options.host, options.port))
         upscalers = {
             name: held.enter_context(_upscaler(bundle, options, terminal))
-            for name, bundle in _bundles(options.bundle or ("nano",)).items()
+            for name, bundle in _bundles(options.bundle or ("nano",), terminal).items()
         }
         address = _address(options.host, listening)
         if settings.rules.token is None and not is_local(options.host):
@@ -62,7 +65,9 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
             upscalers, settings, lambda job: _report(job, terminal), partial(terminal.error, path=PICTURE)
         )
         server = _Server(uvicorn_config(app), address, terminal, browser)
-        server.run(sockets=[listening])
+        # Its own way to end gives those who wait some time.
+        with ended_by_others():
+            server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
@@ -145,14 +150,14 @@ def _token(file: Path | None) -> str | None:
     return given
 
 
-def _bundles(names: Sequence[str]) -> dict[str, Bundle]:
+def _bundles(names: Sequence[str], terminal: Terminal) -> dict[str, Bundle]:
     """The bundles by the names that clients know them by, which are never paths."""
     found: dict[str, Bundle] = {}
     for given in names:
         name = Path(given).resolve().name if os.sep in given else Path(given).name
         if name in found:
             raise UsageError(f"two bundles would be called {name!r}", hint="rename one's folder")
-        found[name] = open_bundle(given)
+        found[name] = open_bundle(given, notify=lambda text: terminal.note(f"note: {text}"))
     return found
 
 
@@ -167,7 +172,18 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         notify=lambda text: terminal.note(f"note: {text}"),
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
+    _build_missing(made, terminal)
     return made
+
+
+def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
+    """Build all that the cache lacks, where the back end runs engines: who knows what will be asked for."""
+    if upscaler.choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import build_missing
+
+        bundle = upscaler.bundle
+        places = list(product(range(len(bundle.manifest.stages)), bundle.tiles))
+        build_missing(bundle, upscaler.choice, places, terminal)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shutil
 import tempfile
@@ -141,7 +142,7 @@ class Intake:
     def _plan(
         self, source: Path, folder: Path, upscaler: Upscaler, options: UpscaleOptions
     ) -> tuple[Request, Planned]:
-        header = read_header(source)
+        header = read_header(source, math.inf)
         megapixels = header.width * header.height / 1e6
         if megapixels > self.limits.max_input_megapixels:
             limit = self.limits.max_input_megapixels
@@ -172,6 +173,7 @@ class Intake:
             on_exists="error",
             metadata=options.metadata,
             encoding=Encoding(options.quality, options.compression),
+            max_input_megapixels=self.limits.max_input_megapixels,
             max_output_megapixels=self.limits.max_output_megapixels,
             as_json=False,
             again=lambda _, scale: f"scale={scale:g}",

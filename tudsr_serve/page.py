@@ -19,7 +19,7 @@ class Page:
         self._html = FILE.read_text(encoding="utf-8")
         script, style = _hash_of("script", self._html), _hash_of("style", self._html)
         self._policy = (
-            f"default-src 'none'; script-src {script}; style-src {style}; img-src blob: data:; "
+            f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; worker-src blob:; "
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
 

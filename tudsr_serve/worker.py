@@ -7,7 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from tudsr_runtime.batch.estimate import goes_by_columns, host_bytes
 from tudsr_runtime.errors import MemoryExhausted
+from tudsr_runtime.machine import require_memory
 from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Busy, Full
@@ -147,14 +149,19 @@ def enlarge(job: Job) -> tuple[str, ...]:
     planned, request = job.planned, job.request
     plan, target = planned.plan, planned.target
     job.check()
+    size = plan.output_width, plan.output_height
+    needed = host_bytes(plan, planned.header, target, job.upscaler.color)
+    require_memory(needed, f"{job.shown}: {size[0]} x {size[1]} px")
     picture, _ = planned.read(request.metadata)
     check_transparency(picture, target)
-    size = plan.output_width, plan.output_height
+    turned = goes_by_columns(plan, planned.header, target)
 
     def attempt() -> tuple[str, ...]:
         job.check()
-        bands = job.upscaler.upscale_rows(picture.levels, None, plan.notation, job.tile, size=size)
-        return write_picture(picture, bands, *size, target, request.encoding)
+        bands = job.upscaler.upscale_rows(
+            picture.levels, None, plan.notation, job.tile, size=size, by_columns=turned
+        )
+        return write_picture(picture, bands, *size, target, request.encoding, by_columns=turned)
 
     notes = (*planned.notes, *picture.notes, *job.upscaler.with_smaller_tiles(attempt))
     planned.source.unlink()

@@ -81,12 +81,15 @@ class AdapterRecord:
     """Rank of the LoRA in `vae_encoder/`; 0 where the VAE encoder is the base's own."""
 
     def __post_init__(self) -> None:
-        if self.stage not in (1, 2):
-            raise ValueError(f"stage must be 1 or 2, not {self.stage}")
-        if not 1 <= self.factor <= MOST_FACTOR:
-            raise ValueError(f"factor must be 1 to {MOST_FACTOR}, not {self.factor}")
-        if self.timestep < 0 or self.vae_encoder_rank < 0:
-            raise ValueError(f"timestep {self.timestep} or rank {self.vae_encoder_rank} is negative")
+        bounds = {
+            "stage": (1, 2),
+            "timestep": (0, 10**6),
+            "factor": (1, MOST_FACTOR),
+            "vae_encoder_rank": (0, 10**5),
+        }
+        for name, (least, most) in bounds.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} is {str(value)[:40]}, not {least} to {most}")
 
 
 def prompt_sha256(prompt_embeds: Tensor) -> str:

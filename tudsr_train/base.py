@@ -22,6 +22,7 @@ from tudsr_train.bases.nano import create_base
 from tudsr_train.bases.prompt import PROMPT_FILE
 from tudsr_train.config import BaseConfig
 from tudsr_train.data.pairs import PairDataset
+from tudsr_train.foreign import misread
 from tudsr_train.generator import Generator
 from tudsr_train.run.loop import Loss
 from tudsr_train.training import Training
@@ -83,7 +84,7 @@ class Base(Training[BaseConfig]):
 
     def prepare(self) -> tuple[Generator, dict[str, nn.Parameter], dict[str, str]]:
         config = self.config
-        with tempfile.TemporaryDirectory() as fresh:
+        with tempfile.TemporaryDirectory() as fresh, misread("model: no base can be made", TrainingError):
             create_base(Path(fresh), config.model, config.seed)
             G = Generator.load(config.start or fresh)
             if config.start:

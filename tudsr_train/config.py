@@ -15,13 +15,20 @@ from tudsr_train.bases.nano import NanoBase
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.degradation_real_esrgan import RealESRGAN
 from tudsr_train.data.pairs import Softness
-from tudsr_train.data.recipes import Recipe
-from tudsr_train.data.sources import Data, MixedData, Pictures
+from tudsr_train.data.recipes import MixedRecipe, Recipe
+from tudsr_train.data.sources import Data, MixedData, Pictures, softens
 from tudsr_train.discriminators.base import DiscriminatorConfig
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import LossWeights
 from tudsr_train.run.best import RISES
 from tudsr_train.run.optimization import SCHEDULES
+
+MOST_R = 8192
+"""Pixels; a picture of that side takes gigabytes in training."""
+LEAST_LQ = 8
+"""Smallest side of an LQ picture, pixels."""
+MOST_COUNT = 10**9
+MOST_LORA_RANK = 4096
 
 
 def _require(config: Any, where: str, least: float, *names: str) -> None:
@@ -31,6 +38,10 @@ def _require(config: Any, where: str, least: float, *names: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not least <= number < math.inf:
                 raise TrainingError(f"{where}{name} must be at least {least:g}, not {number}")
+
+
+MAX_WORKERS = 256
+"""Processes that prepare pairs: more of them is a mistyped number."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class Optimization:
     """Gradients are clipped to this norm, those of G and of D each for themselves. OMGSR."""
     precision: str = "bf16"
     """bf16 (autocast over float32 weights; OMGSR) or fp32."""
+    autoencoder_precision: str = "bf16"
+    """What E and D compute in where `precision` is bf16: bf16 as in OMGSR, whose autocast covers them, or
+    fp32, so that x_hat is finer than bfloat16's 1/256, for more memory. Eq. (2) is float32 in either."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward: less memory, a third more time. Off in OMGSR."""
     compile: bool = False
@@ -71,7 +85,7 @@ class Optimization:
     device: str = "auto"
     """auto (CUDA, else what torch finds, else the CPU), cuda, mps or cpu. Ours."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice. Ours."""
+    """CPU threads, of which at most one a processor is used; 0 leaves torch's choice. Ours."""
     workers: int = 1
     """Processes that prepare pairs, per training process. Ours; OMGSR has 8."""
     ema: float = 0.0
@@ -93,8 +107,16 @@ class Optimization:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every")
         _require(self, "optimization: ", 1, *counts)
+        for name in (*counts, "warmup", "threads", "workers", "keep_every"):
+            if getattr(self, name) > MOST_COUNT:
+                raise TrainingError(f"optimization: {name} must be at most {MOST_COUNT:,}")
+        for name in ("lr", "eps", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"optimization: {name} must be above 0, not {getattr(self, name)}")
         rates = ("lr", "lr_discriminator", "betas", "eps", "weight_decay", "max_grad_norm", "ema")
         _require(self, "optimization: ", 0, *rates, "warmup", "threads", "workers", "keep_every")
+        if self.workers > MAX_WORKERS:
+            raise TrainingError(f"optimization: workers must be at most {MAX_WORKERS}, not {self.workers}")
         if max(self.betas) >= 1:
             raise TrainingError(f"optimization: betas must be below 1, not {list(self.betas)}")
         if self.ema >= 1:
@@ -163,6 +185,8 @@ class Lora:
         if self.targets not in TARGET_LISTS:
             raise TrainingError(f"lora: targets is {self.targets!r}; {', '.join(TARGET_LISTS)} are known")
         _require(self, "lora: ", 1, "rank")
+        if max(self.rank, self.vae_encoder_rank) > MOST_LORA_RANK:
+            raise TrainingError(f"lora: a rank must be at most {MOST_LORA_RANK}")
         _require(self, "lora: ", 0, "vae_encoder_rank")
 
     @property
@@ -212,6 +236,8 @@ class BaseConfig:
         _check_shared(self)
         _require(self, "", 0, "t1", "t2")
         _require(self, "", 1, "N")
+        if not 0 <= self.t2_prob <= 1:
+            raise TrainingError(f"t2_prob is a share from 0 to 1, not {self.t2_prob}")
         if self.loss.gan:
             raise TrainingError(f"loss.gan is {self.loss.gan}, but a base is trained without a discriminator")
 
@@ -309,7 +335,42 @@ StageConfig = BaseConfig | Stage1Config | Stage2Config
 
 def _check_shared(config: StageConfig) -> None:
     _require(config, "", 0, "seed")
-    _require(config, "", 1, "R", "M")
+    _require(config, "", 1, "R", "M", *({"N"} & {*vars(config)}))
     _require(config.loss, "loss: ", 0, *vars(config.loss))
-    if not config.M or max(config.M) > config.R:
-        raise TrainingError(f"M must name factors of at most R = {config.R}, not {list(config.M)}")
+    if not any(vars(config.loss).values()):
+        raise TrainingError("loss: all weights are 0, so there is nothing to learn from")
+    if config.R > MOST_R:
+        raise TrainingError(f"R must be at most {MOST_R}, not {config.R}")
+    _check_factors(config)
+    _check_softness(config)
+
+
+def _check_factors(config: StageConfig) -> None:
+    """Every picture must be reducible to whole pixels, and something must be left of it."""
+    factors = (*config.M, config.N) if isinstance(config, BaseConfig) else config.M
+    if not factors or not config.M or max(factors) * LEAST_LQ > config.R:
+        raise TrainingError(
+            f"M must name factors that leave {LEAST_LQ} px of R = {config.R}, not {list(config.M)}"
+        )
+    odd = [factor for factor in factors if config.R % factor]
+    if odd:
+        raise TrainingError(f"R must be a multiple of every factor: {config.R} is none of {odd[0]}")
+    recipes = (
+        config.degradation.parts if isinstance(config.degradation, MixedRecipe) else (config.degradation,)
+    )
+    for recipe in recipes:
+        if isinstance(recipe, RealESRGAN):
+            least = min(recipe.resize_range[0] * config.R, recipe.resize_range2[0] * config.R / max(factors))
+            if least < 1:
+                raise TrainingError(f"degradation: its resize ranges leave {least:.2g} px of R = {config.R}")
+
+
+def _check_softness(config: StageConfig) -> None:
+    softness = config.softness
+    recipes = (config.degradation, config.mild) if isinstance(config, BaseConfig) else (config.degradation,)
+    if softness.prob and softness != Softness() and not any(softens(config.data, r) for r in recipes):
+        raise TrainingError(
+            "softness is for synthetic pictures, alone with the nano or camera recipe or in a mixture; here "
+            "it would change nothing",
+            hint="leave it out, or softness: {prob: 0}",
+        )

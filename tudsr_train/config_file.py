@@ -7,9 +7,10 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import reprlib
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,10 @@ from tudsr_train.data.sources import Data, MixedData, Pictures
 T = TypeVar("T")
 CONFIGS = "configs"
 """Folder of the shipped configurations."""
+MOST_BYTES = 2**20
+"""Greatest size of a configuration."""
+UNREADABLE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
+"""What reading YAML raises: a date of a 13th month is a ValueError."""
 
 
 def find_config(given: Path) -> tuple[Path, str]:
@@ -53,20 +58,21 @@ def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     wrong type.
     """
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = _parse(_read(path))
     except FileNotFoundError as error:
         hint = f"a file, or one of {', '.join(shipped_configs())}"
         raise TrainingError(f"{path}: no such config file", hint=hint) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: not a readable YAML file: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise TrainingError(f"{path}: not a readable YAML file: {_why(error)}") from error
+    tree = {} if tree is None else tree
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise TrainingError(f"--set {override}: expected key=value")
         try:
-            _assign(tree, key.strip().split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise TrainingError(f"--set {override}: {str(error).splitlines()[0]}") from error
+            _assign(tree, key.strip().split("."), _parse(value))
+        except UNREADABLE as error:
+            raise TrainingError(f"--set {override[:80]}: {_why(error)}") from error
     return read_typed(
         kind,
         _with_presets(kind, tree),
@@ -77,11 +83,50 @@ def load_config(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, Hashable) and keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {_shown(key)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _read(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES // 1024} KiB")
+    return content.decode("utf-8")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return error.problem + (f", line {mark.line + 1}" if mark else "")
+    return str(error).splitlines()[0]
+
+
+def _shown(value: Any) -> str:
+    """A value of a stranger's file for a message; what is nested in itself has no end."""
+    return reprlib.repr(value)[:80]
+
+
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    if not all(keys):
+        raise TrainingError(f"--set {'.'.join(keys)}: a key is empty")
     for number, key in enumerate([*keys[:-1], ""]):
         if not isinstance(tree, dict):
             raise TrainingError(
-                f"--set {'.'.join(keys)}: {'.'.join(keys[:number]) or 'the file'} is {tree!r}"
+                f"--set {'.'.join(keys)}: {'.'.join(keys[:number]) or 'the file'} is {_shown(tree)}"
             )
         tree = tree.setdefault(key, {}) if key else tree
     tree[keys[-1]] = value
@@ -98,7 +143,7 @@ def _with_presets(kind: type, tree: Any) -> Any:
 
 def _named(tree: Any, preset: str) -> Any:
     if isinstance(tree, list):
-        return [_named(part, preset) for part in tree]
+        return [{"preset": preset} | part if isinstance(part, dict) else part for part in tree]
     return {"preset": preset} | tree if isinstance(tree, dict) else tree
 
 
@@ -138,7 +183,8 @@ def _plain_recipe(reader: Reader, tree: Any, where: str) -> PlainRecipe:
     tree = {"preset": tree} if isinstance(tree, str) else tree
     name = tree.get("preset") if isinstance(tree, dict) else None
     if not isinstance(name, str) or name not in PRESETS:
-        raise reader.misfit(where, f"must name a preset ({', '.join(PRESETS)}), not {name or tree!r}")
+        known = ", ".join(PRESETS)
+        raise reader.misfit(where, f"must name a preset ({known}), not {_shown(name or tree)}")
     preset = PRESETS[name]
     return typing.cast(PlainRecipe, reader.read(type(preset), to_tree(preset) | tree, where))
 

@@ -15,7 +15,7 @@ from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import AdversarialLoss
 from tudsr_train.losses.reconstruction import Losses
 from tudsr_train.run.loop import Loss
-from tudsr_train.run.precision import autocast
+from tudsr_train.run.precision import autocast, autoencoder_cast
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Adversaries:
         """G(x_L, t, c) of Eq. (2), with z_H beside x_H."""
         with autocast(self.optimization, x_L.device):
             z = self.generator.denoise(self._encode(x_L), t)
-            x = self.generator.decode(z).clamp(-1, 1)
+            with autoencoder_cast(self.optimization, x_L.device):
+                x = self.generator.decode(z).clamp(-1, 1)
         return PictureAndLatent(x.to(x_L.dtype), z.to(x_L.dtype))
 
     def real(self, x_H: Tensor) -> PictureAndLatent:
@@ -59,7 +60,8 @@ class Adversaries:
             return PictureAndLatent(x_H, self._encode(x_H).to(x_H.dtype))
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.generator.encode(x, sample=self.posterior == "sample")
+        with autoencoder_cast(self.optimization, x.device):
+            return self.generator.encode(x, sample=self.posterior == "sample")
 
     def D(self, picture: PictureAndLatent) -> list[Tensor]:
         """{logit^l} of Eq. (4), none without a D."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tudsr_runtime.atomic import atomic_dir, atomic_write, require_replaceable
 from tudsr_runtime.errors import OutputError, TrainingError
 from tudsr_runtime.files import make_folder
+from tudsr_runtime.machine import bounded_threads
 from tudsr_train.adapters import (
     ADAPTER_RECORD_FILE,
     adapter_parameters,
@@ -93,6 +94,7 @@ class Training(Generic[C]):
         trackers, notes = usable_trackers(config.optimization.trackers)
         self.accelerator = join(config.optimization.device, self.folder, trackers)
         self.device = self.accelerator.device
+        bounded_threads(config.optimization.threads, notes.append)
         for note in [self._where(), *notes]:
             say(self.accelerator, note)
         G, theta, parents = self.prepare()

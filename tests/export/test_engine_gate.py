@@ -37,7 +37,7 @@ def built(**changes: object) -> BuiltEngine:
 
 
 def graph(tile: int = 512, precision: str = "fp16", name: str = "unet_stage1") -> dict[str, list[Graph]]:
-    return {name: [Graph("model.onnx", (), Shape(1, tile), precision, ())]}
+    return {name: [Graph("model.onnx", (), Shape(1, tile), precision, (), 0)]}
 
 
 @pytest.fixture
@@ -75,6 +75,17 @@ def test_figures_that_a_second_export_repeats(library, tmp_path):
     assert figures["types"] == ["float16", "float16"]
     assert figures["nodes"] == {"CONVOLUTION": 2, "SOFTMAX": 1}
     assert "seconds" not in figures
+
+
+def test_every_size_of_tiles_is_built_in_the_own_precision(library, tmp_path):
+    library(built())
+    sizes = [(1, 512, "fp16"), (1, 512, "fp32"), (2, 512, "fp16"), (1, 256, "fp16"), (1, 576, "fp16")]
+    graphs = [Graph("model.onnx", (), Shape(n, tile), precision, (), 0) for n, tile, precision in sizes]
+    report = Report()
+    engine_gate.build_all(tmp_path, {"unet_stage1": graphs}, report, lambda _: None)
+    assert [m.subject for m in report.measurements] == [
+        "unet_stage1", "unet_stage1, batch 1, tile 256", "unet_stage1, batch 1, tile 576",
+    ]  # fmt: skip
 
 
 def test_a_graph_that_cannot_be_built_fails_the_gate(library, tmp_path):

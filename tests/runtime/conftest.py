@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cli
 from tudsr_runtime.bundle import (
@@ -97,6 +98,28 @@ def write_bundle(
         overlap=overlap,
     )
     (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def add_golden(folder: Path, tile: int) -> Path:
+    """Give a bundle of "offset" UNets its golden tile."""
+    (folder / "golden").mkdir()
+    levels = np.random.default_rng(0).integers(40, 120, (tile, tile, 3), np.uint8)
+    Image.fromarray(levels).save(folder / "golden" / "input.png")
+    x = levels.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    inside = slice(tile * 3 // 8, tile * 5 // 8)
+    for number in (1, 2):
+        (x + 0.25 * number)[..., inside, inside].astype("<f4").tofile(
+            folder / "golden" / f"stage{number}.f32"
+        )
+    names = [f"golden/{name}" for name in ("input.png", "stage1.f32", "stage2.f32")]
+    files = [
+        {"path": name, "sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    ]
+    document = json.loads((folder / "bundle.json").read_text())
+    document["golden"] = {"input": files[0], "outputs": files[1:]}
+    (folder / "bundle.json").write_text(json.dumps(document))
     return folder
 
 

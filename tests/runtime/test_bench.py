@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import cli
 from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import Durations, measure
-from tudsr_runtime.bench.table3 import PUBLISHED, Row, table_markdown
+from tudsr_runtime.bench.table3 import PUBLISHED, Row, row_record, table_markdown
 from tudsr_runtime.errors import OutputError
+from tudsr_runtime.tiling.cost import TileCosts
 from tudsr_runtime.tiling.plan import plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
@@ -69,9 +71,15 @@ def test_the_table_never_hides_that_the_machine_is_another() -> None:
     table = table_markdown(rows, "Some CPU").splitlines()
     assert "different GPU: measured on Some CPU" in table[0]
     assert (
-        table[-1] == "| 2048 x 2048 | 256 x 256, x8 | 4x2 | 34 | 1.0000 | 2.0000 | 3.0000 | 1.0000 | 2.2848 |"
+        table[-1] == "| 2048 x 2048 | 256 x 256, x8 | 4x2 | 9 of 512 px, 25 of 512 px |  "
+        "| 1.0000 | 2.0000 | 3.0000 | 1.0000 | 2.2848 |"
     )
-    assert [line.split(" | ")[3] for line in table[2:]] == ["1", "10", "10", "34"] or len(table) == 6
+    assert len(table) == 6
+    costs = TileCosts({(stage, tile): tile**2 / 2**18 for stage in (0, 1) for tile in (256, 512)})
+    small = plan_upscale(128, 128, 4, tile=(512, 256), costs=costs)
+    (*_, line) = table_markdown([dataclasses.replace(rows[0], plan=small)], "Some CPU").splitlines()
+    assert "| 1 of 256 px, 1 of 512 px | 1.2 TMAC |" in line
+    assert row_record(dataclasses.replace(rows[0], plan=small))["tmac"] == 1.25
     assert "different" not in table_markdown(rows, "NVIDIA H800 PCIe")
 
 

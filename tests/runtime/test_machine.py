@@ -64,14 +64,14 @@ def test_version_1_of_control_groups(system: Path) -> None:
     assert (free.bytes, free.limit) == (500_000, "of the control group")
 
 
-def test_what_is_missing_is_said_with_both_numbers(system: Path) -> None:
+@pytest.mark.usefixtures("system")
+def test_what_is_missing_is_said_with_both_numbers() -> None:
     require_memory(8000 * 1024, "it")
     with pytest.raises(
         MemoryExhausted, match="it needs about 9 MB, and 8 MB of the machine are free"
     ) as caught:
         require_memory(9_000_000, "it")
     assert caught.value.exit_code == 7
-    assert system
 
 
 def test_where_nothing_is_known_nothing_is_refused(system: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import tudsr_runtime
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, Precision
+from tudsr_runtime.engines.select import BY_NAME, PREFERENCE
 from tudsr_runtime.errors import BundleError, InputError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.tiling.color import COLOR_METHODS
 from tudsr_runtime.tiling.resample import resize, upsample
@@ -129,6 +131,31 @@ def test_rows_are_the_picture(bundle: Bundle) -> None:
     bands = list(upscaler.upscale_rows(x, 5))
     assert len(bands) > 1
     assert (np.concatenate(bands) == upscaler.upscale(x, 5)).all()
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("color", COLOR_METHODS)
+@pytest.mark.parametrize("scale", [3, 4, 5.4])
+def test_columns_are_the_picture(bundle: Bundle, color: str, scale: float) -> None:
+    upscaler, x = Upscaler(bundle, overlap=24, color=color), image(30, 90)
+    columns = np.concatenate(list(upscaler.upscale_rows(x, scale, by_columns=True)))
+    rows = np.concatenate(list(upscaler.upscale_rows(x, scale)))
+    assert upscaler.plan(90, 30, scale).by_columns(0)
+    assert (upscaler.upscale(x, scale) == columns.swapaxes(0, 1)).all()
+    assert np.abs(columns.swapaxes(0, 1) - rows).max() <= 1e-5
+
+
+@pytest.mark.usefixtures("fake_engines")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_wide_picture_is_a_tall_one_that_is_turned(bundle: Bundle, channels: int, dtype: type) -> None:
+    """The model is the identity, so that nothing else tells one side from the other."""
+    x = (np.random.default_rng(0).random((20, 60, channels)) * np.iinfo(dtype).max).astype(dtype)
+    upscaler = Upscaler(bundle, overlap=24)
+    wide, tall = upscaler.upscale(x, 3), upscaler.upscale(np.ascontiguousarray(x.swapaxes(0, 1)), 3)
+    assert wide.shape == (60, 180, channels)
+    difference = wide.astype(int) - tall.swapaxes(0, 1)
+    assert np.abs(difference).max() <= np.iinfo(dtype).max / 255
 
 
 def test_only_the_stages_that_run_are_loaded(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
@@ -278,8 +305,9 @@ def test_any_picture_down_to_one_pixel_is_enlarged_without_seams(
 
 
 def test_choice_is_kept_with_its_reason(bundle: Bundle, fake_engines: dict[str, Any]) -> None:
+    built = "; ".join(f"no engines for {name} are built" for name, _ in BY_NAME)
     assert Upscaler(bundle, overlap=24).choice == Choice(
-        "onnxruntime", "cuda", "the fastest available", Precision("fp32", "it is fake")
+        *PREFERENCE[0], built, Precision("fp32", "it is fake")
     )
     assert fake_engines == {}
 
@@ -402,6 +430,14 @@ def test_importing_loads_no_engine_library_and_no_training_library() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.usefixtures("fake_engines")
+def test_the_usual_overlap_is_at_most_half_a_tile(bundle: Bundle) -> None:
+    """Tiles of 64 px have no room for 128."""
+    with Upscaler(bundle) as upscaler:
+        assert upscaler.settings["overlap"] == 32
+        assert upscaler.plan(100, 100, 2).stages[0].columns.tile == 64
+
+
 def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
     bundle: Bundle, fake_engines: dict[str, Any]
 ) -> None:
@@ -419,6 +455,8 @@ def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
     with Upscaler(bundle, device="cuda", **looks) as own:
         assert np.array_equal(own.upscale(x, 8), changed)
         assert own.settings == other.settings
+        assert own.color == other.color
+        assert pickle.loads(pickle.dumps(other)).settings == other.settings
     assert not np.array_equal(plain, changed)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +29,9 @@ class Browser:
     """The two ends of the pipe. Commands with `tab` are for that page."""
 
     commands: BinaryIO
-    answers: BinaryIO
+    answers: FileIO
     _number: int = 0
+    _received: bytearray = field(default_factory=bytearray)
 
     def do(self, method: str, tab: Tab | None = None, **parameters: Any) -> dict[str, Any]:
         """One command of the protocol; its result."""
@@ -46,11 +49,14 @@ class Browser:
         return result
 
     def _next(self) -> dict[str, Any]:
-        received = bytearray()
-        while (letter := self.answers.read(1)) != b"\0":
-            assert letter, "the browser has ended"
-            received += letter
-        found: dict[str, Any] = json.loads(received)
+        while b"\0" not in self._received:
+            ready, _, _ = select.select([self.answers], [], [], PATIENCE)
+            piece = os.read(self.answers.fileno(), 1 << 16) if ready else b""
+            assert piece, "the browser has ended, or hangs"
+            self._received += piece
+        message, _, rest = self._received.partition(b"\0")
+        self._received = bytearray(rest)
+        found: dict[str, Any] = json.loads(message)
         return found
 
 
@@ -145,7 +151,7 @@ def launched(folder: Path) -> Iterator[Browser]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
     with (
         open(ours_to, "wb") as commands,
-        open(ours_from, "rb") as answers,
+        open(ours_from, "rb", buffering=0) as answers,
         subprocess.Popen(
             ["bash", "-c", shell, "-", BROWSER, *flags, f"--user-data-dir={folder / 'profile'}"],
             pass_fds=(to_browser, from_browser),

@@ -170,7 +170,9 @@ def test_an_error_is_said_in_words_and_can_be_mended(tab: Tab, tmp_path: Path) -
     assert "not a picture" in said[0]
     assert "scale must be 1 to 32" in said[1]
     assert "failed" in tab.run("byId('status').textContent")
-    tab.run("byId('scale').value = '2'; document.querySelector('[aria-label=\"Again b.png\"]').click()")
+    again = "document.querySelector('[aria-label=\"Again b.png\"]')"
+    tab.run(f"byId('scale').value = '2'; {again}.focus(); {again}.click()")
+    assert tab.run("document.activeElement.closest('li') !== null"), "the focus stays in the list"
     tab.until("document.querySelectorAll('li.done').length === 1")
     tab.run("document.querySelector('[aria-label=\"Remove notes.png\"]').click()")
     assert tab.run("document.querySelectorAll('li').length") == 1
@@ -236,6 +238,7 @@ def test_pictures_wait_for_each_other_and_who_leaves_leaves_nothing(
         Held.gate.clear()
         tab.choose(tmp_path / "a.png")
         client.until("tudsr_running", 1)
+        tab.until("items.some(item => item.job)")
         tab.do("Page.navigate", url="about:blank")
         client.until('tudsr_jobs_total{state="cancelled"}', 1)
         Held.gate.set()

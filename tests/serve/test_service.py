@@ -255,7 +255,7 @@ def test_a_job_that_was_watched_and_is_not_any_more_is_given_up(
 def test_a_bug_is_reported_to_the_server_and_tells_clients_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise AssertionError("secret")
 
     monkeypatch.setattr("tudsr_serve.routes._info", broken)

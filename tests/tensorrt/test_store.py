@@ -24,7 +24,7 @@ from tudsr_runtime.engines.tensorrt import store
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.command import engines_of
 from tudsr_runtime.engines.tensorrt.inspection import inspect
-from tudsr_runtime.engines.tensorrt.layers import read_layers
+from tudsr_runtime.engines.tensorrt.layers import read_inspection, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
 from tudsr_runtime.engines.tensorrt.store import (
@@ -326,6 +326,41 @@ def test_a_listing_of_layers_is_read() -> None:
     assert (wait.kind, wait.tactic, wait.precisions, wait.nodes) == ("wait", "", (), ())
     assert not wait.fused_attention
     assert read_layers("what nobody foresaw") == ()
+
+
+NATIVE = (
+    "Layers:\n"
+    "Name: conv + relu, LayerType: CaskConvolution, Inputs: [ { Name: a, Location: Device, "
+    "Dimensions: [1,8], Format/Datatype: Half }], Outputs: [ { Name: b, Location: Device, "
+    "Dimensions: [1,8], Format/Datatype: Channel major FP16 format where channel % 8 == 0 }, "
+    "{ Name: c, Dimensions: [8], Format/Datatype: Row major linear FP32 }], ParameterType: Convolution, "
+    "Kernel: [3,3], HasBias: 1, TacticName: sm80_xmma, StreamId: 0, "
+    "Metadata: [ONNX Layer: conv][ONNX Layer: relu]\n"
+)
+"""How TensorRT itself lists a layer."""
+
+
+def test_types_are_read_in_every_form_that_tensorrt_has() -> None:
+    (listed,) = read_layers(NATIVE)
+    assert listed.precisions == ("Half", "Float")
+    assert listed.tactic == "sm80_xmma"
+    assert listed.nodes == ("conv", "relu")
+    tensors = ({"Format/Datatype": "Row major linear FP32"}, {"Datatype": "BFloat16", "Format": "Linear"})
+    text = json.dumps(
+        {"Layers": [{"Name": "n", "LayerType": "Reformat", "Outputs": tensors}, "a name alone"]}
+    )
+    assert [one.precisions for one in read_inspection(text)] == [("Float", "BFloat16")]
+    assert read_inspection("what nobody foresaw") == ()
+
+
+@pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
+@pytest.mark.usefixtures("machine")
+def test_inspect_has_the_types_of_native_engines(wanted: Wanted) -> None:
+    found = ensure_engines(wanted)
+    tables = "\n".join(inspect(found.path, found.record))
+    assert tables.count("writes    1 half") == len(COMPONENTS)
+    assert "TensorRT listed no layers" not in tables
+    assert found.record.plans["unet_stage1/model.onnx"].facts.kernels == 1
 
 
 @pytest.fixture

@@ -10,12 +10,15 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shutil
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,17 +26,23 @@ import pytest
 from PIL import Image
 
 import cli
+from tests.runtime.conftest import add_golden
 from tests.tensorrt.conftest import Machine
-from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT
-from tudsr_runtime.bundle import Bundle, Variant, open_bundle
-from tudsr_runtime.engines.backend import Choice, Engine, Target
-from tudsr_runtime.engines.select import select
+from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT, FakeTensorRT
+from tudsr_runtime.bundle import Bundle, BundleFile, Golden, Variant, open_bundle
+from tudsr_runtime.engines import choose as chooser
+from tudsr_runtime.engines.backend import Choice, Engine, Precision, Target
+from tudsr_runtime.engines.choose import Asked, choose
+from tudsr_runtime.engines.select import BACKENDS, BUILT, PREFERENCE, select
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.engines.tensorrt.backend import _Runtime
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS
+from tudsr_runtime.engines.tensorrt.library import Library, choose_target
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
-from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, NotFiniteError, UsageError
+from tudsr_runtime.golden_tile import Figure
+from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]
@@ -47,8 +56,10 @@ def bundle(make_bundle: MakeBundle, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def engines(machine: Machine, bundle: Bundle) -> Path:
-    """The engines of the bundle, in the cache, for the machine's GPU."""
-    return ensure_engines(Wanted(bundle, machine.library, machine.target)).path
+    """The engines of the bundle, in the cache, for the machine's GPU; nothing has been asked of it since."""
+    path = ensure_engines(Wanted(bundle, machine.library, machine.target)).path
+    machine.trt._usage.names.clear()
+    return path
 
 
 def choice(machine: Machine) -> Choice:
@@ -346,6 +357,71 @@ def test_kernels_that_rtx_compiled_are_kept_and_checked(
     once()
 
 
+def test_auto_takes_engines_where_they_are_built_and_says_why_it_does_not(
+    machine: Machine, bundle: Bundle
+) -> None:
+    def auto() -> Choice:
+        return choose(bundle, Asked())[0]
+
+    assert auto().backend not in BUILT
+    assert f"no engines for {machine.name} are built" in auto().reason
+    assert not machine.trt._usage.calls, "nothing is opened to find that out"
+    folder = ensure_engines(Wanted(bundle, machine.library, machine.target)).path
+    assert (auto().backend, auto().device) == (machine.name, "cuda")
+    with Upscaler(bundle, overlap=24, color="none") as upscaler:
+        assert np.abs(upscaler.upscale(np.full((8, 8, 3), 0.25, np.float32), 4) - 0.5).max() <= 2e-3
+    rewrite(folder, lambda record: record.update(version="1.0.0"))
+    assert auto().backend not in BUILT
+    assert f"the engines for {machine.name} do not serve: they were built for the library's" in auto().reason
+    machine.cuda._count = 0
+    assert "cudaErrorNoDevice" in auto().reason
+
+
+@pytest.mark.parametrize("machine", ["tensorrt-rtx"], indirect=True)
+def test_auto_prefers_rtx_then_tensorrt_then_onnx_runtime_s_providers(
+    machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = FakeTensorRT(machine.cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", native)
+    for library in (machine.library, Library("tensorrt", native)):
+        ensure_engines(Wanted(bundle, library, choose_target(library, None)[0]))
+    providers = SimpleNamespace(probe=lambda _: None, precision=lambda *_: Precision("fp16", "the bundle's"))
+    monkeypatch.setitem(sys.modules, "providers", SimpleNamespace(BACKEND=providers))
+    for name in ("onnxruntime", "onnxruntime-rtx"):
+        monkeypatch.setitem(BACKENDS, name, "providers:BACKEND")
+    found = []
+    for gone in ("", "tensorrt_rtx", "tensorrt"):
+        if gone:
+            monkeypatch.setitem(sys.modules, gone, None)
+        found.append(choose(bundle, Asked())[0])
+    assert [one.backend for one in found] == ["tensorrt-rtx", "tensorrt", "onnxruntime-rtx"]
+    assert found[0].reason == "the fastest available"
+    assert "tensorrt-rtx cannot be imported" in found[1].reason
+    assert "tensorrt cannot be imported" in found[2].reason
+    assert [pair for pair in PREFERENCE if pair[1] == "cuda"][-1] == ("onnxruntime", "cuda")
+
+
+def test_engines_that_the_golden_tile_fails_are_passed_over(
+    machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = Golden(BundleFile("golden/input.png", "0" * 64, 1), ())
+    proven = dataclasses.replace(bundle, manifest=bundle.manifest)
+    object.__setattr__(proven, "manifest", SimpleNamespace(**{**vars(bundle.manifest), "golden": golden}))
+    ensure_engines(Wanted(bundle, machine.library, machine.target))
+    ran: list[str] = []
+
+    def run(_bundle: object, choice: Choice, *_: object) -> list[Figure]:
+        ran.append(choice.backend)
+        return [Figure("stage1", 21.0 if choice.backend in BUILT else 60.0, 0.2)]
+
+    monkeypatch.setattr(chooser, "run_golden", run)
+    found = choose(proven, Asked())[0]
+    assert ran[0] == machine.name
+    assert found.backend not in BUILT
+    assert f"fp16 with {machine.name} on cuda is at 21.0 dB on the golden tile, below 40" in found.reason
+    assert choose(proven, Asked(machine.name))[0].backend == machine.name, "what is named is taken"
+
+
 def test_there_is_never_a_quiet_fallback(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match=r"(runs on NVIDIA GPUs only|does not run on cpu)"):
         select(machine.name, "cpu")
@@ -498,6 +574,41 @@ def test_bench_takes_engines_from_a_folder_and_builds_them_else(
     shown = capsys.readouterr()
     assert "engine 4 of 4" in shown.err, "and none for tiles that are not timed"
     assert engine_folder(bundle, machine.library, machine.target).is_dir()
+    tiles = ["bench", "tiles", "--bundle", str(bundle.folder), "--backend", machine.name]
+    cli.app([*tiles, "--warmup", "0", "--repeats", "1", "--json"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "adding engines to the 4" in shown.err
+    assert {one["tile"] for one in json.loads(shown.out)["tiles"]} == {256, 64}
+
+
+def test_a_service_builds_all_engines_before_anybody_asks(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("uvicorn", reason='needs the service: pip install "tudsr[serve]"')
+    from tudsr_serve.command import _upscaler
+    from tudsr_serve.options import ServeOptions
+
+    folder = make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=256, smaller=(64,))
+    options = dataclasses.replace(ServeOptions(), backend=machine.name)
+    _upscaler(open_bundle(folder), options, Terminal()).close()
+    assert "engine 8 of 8" in capsys.readouterr().err
+
+
+def test_verify_runs_the_engines_of_a_folder(
+    machine: Machine, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bundle(tmp_path / "golden", unet="offset", dtype="float16", tile=64)
+    bundle = open_bundle(add_golden(folder, 64))
+    named = ensure_engines(Wanted(bundle, machine.library, machine.target), tmp_path / "mine").path
+    line = ["bundle", "verify", str(folder), "--engines", str(named)]
+    cli.app(line, standalone_mode=False)
+    shown = capsys.readouterr()
+    assert f"back end: {machine.name} on cuda" in shown.err
+    assert "golden tile, stage2: " in shown.out
+    assert not engine_folder(bundle, machine.library, machine.target).exists()
+    machine.trt.error = 0.05
+    with pytest.raises(NotFiniteError, match="this back end does not compute what"):
+        cli.app(line, standalone_mode=False)
 
 
 def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
@@ -519,12 +630,21 @@ def test_the_command_builds_what_its_pictures_need_and_more_when_memory_runs_out
     for side in (16, 32):
         Image.new("RGB", (side, side), "grey").save(tmp_path / f"{side}.png")
 
-    def upscale(side: int) -> str:
+    def upscale(side: int, *more: str) -> str:
         line = ["upscale", str(tmp_path / f"{side}.png"), "--bundle", str(folder), "--factors", "4x-"]
-        cli.app([*line, "--backend", machine.name, "--overlap", "24"], standalone_mode=False)
+        cli.app(
+            [*line, "--backend", machine.name, "--overlap", "24", "--overwrite", *more], standalone_mode=False
+        )
         return capsys.readouterr().err
 
     assert "engine 3 of 3, unet_stage1-64" in upscale(16)
+    with pytest.raises(DeviceError, match=r"there is none for vae_encoder/model\.onnx"):
+        upscale(32, "--dry-run")
+    shown = capsys.readouterr().err
+    assert "stage 1 with 128 px: engines, not built yet; about the " in shown
+    assert re.search(
+        r"stage 1 with 64 px: engines, [\d.]+ MB on the disk and the GPU", upscale(16, "--dry-run")
+    )
     load = _Runtime.load
 
     def scarce(self: _Runtime, graph: Path, variant: Variant, target: Target) -> Engine:

@@ -21,6 +21,7 @@ from tudsr_train.adapters import (
     add_vae_encoder_adapter,
     load_adapter,
     prompt_sha256,
+    read_record,
     record_of,
     save_adapter,
 )
@@ -228,6 +229,22 @@ def test_an_adapter_brings_its_prompt(generator: Generator, tiny_base: Path, tmp
         load_adapter(Generator.load(tiny_base), tmp_path / "adapter", "stage1")
     with pytest.raises(BundleError, match=r"attends to \(1, any length, 16\)"):
         generator.set_prompt(torch.randn(1, 5, 17))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"factor": 0}, {"factor": 10**9}, {"stage": 3}, {"timestep": -1}, {"vae_encoder_rank": -4}],
+    ids=str,
+)
+def test_a_record_with_numbers_that_cannot_be_is_refused_when_it_is_read(
+    change: dict[str, int], tiny_stage1: Path, tmp_path: Path
+) -> None:
+    """Before anything is loaded, let alone exported."""
+    path = tmp_path / "tudsr.json"
+    path.write_text(json.dumps(json.loads((tiny_stage1 / "tudsr.json").read_text()) | change))
+    (name,) = change
+    with pytest.raises(BundleError, match=f"not a record of an adapter: {name} is"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "FOO"}, {"target_modules": "(("}, {"r": "4"}, None])

@@ -112,13 +112,13 @@ def test_a_result_without_its_run_is_replaced_only_where_that_is_asked_for(
     before = (out / "adapter_model.safetensors").read_bytes()
     for check in (True, False):
         with pytest.raises(OutputError, match=r"no run that made it") as caught:
-            run("stage1", path, TrainOptions(out=out, check=check))
+            run("stage1", TrainOptions(path, out=out, check=check))
         assert caught.value.hint is not None
         assert "--overwrite" in caught.value.hint
     assert (out / "adapter_model.safetensors").read_bytes() == before
-    run("stage1", path, TrainOptions(out=out, overwrite=True))
+    run("stage1", TrainOptions(path, out=out, overwrite=True))
     assert (out / "adapter_model.safetensors").read_bytes() != before
-    run("stage1", path, TrainOptions(["optimization.steps=2"], out=out))
+    run("stage1", TrainOptions(path, ("optimization.steps=2",), out=out))
 
 
 def test_a_base_never_replaces_what_is_no_earlier_one(tmp_path: Path) -> None:

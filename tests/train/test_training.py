@@ -21,11 +21,12 @@ from tudsr_train.config import BaseConfig, Lora
 from tudsr_train.data.sources import Data
 from tudsr_train.discriminators.base import DiscriminatorConfig, build_discriminator
 from tudsr_train.gan import Adversaries
-from tudsr_train.generator import Generator
+from tudsr_train.generator import Generator, one_step
 from tudsr_train.losses.adversarial import TUDSR
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.run.loop import Loss
+from tudsr_train.run.precision import autocast
 from tudsr_train.stage1 import algorithm_1, train_stage1
 from tudsr_train.stage2 import algorithm_2, backwards_per_step, chunking, joining, train_stage2, upsampling
 
@@ -349,3 +350,35 @@ def test_milestones_stay(pool: Data, tiny_base: Path, tmp_path: Path) -> None:
     train_stage1(alone, tmp_path / "out", "never")
     found = sorted(path.name for path in (tmp_path / "out.run").glob("step-*"))
     assert found == ["step-000002", "step-000004", "step-000005"]
+
+
+def _on_bf16_s_grid(x: torch.Tensor) -> bool:
+    return torch.equal(x, x.bfloat16().float())
+
+
+@pytest.mark.parametrize("autoencoder", ["bf16", "fp32"])
+def test_in_bf16_eq_2_is_float32_and_the_autoencoder_as_it_is_asked_for(
+    autoencoder: str, stable_diffusion_like_base: Path
+) -> None:
+    o = optimization(precision="bf16", autoencoder_precision=autoencoder)
+    G = Generator.load(stable_diffusion_like_base)
+    gan = Adversaries(G, None, Losses(LOSS), TUDSR, o, "mode")
+    x_L = torch.rand(1, 3, 64, 64) * 2 - 1
+    predictions: list[torch.Tensor] = []
+    G.unet.register_forward_hook(lambda _module, _inputs, output: predictions.append(output[0]))
+    with torch.no_grad():
+        x_hat = gan.G(x_L, 200)
+        with autocast(o, x_L.device):
+            z_L = gan._encode(x_L)
+    assert predictions[0].dtype == torch.bfloat16
+    expected = one_step(z_L.float(), predictions[0].float(), G.alphas_cumprod[200])
+    assert x_hat.z is not None
+    torch.testing.assert_close(x_hat.z, expected, rtol=1e-6, atol=1e-6)
+    assert _on_bf16_s_grid(z_L.float()) == (autoencoder == "bf16")
+    assert not _on_bf16_s_grid(x_hat.z)
+    assert _on_bf16_s_grid(x_hat.x) == (autoencoder == "bf16")
+
+
+def test_the_autoencoder_has_no_other_precision(tiny_base: Path, pool: Data, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="autoencoder_precision 'fp16' is not supported"):
+        train_stage1(stage1_config(tiny_base, pool, autoencoder_precision="fp16"), tmp_path / "a", "never")

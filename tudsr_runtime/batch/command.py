@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.inputs import expand, find_inputs, is_folder
+from tudsr_runtime.batch.inputs import Found, expand, find_inputs, is_folder
 from tudsr_runtime.batch.job import Again, Request
 from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_strength
 from tudsr_runtime.batch.outputs import output_is_folder
@@ -29,8 +29,21 @@ from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
-def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
+class Comparison(Protocol):
+    """Shows results beside what they were made from; `tudsr_eval` has one."""
+
+    def add(self, source: Path, result: Path) -> None:
+        """A picture and what was made of it."""
+
+    def write(self, note: Callable[[str], None]) -> None:
+        """Write it. Raises OutputError."""
+
+
+def upscale(inputs: list[Path], options: UpscaleOptions, comparison: Comparison | None = None) -> None:
     """Enlarge pictures, files and folders of them.
+
+    Args:
+        comparison: is handed every result, also of an earlier run, and written in the end.
 
     Raises:
         TudsrError: of a single input, the error itself; of several, BatchError once all are tried. Errors
@@ -48,7 +61,7 @@ def upscale(inputs: list[Path], options: UpscaleOptions) -> None:
             raise UsageError("--json and a picture cannot both go to stdout", hint="-o FILE")
         # What is shown to be pasted has what the user gave, not the files that stand for stdin and stdout.
         again = partial(at_another_scale, options)
-        _upscale(plain, options, suffix, again)
+        _upscale(plain, options, suffix, again, comparison)
 
 
 def at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
@@ -60,11 +73,13 @@ def at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
         "megapixels": None,
         "factors": None,
     }
-    folders: dict[str, Any] = {"include": (), "exclude": (), "shard": None}
+    folders: dict[str, Any] = {"include": (), "exclude": (), "shard": None, "compare": None}
     return as_command([path], dataclasses.replace(options, scale=scale, **sizes, **folders))
 
 
-def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> None:
+def _upscale(
+    plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again, comparison: Comparison | None
+) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run, plain.shown)
     request = make_request(plain, options, suffix, again)
@@ -73,12 +88,15 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
         raise UsageError("--shard parts files, and stdin is none", hint="leave --shard out")
     records = Records(lambda text: terminal.note(f"note: {text}"))
     found = find_inputs(plain.inputs, options.recursive, plain.output if request.to_folder else None, records)
+    _leave_out(found, options.compare)
     selection.narrow(found)
     for note in found.notes:
         terminal.note(f"note: {note}")
     with open_upscaler(options, terminal) as upscaler:
         provide = partial(build_missing, upscaler, terminal)
-        batch = Batch(request, upscaler, terminal, records, provide)
+        batch = Batch(request, upscaler, terminal, records, provide, partial(sizes, upscaler))
+        if comparison is not None and not options.dry_run:
+            batch.on_result = comparison.add
         for path, error in found.unreadable:
             batch.fail(path, error)
         jobs = batch.plan(found.sources, found.elsewhere, create_folders=not options.dry_run)
@@ -86,7 +104,17 @@ def _upscale(plain: Plain, options: UpscaleOptions, suffix: str | None, again: A
             batch.show(jobs)
         else:
             batch.run(jobs)
+        if comparison is not None and not options.dry_run:
+            comparison.write(terminal.note)
         batch.finish(time.monotonic() - started)
+
+
+def _leave_out(found: Found, comparison: Path | None) -> None:
+    """An earlier comparison that lies among the pictures of a folder is none of them."""
+    if comparison is not None:
+        own = os.path.realpath(comparison)
+        kept = [one for one in found.sources if one.folder is None or os.path.realpath(one.path) != own]
+        found.sources = kept
 
 
 @contextmanager
@@ -103,11 +131,27 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         strength=parse_strength(options.strength),
         notify=lambda text: terminal.note(f"note: {text}"),
         engines=options.engines,
+        wrap=options.wrap,
     ) as upscaler:
         terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
         terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
         terminal.detail(f"back end: {upscaler.choice}")
         yield upscaler
+
+
+def sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
+    """A line for each stage and size of tiles that was weighed: what it takes on the disk and on the GPU."""
+    bundle, choice = upscaler.bundle, upscaler.choice
+    places = [(stage.stage, cut.tile) for stage in plan.stages for cut in stage.weighed]
+    if choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt.command import engine_sizes
+
+        yield from engine_sizes(bundle, choice, places)
+        return
+    precision = choice.precision.name if choice.precision else None
+    for stage, tile in places:
+        megabytes = bundle.weights(stage, tile, precision) / 1e6
+        yield f"stage {stage + 1} with {tile} px: {megabytes:.1f} MB of graphs and weights"
 
 
 def build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
@@ -157,6 +201,7 @@ def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, agai
         on_exists="overwrite" if to_stdout else options.where_taken,
         metadata=options.metadata,
         encoding=Encoding(options.quality, options.compression),
+        max_input_megapixels=options.max_input_megapixels,
         max_output_megapixels=options.max_output_megapixels,
         as_json=options.as_json,
         again=again,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from tudsr_runtime.pictures.read import Header
+from tudsr_runtime.pictures.write import held_bytes
+from tudsr_runtime.tiling.color import WHOLE_PICTURE
 from tudsr_runtime.tiling.plan import Plan, StagePlan
 from tudsr_runtime.upscaler import Upscaler
-
-ROWS_OF_TILES = 6
-"""Rows of tiles in float32 that a stage holds at its peak, with buffers and bands on their way; measured."""
 
 
 @dataclass
@@ -37,12 +38,24 @@ class Estimator:
         return self._seconds[place]
 
 
-def host_bytes(plan: Plan, held_bytes: int) -> int:
-    """Memory beside engines and libraries, in bytes, about.
+def goes_by_columns(plan: Plan, header: Header, target: Path) -> bool:
+    """Whether the picture takes less memory when its tiles go by columns (`Plan.by_columns`)."""
+    return plan.by_columns(_collected(plan, header, target))
 
-    Args:
-        plan: of the picture; its input is counted with 8 bits per channel.
-        held_bytes: of the result where its format is not written row by row, else 0.
-    """
-    rows = sum(12 * ROWS_OF_TILES * stage.rows.tile * stage.columns.padded for stage in plan.stages)
-    return rows + 3 * plan.width * plan.height + held_bytes
+
+def host_bytes(plan: Plan, header: Header, target: Path, color: str) -> int:
+    """Memory beside engines and libraries, in bytes, about: to decode, or then to enlarge, the greater."""
+    collected = _collected(plan, header, target)
+    tiles = plan.turned.held_bytes + collected if plan.by_columns(collected) else plan.held_bytes
+    encoded = held_bytes(target, plan.output_width, plan.output_height)
+    # What follows the statistics of all of it waits for its last row.
+    waiting = 12 * plan.width * plan.height * plan.product**2 if color in WHOLE_PICTURE else 0
+    kept = plan.width * plan.height * header.pixel_bytes
+    return max(header.decoding_bytes, kept + tiles + encoded + waiting)
+
+
+def _collected(plan: Plan, header: Header, target: Path) -> int:
+    """Bytes of the result that columns are collected in."""
+    if held_bytes(target, 1, 1):
+        return 0
+    return plan.output_width * plan.output_height * header.pixel_bytes

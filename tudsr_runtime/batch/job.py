@@ -18,6 +18,7 @@ from tudsr_runtime.pictures.picture import Picture
 from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_picture
 from tudsr_runtime.pictures.write import Encoding, check_format_limits
 from tudsr_runtime.terminal import counted
+from tudsr_runtime.tiling.cost import SECONDS
 from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
@@ -44,6 +45,7 @@ class Request:
     on_exists: OnExists
     metadata: Metadata
     encoding: Encoding
+    max_input_megapixels: int
     max_output_megapixels: int
     as_json: bool
     again: Again
@@ -98,13 +100,9 @@ class Job:
 
     def summary(self, upscaler: Upscaler) -> dict[str, object]:
         """What is computed with which model on which machine, for --json."""
-        plan, choice = self.plan, upscaler.choice
+        choice = upscaler.choice
         return {
-            "input_px": [plan.width, plan.height],
-            "output_px": [plan.output_width, plan.output_height],
-            "scale": plan.scale,
-            "factors": plan.factors,
-            "tiles": plan.tiles,
+            **self.plan.as_json(),
             "backend": choice.backend,
             "device": choice.device,
             "precision": choice.precision.name if choice.precision else None,
@@ -123,7 +121,7 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
         InputError: not a picture, or it would become too large. UsageError: scale or size is invalid.
         OutputError: the format holds no picture of that size.
     """
-    header = read_header(source.path)
+    header = read_header(source.path, request.max_input_megapixels)
     size = request.size.of(header.width, header.height) if request.size else None
     plan = upscaler.plan(header.width, header.height, request.scale, request.factors, size=size)
     if request.output is not None and not request.to_folder:
@@ -204,6 +202,8 @@ def weighing(plan: Plan) -> Iterator[str]:
         )
         if others:
             yield f"stage {stage.stage + 1}: {taken}, rather than {' or '.join(others)}"
+    if plan.costs and len(plan.stages[0].weighed) > 1:
+        yield f"chosen by the {'time' if plan.costs.unit == SECONDS else 'arithmetic'}: {plan.costs.reason}"
 
 
 def weighed_record(plan: Plan) -> list[dict[str, object]]:

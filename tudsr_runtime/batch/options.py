@@ -13,6 +13,7 @@ import typer
 OnExists = Literal["error", "skip", "overwrite", "rename"]
 """What becomes of an output that exists and is not what the same command made of the same picture."""
 Metadata = Literal["keep", "strip"]
+Wrap = Literal["none", "x", "xy"]
 
 SIZE, RESULT, LOOK, MACHINE, REPORT = "Size", "Result", "Model and look", "Machine", "What is told"
 """The groups of the help."""
@@ -42,6 +43,12 @@ class UpscaleOptions:
         float | None,
         typer.Option(rich_help_panel=SIZE, metavar="MP", help="Size of the result, in 10^6 pixels."),
     ] = None
+    max_input_megapixels: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=SIZE, metavar="N", min=1, help="Refuse pictures that are larger than this."
+        ),
+    ] = 100
     max_output_megapixels: Annotated[
         int,
         typer.Option(
@@ -85,6 +92,14 @@ class UpscaleOptions:
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Search folders below folders.", rich_help_panel=RESULT)
     ] = False
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=RESULT,
+            metavar="FILE",
+            help="Also inputs, bicubic and results side by side: a page (.html) or one picture (.png).",
+        ),
+    ] = None
     include: Annotated[
         tuple[str, ...],
         typer.Option(
@@ -124,7 +139,7 @@ class UpscaleOptions:
         typer.Option(rich_help_panel=RESULT, help="EXIF and XMP; the colour profile is always kept."),
     ] = "keep"
     bundle: Annotated[
-        str, typer.Option(rich_help_panel=LOOK, metavar="nano|DIR", help="The model to run.")
+        str, typer.Option(rich_help_panel=LOOK, metavar="nano|DIR|hf:OWNER/NAME", help="The model to run.")
     ] = "nano"
     strength: Annotated[
         str,
@@ -140,6 +155,13 @@ class UpscaleOptions:
             rich_help_panel=LOOK, metavar="NAME", help="Colour correction: lowfreq, wavelet, adain or none."
         ),
     ] = "lowfreq"
+    wrap: Annotated[
+        Wrap,
+        typer.Option(
+            rich_help_panel=LOOK,
+            help="Edges that meet: x for 360-degree panoramas, xy for tiles of a texture.",
+        ),
+    ] = "none"
     factors: Annotated[
         str | None,
         typer.Option(
@@ -161,7 +183,7 @@ class UpscaleOptions:
         typer.Option(
             rich_help_panel=MACHINE,
             metavar="NAME",
-            help="Engine library: auto, openvino, onnxruntime, tensorrt-rtx, tensorrt.",
+            help="Engine library: auto, openvino, onnxruntime, onnxruntime-rtx, tensorrt-rtx, tensorrt.",
         ),
     ] = "auto"
     device: Annotated[
@@ -231,7 +253,7 @@ class WatchOptions(UpscaleOptions):
     ] = 1.0
 
 
-NOT_OF_WATCH = ("output", "dry_run")
+NOT_OF_WATCH = ("output", "compare", "dry_run")
 """Options that `tudsr watch` does not take."""
 
 

@@ -5,6 +5,7 @@ Each stands for a file in a temporary folder.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import stat
@@ -76,7 +77,7 @@ def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | Non
         shown = {str(place): "stdin" if path in STDIN else str(path) for path, place in kept.items()}
         try:
             if to_stdout:
-                output = Path(folder, f"stdout{suffix or fitting_suffix(read_header(named[0]))[0]}")
+                output = Path(folder, f"stdout{suffix or fitting_suffix(read_header(named[0], math.inf))[0]}")
             yield Plain(named, output, to_stdout, shown)
         except TudsrError as error:
             raise _as_given(error, kept, shown) from error

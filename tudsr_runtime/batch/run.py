@@ -6,6 +6,7 @@ their folders to be writable. A picture that fails never stops the others.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from tudsr_runtime.atomic import AppearedError
 from tudsr_runtime.batch.claim import claim
 from tudsr_runtime.batch.done import Records
-from tudsr_runtime.batch.estimate import Estimator, host_bytes
+from tudsr_runtime.batch.estimate import Estimator, goes_by_columns, host_bytes
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job, Request, outline, plan_job, weighed_record, weighing
 from tudsr_runtime.batch.outputs import (
@@ -29,9 +30,9 @@ from tudsr_runtime.batch.outputs import (
     make_folders,
 )
 from tudsr_runtime.errors import BatchError, MemoryExhausted, OutputError, TudsrError, UsageError
-from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.picture import Picture
-from tudsr_runtime.pictures.write import check_transparency, held_bytes, write_picture
+from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.terminal import ProgressBar, Terminal, clock, counted, failure, mark_told
 from tudsr_runtime.tiling.plan import Plan
@@ -61,7 +62,11 @@ class Batch:
     records: Records = field(default_factory=Records)
     provide: Callable[[Iterable[Plan]], object] = lambda _: None
     """Called with what is going to be computed, before that is begun; makes what the engines need."""
+    sizes: Callable[[Plan], Iterable[str]] = lambda _: ()
+    """What to say, before anything is computed, about disk and memory of what was weighed."""
     tally: Tally = field(default_factory=Tally)
+    on_result: Callable[[Path, Path], None] = lambda *_: None
+    """Told of every input and its result, those of an earlier run too."""
     gave_up: bool = False
     """Whether outputs were refused so often that the rest was not tried."""
     _taken: set[str] = field(default_factory=set)
@@ -95,12 +100,12 @@ class Batch:
         for job in jobs:
             self.tally.planned += 1
             plan = job.plan
+            for choice in (*weighing(plan), *self.sizes(plan)):
+                self.terminal.detail(f"{job.source}: {choice}")
             seconds = estimator.seconds(plan)
-            memory = host_bytes(plan, held_bytes(job.target, plan.output_width, plan.output_height))
+            memory = host_bytes(plan, job.header, job.target, self.upscaler.color)
             takes = f"about {clock(seconds)} and {memory / 1e6:.0f} MB beside the engines"
             line = f"{job.source} -> {job.target}: {outline(plan)}; {takes}"
-            for choice in weighing(plan):
-                self.terminal.detail(f"{job.source}: {choice}")
             estimate = {"seconds": round(seconds, 3), "host_bytes": memory}
             weighed = weighed_record(plan)
             self._report(job, "planned", line, job.notes, estimate=estimate, weighed=weighed)
@@ -280,6 +285,7 @@ class Batch:
             done = job.earlier_result(self.records, any_name=not request.single)
             if done is not None:
                 self._skip(job, done, "was made so by an earlier run")
+                self.on_result(job.source, done)
                 return True
         if request.on_exists == "skip":
             self._skip(job, job.target, "exists")
@@ -294,6 +300,8 @@ class Batch:
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
         plan = job.plan
         started = time.monotonic()
+        needed = host_bytes(plan, job.header, job.target, self.upscaler.color)
+        require_memory(needed, f"{job.source}: {plan.output_width} x {plan.output_height} px")
         picture, sha256 = job.read(self.request.metadata)
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
@@ -310,6 +318,7 @@ class Batch:
             job.remember(self.records, sha256)
         self._report(job, "ok", job.target, (*job.notes, *picture.notes, *lost), seconds=rounded)
         self.tally.ok += 1
+        self.on_result(job.source, job.target)
 
     def _write(
         self, job: Job, picture: Picture, bar: ProgressBar, seconds: dict[str, float]
@@ -318,16 +327,24 @@ class Batch:
         plan, request = job.plan, self.request
         size = plan.output_width, plan.output_height
         replace = request.on_exists == "overwrite"
+        wrapped = dataclasses.replace(picture, wrap=self.upscaler.wrap)
+        turned = goes_by_columns(plan, job.header, job.target)
 
         def attempt() -> tuple[str, ...]:
             now = self.upscaler.plan(plan.width, plan.height, None, plan.notation, size=size)
             if now.stages != plan.stages:
                 self.provide([now])
             upscaled = partial(
-                self.upscaler.upscale_rows, picture.levels, None, plan.notation, bar.tile, size=size
+                self.upscaler.upscale_rows,
+                picture.levels,
+                None,
+                plan.notation,
+                bar.tile,
+                size=size,
+                by_columns=turned,
             )
             bands = _timed(_named(upscaled, job.source), seconds)
-            return write_picture(picture, bands, *size, job.target, request.encoding, replace)
+            return write_picture(wrapped, bands, *size, job.target, request.encoding, replace, turned)
 
         return self.upscaler.with_smaller_tiles(attempt)
 

@@ -1,32 +1,31 @@
-"""`tudsr bench latency` and `tudsr bench table3`."""
+"""`tudsr bench latency`, `tudsr bench table3` and `tudsr bench tiles`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bench.latency import measure_latency
-from tudsr_runtime.bench.measure import describe_machine, describe_memory
+from tudsr_runtime.bench.measure import describe_clocks, describe_machine, describe_memory
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, table_markdown
+from tudsr_runtime.bench.tiles import every_place, measure_tiles, tile_record, tiles_markdown
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.files import make_folder
+from tudsr_runtime.installation import engine_libraries
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.tile_times import store_times
 from tudsr_runtime.upscaler import Upscaler
-
-PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
 def latency(options: LatencyOptions) -> None:
     """Time one enlargement and its parts. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
     side = options.size
-    with _upscaler(options, terminal, lambda made: [made.plan(side, side, options.scale)]) as upscaler:
+    with _upscaler(options, terminal, lambda made: made.plan(side, side, options.scale).places) as upscaler:
         found = measure_latency(upscaler, side, side, options.scale, options.warmup, options.repeats)
         facts = _facts(upscaler, options)
     _publish(options, "latency", facts, latency_markdown(found), latency_record(found))
@@ -35,7 +34,7 @@ def latency(options: LatencyOptions) -> None:
 def table3(options: BenchOptions) -> None:
     """Time the paper's four rows. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
-    with _upscaler(options, terminal, lambda made: [row.plan(made) for row in PUBLISHED]) as upscaler:
+    with _upscaler(options, terminal, _of_table3) as upscaler:
         rows = []
         for row in measure_rows(upscaler, options.warmup, options.repeats):
             terminal.note(f"{row.plan.output_width} px: {row.whole.p50:.3f} s")
@@ -46,11 +45,31 @@ def table3(options: BenchOptions) -> None:
     _publish(options, "table3", facts, table, {"rows": [row_record(row) for row in rows]})
 
 
+def tiles(options: BenchOptions) -> None:
+    """Time a tile of every size, and keep it for the planner. Raises as `table3`."""
+    terminal = Terminal()
+    with _upscaler(options, terminal, every_place) as upscaler:
+        found = []
+        for one in measure_tiles(upscaler, options.warmup, options.repeats):
+            terminal.note(f"stage {one.stage + 1}, {one.tile} px: {one.each.p50:.4f} s a tile")
+            found.append(one)
+        facts = _facts(upscaler, options)
+        times = {(one.stage, one.tile): one.each.p50 for one in found}
+        kept = store_times(upscaler.bundle, upscaler.choice, options.threads, times)
+    _publish(options, "tiles", facts, tiles_markdown(found), {"tiles": [tile_record(one) for one in found]})
+    terminal.note(f"kept in {kept}: sizes of tiles are chosen by it from now on")
+
+
+def _of_table3(upscaler: Upscaler) -> Iterator[tuple[int, int]]:
+    for row in PUBLISHED:
+        yield from row.plan(upscaler).places
+
+
 def _upscaler(
-    options: BenchOptions, terminal: Terminal, plans: Callable[[Upscaler], Iterable[Plan]]
+    options: BenchOptions, terminal: Terminal, places: Callable[[Upscaler], Iterable[tuple[int, int]]]
 ) -> Upscaler:
-    """What is measured, with the engines for `plans`: those that the cache lacks are built first, which is
-    said."""
+    """What is measured, with the engines for `places`, each a stage from 0 and a size of tiles: those that
+    the cache lacks are built first, which is said."""
     # Random weights are as fast as trained ones, and their results are let through.
     upscaler = Upscaler(
         options.bundle,
@@ -65,8 +84,7 @@ def _upscaler(
     if upscaler.choice.backend in BUILT:
         from tudsr_runtime.engines.tensorrt.command import build_missing
 
-        places = {place for plan in plans(upscaler) for place in plan.places}
-        build_missing(upscaler.bundle, upscaler.choice, places, terminal)
+        build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
     return upscaler
 
 
@@ -76,21 +94,12 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
         "bundle": f"{manifest.name}, {manifest.precision}, sha256 {upscaler.bundle.sha256[:16]}",
         "weights": manifest.provenance.get("weights", "as exported"),
         "back end": str(upscaler.choice),
-        "libraries": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "libraries": ", ".join(f"{name} {version}" for name, version in engine_libraries().items()),
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",
         **describe_machine(),
         **describe_memory(),
+        **describe_clocks(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _publish(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from tudsr_runtime.installation import nvidia_smi, processor
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Durations:
         middle, ninth = math.ceil(0.5 * len(ordered)) - 1, math.ceil(0.9 * len(ordered)) - 1
         return cls(ordered[middle], ordered[ninth], ordered[0], len(ordered))
 
-    def times(self, factor: int) -> Durations:
-        """The durations of `factor` runs, one after the other."""
+    def times(self, factor: float) -> Durations:
+        """The durations of `factor` runs, one after the other; below 1, a run's share of what was timed."""
         return Durations(self.p50 * factor, self.p90 * factor, self.min * factor, self.n)
 
 
@@ -49,7 +49,7 @@ def measure(work: Callable[[], object], warmup: int, repeats: int) -> Durations:
 def describe_machine() -> dict[str, str]:
     """Processor, cores, system, and the GPU with its driver if nvidia-smi finds one."""
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "system": platform.platform(),
@@ -67,6 +67,12 @@ def describe_memory() -> dict[str, str]:
     return {**memory, "GPU in use": gpu} if gpu else memory
 
 
+def describe_clocks() -> dict[str, str]:
+    """Power drawn and clocks of the GPU at this moment, as far as nvidia-smi knows them."""
+    found = nvidia_smi("power.draw,clocks.sm,clocks.mem")
+    return {"GPU power, clocks": found} if found else {}
+
+
 def peak_resident() -> int | None:
     """The greatest resident memory of this process so far in bytes; None where the system does not say."""
     if sys.platform == "win32":
@@ -75,22 +81,3 @@ def peak_resident() -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def nvidia_smi(query: str) -> str | None:
-    """What nvidia-smi says to a query of GPU properties, GPUs apart by "; "; None where there is none."""
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return "; ".join(done.stdout.strip().splitlines()) or None

@@ -9,28 +9,16 @@ from typing import Any
 from tudsr_runtime.bench.latency import Latency
 from tudsr_runtime.bench.measure import Durations
 from tudsr_runtime.terminal import counted
-from tudsr_runtime.tiling.plan import Plan
 
 
 def latency_record(latency: Latency) -> dict[str, Any]:
     """One measurement as plain JSON; seconds."""
     return {
-        **size_record(latency.plan),
+        **latency.plan.as_json(),
         "parts": {name: dataclasses.asdict(found) for name, found in latency.parts.items()},
         "engines": dataclasses.asdict(latency.engines),
         "array_to_array": dataclasses.asdict(latency.array_to_array),
         "file_to_file": dataclasses.asdict(latency.file_to_file),
-    }
-
-
-def size_record(plan: Plan) -> dict[str, Any]:
-    """What a plan does, in the keys of `tudsr upscale --json`."""
-    return {
-        "input_px": [plan.width, plan.height],
-        "output_px": [plan.output_width, plan.output_height],
-        "scale": plan.scale,
-        "factors": plan.factors,
-        "tiles": plan.tiles,
     }
 
 

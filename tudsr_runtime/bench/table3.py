@@ -10,7 +10,6 @@ from typing import Any
 
 from tudsr_runtime.bench.latency import run_engines, sample_picture
 from tudsr_runtime.bench.measure import Durations, measure
-from tudsr_runtime.bench.report import size_record
 from tudsr_runtime.tiling.plan import Plan, plan_upscale
 from tudsr_runtime.upscaler import Upscaler
 
@@ -65,7 +64,7 @@ def measure_rows(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Row]
 def row_record(row: Row) -> dict[str, Any]:
     """One row as plain JSON; seconds."""
     return {
-        **size_record(row.plan),
+        **row.plan.as_json(),
         "engines": dataclasses.asdict(row.engines),
         "array_to_array": dataclasses.asdict(row.whole),
         "published": row.published.seconds,
@@ -78,15 +77,24 @@ def table_markdown(rows: list[Row], here: str) -> str:
     same = "H800" in here
     told = "same kind of GPU" if same else f"different GPU: measured on {here}"
     lines = [
-        "| output | input, scale | factors | tiles | engines p50 s | array to array p50 s | p90 s | min s "
-        f"| published s, {PUBLISHED_GPU} ({told}) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| output | input, scale | factors | tiles | cost | engines p50 s | array to array p50 s | p90 s "
+        f"| min s | published s, {PUBLISHED_GPU} ({told}) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         plan, whole = row.plan, row.whole
         lines.append(
             f"| {plan.output_width} x {plan.output_height} | {plan.width} x {plan.height}, x{plan.scale:g} "
-            f"| {'x'.join(map(str, plan.factors))} | {plan.tiles} | {row.engines.p50:.4f} "
+            f"| {'x'.join(map(str, plan.factors))} | {_tiles(plan)} | {_cost(plan)} | {row.engines.p50:.4f} "
             f"| {whole.p50:.4f} | {whole.p90:.4f} | {whole.min:.4f} | {row.published.seconds} |"
         )
     return "\n".join(lines)
+
+
+def _tiles(plan: Plan) -> str:
+    """The tiles of each stage with their size."""
+    return ", ".join(f"{stage.tiles} of {stage.columns.tile} px" for stage in plan.stages)
+
+
+def _cost(plan: Plan) -> str:
+    return "" if plan.cost is None or plan.costs is None else f"{plan.cost:.1f} {plan.costs.unit}"

@@ -10,7 +10,8 @@ import numpy as np
 from tudsr_runtime.bench.measure import measure
 from tudsr_runtime.bundle import BUILTIN_BUNDLES, Bundle, open_bundle
 from tudsr_runtime.doctor.findings import Finding
-from tudsr_runtime.engines.backend import AUTO, Choice
+from tudsr_runtime.engines.backend import Precision
+from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.engines.select import BY_NAME, ON_REQUEST, PREFERENCE, open_backend
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
@@ -73,8 +74,8 @@ def try_tile(bundle: Bundle, name: str, device: str) -> Finding:
 
 
 def _tile(check: str, bundle: Bundle, name: str, device: str) -> Finding:
-    precision = open_backend(name).precision(device, AUTO, bundle.precisions)
-    choice = Choice(name, device, "tried", precision)
+    choice, _ = choose(bundle, Asked(name, device))
+    precision = choice.precision or Precision(bundle.manifest.precision, "the bundle's")
     edge = bundle.manifest.tile
     x = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
     with LoadedEngines(bundle, choice) as engines:

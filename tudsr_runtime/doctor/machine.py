@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tudsr_runtime.bench.measure import describe_machine, nvidia_smi
+from tudsr_runtime.bench.measure import describe_machine
 from tudsr_runtime.doctor.findings import Finding
 from tudsr_runtime.engines.tensorrt.library import TARGETS
 from tudsr_runtime.files import cache_folder
+from tudsr_runtime.installation import nvidia_smi
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.version import __version__
 

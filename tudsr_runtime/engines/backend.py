@@ -40,6 +40,7 @@ _IN_SOURCE = re.compile(
 
 LIBRARIES = {
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime-rtx": "ONNX Runtime's TensorRT for RTX",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT for RTX",

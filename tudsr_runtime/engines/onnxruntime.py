@@ -7,12 +7,11 @@ every operator; a bundle's float32 variant over the same half weights is preferr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tudsr_runtime.bundle import Variant
 from tudsr_runtime.engines.backend import (
@@ -27,6 +26,7 @@ from tudsr_runtime.engines.backend import (
     import_error,
     split_device,
 )
+from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, ended_by, named, run_options
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import FloatArray, TileFunction
@@ -41,6 +41,8 @@ PROVIDERS = {
 }
 ONE_GRAPH = frozenset({"coreml", "migraphx"})
 """Devices that compile parts of a graph and leave the rest to the CPU, which therefore stands behind them."""
+CUDA_OPTIONS = {"prefer_nhwc": "1", "use_tf32": "0"}
+"""Tensor cores convolve with the channels last; float32 is float32, in a half graph's islands too."""
 ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 NOTHING_BUT_THE_END = 4
 """The severity of log lines that ONNX Runtime writes to stderr: its exceptions say the same."""
@@ -82,14 +84,12 @@ class OnnxRuntime:
 
     def load(self, graph: Path, variant: Variant, target: Target) -> Engine:
         """Load one graph (see `tudsr_runtime.engines.backend.Backend.load`)."""
-        session = _open_session(str(graph), target.device, target.threads)
-        check_interface(str(graph), _ends(session.get_inputs()), _ends(session.get_outputs()), variant)
-        return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
+        return as_engine(_open_session(str(graph), target.device, target.threads), graph, variant, target)
 
     def chain(self, engines: Sequence[Engine]) -> TileFunction | None:
         """Run a tile that stays on the device from the first engine to the last; None but on CUDA."""
-        sessions = [engine for engine in engines if isinstance(engine, SessionEngine)]
-        return BoundChain(sessions).run if split_device(sessions[0].device)[0] == "cuda" else None
+        ours = [engine for engine in engines if isinstance(engine, SessionEngine)]
+        return ours[0].joined(ours).run if split_device(ours[0].device)[0] == "cuda" else None
 
 
 class SessionEngine:
@@ -98,68 +98,45 @@ class SessionEngine:
     parallel = 1
 
     def __init__(self, session: Any, component: str, variant: Variant, device: str) -> None:
-        self.session = session
-        self.component = component
-        self.input = variant.inputs[0]
-        self.output = variant.outputs[0].name
-        self.shape = variant.outputs[0].shape
+        self.loaded = Session(session, component, variant.inputs[0], variant.outputs[0])
         self.device = device
+        self._chains: dict[tuple[int, ...], BoundChain] = {}
+
+    @property
+    def component(self) -> str:
+        """Which part of the model it runs."""
+        return self.loaded.component
 
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
-        feed = {self.input.name: x.astype(self.input.dtype, copy=False)}
-        with _named(f"running {self.component}", by_graph=self.device == "cpu"):
-            (y,) = self.session.run([self.output], feed)
-        return self.checked(y)
-
-    def checked(self, y: NDArray[Any]) -> FloatArray:
-        """The output in float32. Raises BundleError where it is not what the graph announced."""
-        if y.shape != self.shape:
+        one = self.loaded
+        feed = {one.source.name: x.astype(one.source.dtype, copy=False)}
+        options = run_options()
+        with named(f"running {one.component}", by_graph=self.device == "cpu"), ended_by(options):
+            (y,) = one.session.run([one.target.name], feed, options)
+        if y.shape != one.target.shape:
             raise BundleError(
-                f"{self.component} gives {y.shape}, not the {self.shape} that its graph announces"
+                f"{one.component} gives {y.shape}, not the {one.target.shape} that its graph announces"
             )
         result: FloatArray = y.astype(np.float32, copy=False)
         return result
 
+    def joined(self, engines: Sequence[SessionEngine]) -> BoundChain:
+        """This engine and those behind it as one chain, made once: each picture puts its stages together."""
+        sessions = [engine.loaded for engine in engines]
+        key = tuple(map(id, sessions))
+        return self._chains.setdefault(key, BoundChain(sessions, self.device))
+
     def close(self) -> None:
-        """Release the session."""
-        self.session = None
+        """Release the session, and the tensors of the chains that begin with it."""
+        self.loaded.session = None
+        self._chains.clear()
 
 
-class BoundChain:
-    """Engines in a row through IO binding: what one leaves on the device, the next one reads there."""
-
-    def __init__(self, engines: Sequence[SessionEngine]) -> None:
-        self._engines = engines
-
-    def run(self, x: FloatArray) -> FloatArray:
-        """The output of the last engine for the input of the first, an array on the host."""
-        import onnxruntime
-
-        first = self._engines[0]
-        kind, number = split_device(first.device)
-        with _named(f"copying a tile to {first.device}"):
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(x, first.input.dtype), kind, number
-            )
-        for engine in self._engines:
-            with _named(f"running {engine.component}"):
-                binding = engine.session.io_binding()
-                binding.bind_ortvalue_input(engine.input.name, value)
-                binding.bind_output(engine.output, kind, number)
-                engine.session.run_with_iobinding(binding)
-                value = binding.get_outputs()[0]
-        with _named(f"copying a tile from {first.device}"):
-            y = value.numpy()
-        return self._engines[-1].checked(y)
-
-
-@contextlib.contextmanager
-def _named(doing: str, by_graph: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # ONNX Runtime's exceptions share no narrower base.
-        raise as_engine_error(error, f"{doing} with ONNX Runtime", by_graph) from error
+def as_engine(session: Any, graph: Path, variant: Variant, target: Target) -> SessionEngine:
+    """The session of a graph as an engine. Raises BundleError if it is not the graph of the manifest."""
+    check_interface(str(graph), _ends(session.get_inputs()), _ends(session.get_outputs()), variant)
+    return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
 
 
 def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
@@ -171,11 +148,7 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
         raise import_error("ONNX Runtime", error, _how_to_install(kind)) from error
     if kind == "cuda":
         _preload_cuda(onnxruntime)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = NOTHING_BUT_THE_END
-    options.intra_op_num_threads = threads or 0
-    # The arena keeps all that it ever held, and a tile is no faster for it.
-    options.enable_cpu_mem_arena = False
+    options = session_options(onnxruntime, threads)
     doing = "starting ONNX Runtime" if isinstance(graph, bytes) else f"loading {graph}"
     try:
         # Without enable_fallback=0 a failing CUDA session would go on silently on the CPU.
@@ -196,6 +169,16 @@ def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
     return session
 
 
+def session_options(onnxruntime: Any, threads: int | None) -> Any:
+    """What every session is opened with."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = NOTHING_BUT_THE_END
+    options.intra_op_num_threads = threads or 0
+    # The arena keeps all that it ever held, and a tile is no faster for it.
+    options.enable_cpu_mem_arena = False
+    return options
+
+
 def _how_to_install(kind: str) -> str:
     if kind == "cuda":
         return f"pip uninstall onnxruntime && {install_hint('gpu')}"
@@ -210,6 +193,8 @@ def _providers(kind: str, number: int) -> list[Any]:
     if kind == "cpu":
         return [PROVIDERS["cpu"]]
     options = {"device_id": str(number)} if kind in ("cuda", "directml", "migraphx") else {}
+    if kind == "cuda":
+        options |= CUDA_OPTIONS
     behind = [PROVIDERS["cpu"]] if kind in ONE_GRAPH else []
     return [(PROVIDERS[kind], options), *behind]
 

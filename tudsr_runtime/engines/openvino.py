@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tudsr_runtime.bundle import Variant
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
     End,
@@ -140,9 +141,24 @@ def processor_limit() -> str | None:
     return next((name for name in limits if os.environ.get(name, "").upper() not in UNLIMITED), None)
 
 
-@cache
 def open_core() -> Any:
-    """OpenVINO's core, one for the life of the process. Raises DeviceError where it cannot be imported.
+    """OpenVINO's core, one for the life of the process.
+
+    Raises DeviceError where it cannot be imported, or was opened before this process was forked: its threads
+    are the parent's, and it would wait for them for ever.
+    """
+    core, process = _opened_core()
+    if process != os.getpid():
+        raise DeviceError(
+            "OpenVINO was started before this process was forked, and does not work in it",
+            hint='multiprocessing.get_context("spawn"), or --backend onnxruntime',
+        )
+    return core
+
+
+@cache
+def _opened_core() -> tuple[Any, int]:
+    """The core, and the process that opened it.
 
     Its CPU plugin gives the thread that loads it a signal stack, and unmaps that when it is freed, by
     whichever thread: with a core of every back end's own, the next Ctrl-C could end in a segmentation fault.
@@ -151,7 +167,7 @@ def open_core() -> Any:
         import openvino
     except ImportError as error:
         raise import_error("OpenVINO", error, install_hint("openvino")) from error
-    return openvino.Core()
+    return openvino.Core(), os.getpid()
 
 
 @dataclass
@@ -199,8 +215,10 @@ class RequestChain:
         tile = np.ascontiguousarray(x)
         requests[0].set_input_tensor(openvino.Tensor(tile, shared_memory=True))
         for model, request in zip(self._models, requests, strict=True):
-            with _named(f"running {model.component} with OpenVINO", by_graph=model.on_cpu):
-                request.infer()
+            doing = f"running {model.component} with OpenVINO"
+            with _named(doing, by_graph=model.on_cpu), under_way(request.cancel):
+                request.start_async()
+                request.wait()
         y: FloatArray = requests[-1].get_output_tensor().data.copy()
         self._idle.append(requests)
         return y

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
     Backend,
@@ -18,7 +19,7 @@ from tudsr_runtime.engines.backend import (
     Target,
 )
 from tudsr_runtime.engines.select import open_backend
-from tudsr_runtime.errors import BundleError, DeviceError
+from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.machine import bounded_threads
 from tudsr_runtime.planes import FloatArray, TileFunction
 
@@ -45,8 +46,10 @@ class LoadedStage:
 
     def run(self, x: FloatArray) -> FloatArray:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
-        if self.chain:
-            return self.chain(x)
+        with under_way():
+            return self.chain(x) if self.chain else self._one_by_one(x)
+
+    def _one_by_one(self, x: FloatArray) -> FloatArray:
         encoder, unet, decoder = self.engines
         return decoder.run(unet.run(encoder.run(x)))
 
@@ -60,10 +63,7 @@ class LoadedEngines:
     Args:
         threads: CPU threads, at most one a processor; None leaves it to the back end.
         notify: told what was done otherwise than planned.
-        tile: the only size of tiles to use, None for all.
-
-    Raises:
-        BundleError: the bundle has no tiles of that size.
+        tile: the only size of tiles to use, one of the bundle's; None for all.
     """
 
     def __init__(
@@ -76,15 +76,12 @@ class LoadedEngines:
     ) -> None:
         self._bundle = bundle
         self._choice = choice
-        self._precise = _precise(bundle, choice)
+        self._precise = in_float32(bundle, choice)
         self._threads = bounded_threads(threads, notify)
         self._notify = notify
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int, str], Engine] = {}
         self.tiles = bundle.tiles if tile is None else (tile,)
-        if not set(self.tiles) <= set(bundle.tiles):
-            sizes = ", ".join(map(str, bundle.tiles))
-            raise BundleError(f"{bundle.manifest.name} has no tiles of {tile} px, only of {sizes}")
 
     def stage(self, index: int, tile: int | None = None) -> LoadedStage:
         """Stage `index` of the bundle for tiles of that size (None: the bundle's own).
@@ -149,7 +146,8 @@ class LoadedEngines:
         if key not in self._loaded:
             graph = GRAPHS.get(target.precision, target.precision)
             variant = self._bundle.variant(component, preferred=graph, tile=tile)
-            self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
+            with under_way():
+                self._loaded[key] = backend.load(self._bundle.path(variant), variant, target)
         return self._loaded[key]
 
     def _target(self, choice: Choice, backend: Backend) -> Target:
@@ -158,7 +156,7 @@ class LoadedEngines:
         return Target(choice.device, precision.name, self._threads, small, choice.engines, self._notify)
 
 
-def _precise(bundle: Bundle, choice: Choice) -> Choice | None:
+def in_float32(bundle: Bundle, choice: Choice) -> Choice | None:
     """The same place computing in float32, if it computes in less and can."""
     if choice.precision is None or choice.precision.name == "fp32":
         return None

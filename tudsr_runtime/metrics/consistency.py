@@ -10,7 +10,7 @@ import numpy as np
 
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.metrics.fidelity import psnr
-from tudsr_runtime.metrics.pixels import Array, rgb, size, studio_luma
+from tudsr_runtime.metrics.pixels import Array, rgb, size_text, studio_luma
 from tudsr_runtime.metrics.resize import imresize
 
 AREAS = 16
@@ -62,4 +62,4 @@ def require_enlargement(picture: Array, source: Array) -> None:
     height, width = (large / small for large, small in zip(picture.shape[:2], source.shape[:2], strict=True))
     slack = LARGEST_SKEW + 1 / min(picture.shape[:2])
     if min(height, width) < 1 or abs(height / width - 1) > slack:
-        raise InputError(f"a picture of {size(picture)} is no enlargement of one of {size(source)}")
+        raise InputError(f"a picture of {size_text(picture)} is no enlargement of one of {size_text(source)}")

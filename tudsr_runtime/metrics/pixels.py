@@ -54,17 +54,21 @@ def full_luma(picture: Array) -> Floats:
 def require_same_size(picture: Array, reference: Array) -> None:
     """InputError, with both sizes, where the two pictures differ in size."""
     if picture.shape[:2] != reference.shape[:2]:
-        raise InputError(f"{size(picture)} and {size(reference)} are compared: they must be of one size")
+        raise InputError(
+            f"{size_text(picture)} and {size_text(reference)} are compared: they must be of one size"
+        )
 
 
 def require_at_least(picture: Array, short: int, long: int, what: str) -> None:
     """InputError, with the least size, where the sides of the picture are below `short` and `long` px."""
     sides = sorted(picture.shape[:2])
     if sides[0] < short or sides[1] < long:
-        raise InputError(f"{what} needs {short} x {long} pixels at least; this picture has {size(picture)}")
+        raise InputError(
+            f"{what} needs {short} x {long} pixels at least; this picture has {size_text(picture)}"
+        )
 
 
-def size(picture: Array) -> str:
+def size_text(picture: Array) -> str:
     """Width x height, for messages."""
     return f"{picture.shape[1]} x {picture.shape[0]}"
 

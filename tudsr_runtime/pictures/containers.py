@@ -98,6 +98,19 @@ def jpeg_parts(data: bytes) -> Parts:
     return Parts(tuple(parts))
 
 
+def jpeg_scans(data: bytes) -> int:
+    """How many scans a decoder of the JPEG will see: those before its end."""
+    scans, at = 0, 2
+    while match := JPEG_MARKER.search(data, at):
+        marker, at = match[1][0], match.end()
+        if marker == EOI:
+            break
+        scans += marker == SOS
+        if marker not in BARE:
+            at += max(2, int.from_bytes(data[at : at + 2]))
+    return scans
+
+
 def boxes(data: bytes) -> Iterator[ContainerPart]:
     """The boxes of ISO base media (14496-12, 4.2) that stand side by side in `data`."""
     at = 0

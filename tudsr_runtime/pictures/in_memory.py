@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows, from_channels, from_image
+from tudsr_runtime.pictures.picture import Layout, Picture, collected, enlarged, from_channels, from_image
 from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.planes import FloatArray, Levels
 
@@ -41,9 +41,15 @@ def to_picture(image: Levels | Image.Image) -> Picture:
 
 
 def like(
-    image: Levels | Image.Image, picture: Picture, bands: Iterable[FloatArray], size: tuple[int, int]
+    image: Levels | Image.Image,
+    picture: Picture,
+    bands: Iterable[FloatArray],
+    size: tuple[int, int],
+    by_columns: bool = False,
 ) -> Levels | Image.Image:
     """The enlarged picture of `size` (width, height) as the same kind of object as `image`.
+
+    `bands` and `by_columns` as in `enlarged`.
 
     A Pillow image comes back as L, LA, I;16, RGB or RGBA, with its colour profile.
     """
@@ -51,11 +57,7 @@ def like(
     if isinstance(image, Image.Image) and alpha:
         dtype = np.dtype(np.uint8)  # Pillow has no alpha of 16 bits.
     layout = Layout(*size, picture.grey, alpha, dtype)
-    result = np.empty(layout.shape, dtype)
-    row = 0
-    for band in enlarged_rows(picture, bands, layout):
-        result[row : row + len(band)] = band
-        row += len(band)
+    result = collected(enlarged(picture, bands, layout, by_columns), layout, by_columns)
     if not isinstance(image, Image.Image):
         return result[..., None] if image.shape[2:] == (1,) else result
     made = Image.fromarray(result)

@@ -27,7 +27,7 @@ from tudsr_runtime.pictures.metadata import upright
 from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.pictures.sixteen_bit import Levels16, raw_mode
 from tudsr_runtime.pictures.transparency import AlphaRows, fill_hidden
-from tudsr_runtime.planes import Levels, to_levels, white
+from tudsr_runtime.planes import WRAPS, Levels, to_levels, white
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, the weights of Pillow's own conversion to grey."""
@@ -46,7 +46,8 @@ class Picture:
     `levels` is (h, w) if grey, else (h, w, 3), with white at the top of its dtype; `alpha` (h, w) of the same
     dtype, or None. `icc`, `exif` and `xmp` are the raw blocks, `exif` without orientation and thumbnail;
     `carried` is what else belongs to it.
-    `notes` say in plain words what was lost or converted on the way.
+    `notes` say in plain words what was lost or converted on the way; `wrap` which edges meet, by a name in
+    `WRAPS`.
     """
 
     levels: Levels
@@ -56,6 +57,7 @@ class Picture:
     xmp: bytes | None = None
     carried: Carried = Carried()  # noqa: RUF009 - immutable
     notes: tuple[str, ...] = ()
+    wrap: str = "none"
 
     @property
     def width(self) -> int:
@@ -66,6 +68,11 @@ class Picture:
     def height(self) -> int:
         """Rows."""
         return int(self.levels.shape[0])
+
+    @property
+    def bytes(self) -> int:
+        """Size of all levels."""
+        return self.levels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
 
     @property
     def grey(self) -> bool:
@@ -152,8 +159,8 @@ def from_channels(channels: Levels, icc: bytes | None = None, notes: tuple[str, 
     return Picture(fill_hidden(np.ascontiguousarray(colour), alpha), alpha, icc, notes=notes)
 
 
-def enlarged_rows(
-    picture: Picture, bands: Iterable[NDArray[np.float32]], layout: Layout
+def enlarged(
+    picture: Picture, bands: Iterable[NDArray[np.float32]], layout: Layout, by_columns: bool = False
 ) -> Iterator[NDArray[np.generic]]:
     """The rows of the result as its file holds them: (rows, width) or (rows, width, channels) levels.
 
@@ -161,10 +168,14 @@ def enlarged_rows(
         picture: what was enlarged, for its alpha.
         bands: float32 (rows, width, 3) in [0, 1], from top to bottom; rounded to whole levels as they come.
         layout: of the result.
+        by_columns: whether bands and result are (columns, height, ...), from left to right.
     """
     alpha = None
     if layout.alpha and picture.alpha is not None:
-        alpha = AlphaRows(picture.alpha, layout.width, layout.height, layout.dtype)
+        size, small, meets = (layout.width, layout.height), picture.alpha, WRAPS[picture.wrap]
+        if by_columns:
+            size, small, meets = size[::-1], np.ascontiguousarray(small.T), meets[::-1]
+        alpha = AlphaRows(small, *size, layout.dtype, meets)
     row = 0
     for band in filter(len, bands):
         levels = to_levels(band @ LUMA if layout.grey else band, layout.dtype)
@@ -172,6 +183,16 @@ def enlarged_rows(
             levels = np.dstack([levels, alpha.rows(row, row + len(band))])
         yield levels
         row += len(band)
+
+
+def collected(lines: Iterable[NDArray[np.generic]], layout: Layout, by_columns: bool) -> Levels:
+    """All of the result, (h, w) or (h, w, channels), of what `enlarged` gives."""
+    result = np.empty(layout.shape, layout.dtype)
+    places, at = result.swapaxes(0, 1) if by_columns else result, 0
+    for band in lines:
+        places[at : at + len(band)] = band
+        at += len(band)
+    return result
 
 
 def _from_grey_of_16_bits(image: Image.Image, raw: str) -> Picture:

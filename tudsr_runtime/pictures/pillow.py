@@ -103,16 +103,16 @@ def borrowed() -> Iterator[list[str]]:
     # The limit, and the filters of `warnings`, belong to the whole process: without the lock, two threads
     # would restore what the other had set.
     with _LOCK:
-        before = PngImagePlugin.MAX_TEXT_CHUNK
+        before, pixels = PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS
         PngImagePlugin.MAX_TEXT_CHUNK = max(before, MAX_TEXT_CHUNK)
+        # The reader has a limit of its own, which can be raised for one picture.
+        Image.MAX_IMAGE_PIXELS = None
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                # From 89 megapixels on; what `batch.job` refuses counts here.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 yield messages
         finally:
-            PngImagePlugin.MAX_TEXT_CHUNK = before
+            PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS = before, pixels
     messages += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
 
 

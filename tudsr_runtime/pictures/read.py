@@ -5,6 +5,7 @@ A file is known by its content, never by its name, and only those in `FORMATS` a
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections.abc import Iterator
@@ -17,13 +18,23 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tudsr_runtime.errors import InputError, MemoryExhausted
 from tudsr_runtime.pictures.carried import carried, check_colour
+from tudsr_runtime.pictures.containers import jpeg_scans
 from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
 from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
 from tudsr_runtime.pictures.sixteen_bit import decode_sixteen_bit, is_sixteen_bit, with_transparent
+from tudsr_runtime.streams import raw_stderr_hidden
 
 Metadata = Literal["keep", "strip"]
+
+MAX_MEGAPIXELS = 100
+"""10^6 pixels that a picture may have if nothing else is said."""
+MAX_SCANS = 100
+"""Scans of a JPEG; encoders write about ten, and libjpeg decodes every one of them over all pixels."""
+GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
+WHOLE_FRAMES = ("WEBP", "AVIF")
+"""Formats of which Pillow holds the decoded frame besides the picture."""
 
 SIGNATURES = (
     (rb"GIF8", "a GIF"),
@@ -63,6 +74,8 @@ class Header:
     """What a file says about itself before any pixel is decoded.
 
     `width` and `height` are upright: `orientation`, an EXIF orientation, turns the stored pixels so.
+    `pixel_bytes` are kept of each pixel, `decoding_bytes` held in all while it is decoded, about.
+    `max_megapixels` is what the picture was allowed to have.
     """
 
     path: Path
@@ -71,18 +84,29 @@ class Header:
     height: int
     has_alpha: bool
     orientation: int = 1
+    pixel_bytes: int = 3
+    decoding_bytes: int = 0
+    max_megapixels: float = MAX_MEGAPIXELS
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Header:
     """Look at a picture without decoding it.
 
     Raises:
-        InputError: no plain file, not a picture in a readable format, damaged, or more than one frame.
+        InputError: no plain file, not a picture in a readable format, damaged, more than one frame, more than
+            `max_megapixels` (10^6 pixels), or made to be slow to decode.
     """
-    with borrowed(), _opened(path) as image:
-        turn = orientation(image)
-        check_colour(path, _format(image))
-        return Header(path, _format(image), *upright_size(image, turn), image.has_transparency_data, turn)
+    with borrowed(), _opened(path, max_megapixels) as image:
+        turn, kind = orientation(image), _format(image)
+        check_colour(path, kind)
+        if kind == "JPEG":
+            _check_scans(path)
+        alpha = image.has_transparency_data
+        kept, decoding = _pixel_bytes(image, turn != 1)
+        pixels = image.width * image.height
+        return Header(
+            path, kind, *upright_size(image, turn), alpha, turn, kept, pixels * decoding, max_megapixels
+        )
 
 
 def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
@@ -95,7 +119,7 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
             its pixels are not of the size that the header says.
         MemoryExhausted: the decoded picture does not fit into memory.
     """
-    with borrowed() as warned, _opened(header.path) as image:
+    with borrowed() as warned, _opened(header.path, header.max_megapixels) as image:
         turn, planned = orientation(image), (header.width, header.height)
         if (upright_size(image, turn), turn, _format(image)) != (planned, header.orientation, header.format):
             raise InputError("the file changed while tudsr was running")
@@ -104,7 +128,7 @@ def read_picture(header: Header, metadata: Metadata = "keep") -> Picture:
             notes.append("more than 8 bits per channel are processed as 8")
         # What is no profile would fail wherever one is used.
         image.info["icc_profile"], *lost = kept_icc(image)
-        picture = _decoded(header.path, image, turn)
+        picture = _decoded(header, image, turn)
         decoded = picture.width, picture.height
         if decoded != planned:
             raise InputError(f"the pixels are {_by(*decoded)}, but the header says {_by(*planned)}")
@@ -124,10 +148,33 @@ def _by(width: int, height: int) -> str:
     return f"{width} x {height}"
 
 
-def _decoded(path: Path, image: ImageFile.ImageFile, turn: int) -> Picture:
+def _pixel_bytes(image: ImageFile.ImageFile, turned: bool) -> tuple[int, int]:
+    """Bytes of a pixel as it is kept, and of all that is made of it while it is decoded; measured."""
+    grey, deep = image.mode in GREY_MODES, is_sixteen_bit(image) or image.mode.startswith("I;16")
+    kept = (1 if grey else 3) * (2 if deep else 1)
+    decoding = (6 if grey else 26) if deep else (4 if grey else 14)
+    decoding += (1 if grey else 4) * turned
+    if image.format in WHOLE_FRAMES:
+        decoding += 8
+    if not image.has_transparency_data:
+        return kept, decoding
+    # Alpha is kept in float32 too; what it hides is filled in float32.
+    return kept + (6 if deep else 5), decoding + 56
+
+
+def _check_scans(path: Path) -> None:
+    scans = jpeg_scans(path.read_bytes())
+    if scans > MAX_SCANS:
+        raise InputError(
+            f"a JPEG of {scans} scans, each of which costs as much as a whole picture; at most {MAX_SCANS}",
+            hint="save it again with another program",
+        )
+
+
+def _decoded(header: Header, image: ImageFile.ImageFile, turn: int) -> Picture:
     if not is_sixteen_bit(image):
         return from_image(image, turn)
-    with _opened(path) as again:
+    with _opened(header.path, header.max_megapixels) as again:
         levels = decode_sixteen_bit(image, again, turn)
     levels = with_transparent(levels, image.info.get("transparency"))
     return from_channels(levels, image.info.get("icc_profile"))
@@ -141,10 +188,11 @@ def _avif_exceeds_8_bits(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
     """The picture, opened but not decoded; whatever goes wrong with it inside the block is an InputError."""
     try:
-        with _open_plain_file(path) as file, _identified(file) as image:
+        with raw_stderr_hidden(), _open_plain_file(path) as file, _identified(file) as image:
+            _check_size(image, max_megapixels)
             _check_single_frame(image)
             yield image
     except InputError as error:
@@ -177,8 +225,6 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     file.seek(0)
     try:
         return open_image(file, tuple(FORMATS))
-    except Image.DecompressionBombError as error:
-        raise InputError(f"refused by its header, it announces too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         what = "the file is an animated GIF" if _is_animated_gif(file) else _what_it_is(beginning)
         *names, last = (kind.name for kind in FORMATS.values())
@@ -204,6 +250,16 @@ def _what_it_is(beginning: bytes) -> str:
         if re.match(pattern, beginning, re.DOTALL | re.IGNORECASE):
             return f"the file is {name}"
     return f"not a picture (the file begins with {beginning[:8]!r})"
+
+
+def _check_size(image: Image.Image, max_megapixels: float) -> None:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > max_megapixels:
+        raise InputError(
+            f"{_by(image.width, image.height)} are {megapixels:.0f} megapixels; the limit of an input is "
+            f"{max_megapixels:g} (--max-input-megapixels)",
+            hint=f"--max-input-megapixels {math.ceil(megapixels)}",
+        )
 
 
 def _check_single_frame(image: Image.Image) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 from tudsr_runtime.planes import Levels, to_levels, white
 
 Float32 = NDArray[np.float32]
+BICUBIC_SUPPORT = 3
+"""Px beyond an edge that an enlargement looks at, and one more."""
 
 
 def fill_hidden(colour: Levels, alpha: Levels) -> Levels:
@@ -38,23 +40,34 @@ def fill_hidden(colour: Levels, alpha: Levels) -> Levels:
 class AlphaRows:
     """`alpha` enlarged to (height, width), bicubic with antialiasing, a band of rows at a time.
 
-    A constant stays constant. The rows come as levels of `dtype`.
+    A constant stays constant. The rows come as levels of `dtype`. `meets`: whether the left and right
+    edge meet, and whether the upper and lower one do.
     """
 
-    def __init__(self, alpha: Levels, width: int, height: int, dtype: np.dtype[np.generic]) -> None:
+    def __init__(
+        self,
+        alpha: Levels,
+        width: int,
+        height: int,
+        dtype: np.dtype[np.generic],
+        meets: tuple[bool, bool] = (False, False),
+    ) -> None:
         self._step = alpha.shape[0] / height
         self._width = width
         self._dtype = dtype
         low, high = alpha.min(), alpha.max()
         top = np.float32(white(alpha.dtype))
         self._constant = to_levels(low.astype(np.float32) / top, dtype) if low == high else None
-        self._image = Image.fromarray(alpha.astype(np.float32) / top)
+        across, down = (BICUBIC_SUPPORT * meet for meet in meets)
+        extended = np.pad(alpha, ((down, down), (across, across)), mode="wrap")
+        self._left, self._right, self._top = across, across + alpha.shape[1], down
+        self._image = Image.fromarray(extended.astype(np.float32) / top)
 
     def rows(self, begin: int, end: int) -> Levels:
         """Rows [begin, end) of the enlarged alpha."""
         if self._constant is not None:
             return np.full((end - begin, self._width), self._constant, self._dtype)
-        box = (0.0, begin * self._step, float(self._image.width), end * self._step)
+        box = (self._left, self._top + begin * self._step, self._right, self._top + end * self._step)
         size = (self._width, end - begin)
         return to_levels(np.asarray(self._image.resize(size, Image.Resampling.BICUBIC, box=box)), self._dtype)
 

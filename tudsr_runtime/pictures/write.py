@@ -6,7 +6,7 @@ up to 4 bytes per pixel, and what the encoder itself takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -19,13 +19,16 @@ from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.errors import InputError, MemoryExhausted, OutputError, UsageError
 from tudsr_runtime.pictures.fitting import fitting_blocks
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
-from tudsr_runtime.pictures.picture import Layout, Picture, enlarged_rows
+from tudsr_runtime.pictures.picture import Layout, Picture, collected, enlarged
 from tudsr_runtime.pictures.pillow import is_pillows
 from tudsr_runtime.pictures.png import PngWriter
 from tudsr_runtime.pictures.tiff import TiffWriter
 
 ROW_WRITERS: dict[str, Callable[..., Writer]] = {"PNG": PngWriter, "TIFF": TiffWriter}
 """Formats that are written as the rows come; Pillow encodes the others when it has all of them."""
+
+ROWS = 64
+"""Rows that a writer gets at a time of a picture that is there."""
 
 PILLOW_NAMES = {"icc": "icc_profile", "iptc": "extra"}
 """Where Pillow calls a block otherwise; JPEG segments of no kind that it knows are `extra`."""
@@ -113,6 +116,7 @@ def write_picture(
     target: Path,
     encoding: Encoding = Encoding(),
     replace: bool = True,
+    by_columns: bool = False,
 ) -> tuple[str, ...]:
     """Write the rows of an enlarged picture; the file appears whole or not at all.
 
@@ -123,6 +127,7 @@ def write_picture(
         target: its suffix says which format.
         encoding: how the format is to compress.
         replace: whether a `target` that exists is replaced; else it is left alone.
+        by_columns: whether the bands are (columns, height, 3), from left to right.
 
     Returns:
         Notes on what the format cannot hold.
@@ -137,29 +142,44 @@ def write_picture(
     blocks, notes = fitting_blocks(picture, layout, kind)
     try:
         with atomic_write(target, replace) as file:
-            writer = _open_writer(file, kind, layout, blocks, encoding)
-            for rows in enlarged_rows(picture, bands, layout):
-                writer.write(rows)
+            writer = _open_writer(file, kind, layout, blocks, encoding, by_columns)
+            lines = enlarged(picture, bands, layout, by_columns)
+            if by_columns and not isinstance(writer, PillowWriter):
+                lines = _rows_of(collected(lines, layout, by_columns))
+            for band in lines:
+                writer.write(band)
             writer.finish()
     except MemoryError as error:
         raise MemoryExhausted(f"{target}: out of memory while writing {width} x {height}") from error
     return tuple(notes)
 
 
-class PillowWriter:
-    """Collects a picture of `layout` and lets Pillow encode it, with `options` of its `save`."""
+def _rows_of(levels: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    return (levels[row : row + ROWS] for row in range(0, len(levels), ROWS))
 
-    def __init__(self, file: BinaryIO, layout: Layout, kind: str, options: dict[str, Any]) -> None:
+
+class PillowWriter:
+    """Collects a picture of `layout` and lets Pillow encode it, with `options` of its `save`.
+
+    With `by_columns`, what is written is transposed.
+    """
+
+    def __init__(
+        self, file: BinaryIO, layout: Layout, kind: str, options: dict[str, Any], by_columns: bool = False
+    ) -> None:
         self._file = file
         self._kind = kind
         self._options = options
         self._image = Image.new(layout.mode, (layout.width, layout.height))
-        self._row = 0
+        self._by_columns = by_columns
+        self._lines = 0
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append (rows, width) or (rows, width, channels) levels."""
-        self._image.paste(Image.fromarray(rows), (0, self._row))
-        self._row += len(rows)
+        place = (self._lines, 0) if self._by_columns else (0, self._lines)
+        self._lines += len(rows)
+        upright = np.ascontiguousarray(rows.swapaxes(0, 1)) if self._by_columns else rows
+        self._image.paste(Image.fromarray(upright), place)
 
     def finish(self) -> None:
         """Encode. Raises InputError where Pillow cannot, for a reason that is not the system's."""
@@ -173,9 +193,15 @@ class PillowWriter:
 
 
 def _open_writer(
-    file: BinaryIO, kind: str, layout: Layout, blocks: dict[str, Any], encoding: Encoding
+    file: BinaryIO,
+    kind: str,
+    layout: Layout,
+    blocks: dict[str, Any],
+    encoding: Encoding,
+    by_columns: bool,
 ) -> Writer:
     if kind in ROW_WRITERS:
         return ROW_WRITERS[kind](file, layout, **blocks, level=encoding.compression)
     options = {PILLOW_NAMES.get(name, name): block for name, block in blocks.items()}
-    return PillowWriter(file, layout, kind, {**FORMATS[kind].save, "quality": encoding.quality, **options})
+    options = {**FORMATS[kind].save, "quality": encoding.quality, **options}
+    return PillowWriter(file, layout, kind, options, by_columns)

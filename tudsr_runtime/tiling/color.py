@@ -115,6 +115,8 @@ COLOR_METHODS: dict[str, ColorMethod] = {
     "none": keep,
 }
 DEFAULT_COLOR = "lowfreq"
+WHOLE_PICTURE = ("adain",)
+"""Methods that hold the whole enlarged picture in float32."""
 
 
 def color_method(name: str) -> ColorMethod:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tudsr_runtime.tiling.axis import Axis, plan_axis
 
@@ -41,6 +41,11 @@ class Cut:
     def tiles(self) -> int:
         """Number of tiles."""
         return len(self.columns.starts) * len(self.rows.starts)
+
+    @property
+    def turned(self) -> Cut:
+        """The same of the transposed canvas."""
+        return replace(self, columns=self.rows, rows=self.columns)
 
 
 def cuts(

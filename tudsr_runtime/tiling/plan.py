@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from tudsr_runtime.errors import BundleError, InputError, UsageError
@@ -19,6 +19,8 @@ DEFAULT_SCALE = 8
 # Stage 2 was trained to follow a x2 step, so N stays 2 (paper, Algorithm 2) and M takes up the scale.
 TWO_STAGE_FACTORS = ((4, (2, 2)), (8, (4, 2)), (16, (8, 2)))
 ONE_STAGE_FACTORS = (2, 4, 8, 16)
+ROWS_OF_TILES = 6
+"""Rows of tiles in float32 that a stage holds at its peak, with buffers and bands on their way; measured."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,19 @@ class StagePlan:
         """What they take, in the unit of the plan's costs; None where it is unknown."""
         return self.weighed[0].cost if self.weighed else None
 
+    @property
+    def turned(self) -> StagePlan:
+        """The same tiles in the order of columns."""
+        weighed = tuple(cut.turned for cut in self.weighed)
+        return replace(self, columns=self.rows, rows=self.columns, weighed=weighed)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed for one picture, and why. Sizes in px."""
+    """What will be computed for one picture, and why. Sizes in px.
+
+    `margin`: px (left and right, above and below) of its other side by which the picture is extended first.
+    """
 
     width: int
     height: int
@@ -57,10 +68,23 @@ class Plan:
     stages: tuple[StagePlan, ...]
     reason: str
     costs: TileCosts | None = None
+    margin: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
         sizes = f"{self.width}x{self.height} -> {self.output_width}x{self.output_height} px"
         return f"<Plan {sizes}, {self.reason}; tiles: {self.tiles}>"
+
+    def as_json(self) -> dict[str, object]:
+        """What the plan does, in the keys that every `--json` has for it."""
+        return {
+            "input_px": [self.width, self.height],
+            "output_px": [self.output_width, self.output_height],
+            "scale": self.scale,
+            "factors": self.factors,
+            "tiles": self.tiles,
+            "tile_px": [stage.columns.tile for stage in self.stages],
+            **({self.costs.unit.lower(): self.cost} if self.costs else {}),
+        }
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -92,6 +116,32 @@ class Plan:
         """What all stages take, in `costs.unit`; None where it is unknown."""
         each = [stage.cost for stage in self.stages]
         return None if None in each else sum(cost for cost in each if cost is not None)
+
+    @property
+    def turned(self) -> Plan:
+        """The same for the transposed picture."""
+        return replace(
+            self,
+            width=self.height,
+            height=self.width,
+            output_width=self.output_height,
+            output_height=self.output_width,
+            stages=tuple(stage.turned for stage in self.stages),
+            margin=self.margin[::-1],
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the rows of tiles that are under way, about; those of `turned` are columns."""
+        return sum(12 * ROWS_OF_TILES * stage.rows.tile * stage.columns.padded for stage in self.stages)
+
+    def by_columns(self, collecting: int) -> bool:
+        """Whether less is held when the tiles go by columns, from left to right.
+
+        Args:
+            collecting: bytes of a result that is then collected, as it is wanted by rows; else 0.
+        """
+        return self.turned.held_bytes + collecting < self.held_bytes
 
     @property
     def _chosen(self) -> Factors:

@@ -96,18 +96,25 @@ def resize(x: FloatArray, height: int, width: int) -> FloatArray:
     return _resize_box(x, height, width, 0.0, float(x.shape[1]))
 
 
-def resize_stream(source: Rows, from_height: int, height: int, width: int) -> Rows:
-    """`resize` of a stream of `from_height` rows to (height, width)."""
+def resize_stream(
+    source: Rows, from_height: int, height: int, width: int, beyond: tuple[int, int] = (0, 0)
+) -> Rows:
+    """`resize` of a stream of `from_height` rows to (height, width).
+
+    `beyond`: px (left and right, above and below) by which the stream's picture is larger than what is
+    resized. The filter looks at them.
+    """
     buffer = RowBuffer(source)
+    across, around = beyond
     scale = from_height / height
     support = LANCZOS_SUPPORT * max(scale, 1.0) + 1
     for begin in range(0, height, BLOCK_ROWS):
         end = min(begin + BLOCK_ROWS, height)
-        first = max(0, math.floor(begin * scale - support))
-        last = min(from_height, math.ceil(end * scale + support))
-        window = buffer.rows(first, last)
-        yield _resize_box(window, end - begin, width, begin * scale - first, end * scale - first)
-        buffer.drop(max(0, math.floor(end * scale - support)))
+        first = max(-around, math.floor(begin * scale - support))
+        last = min(from_height + around, math.ceil(end * scale + support))
+        window = buffer.rows(first + around, last + around)
+        yield _resize_box(window, end - begin, width, begin * scale - first, end * scale - first, across)
+        buffer.drop(max(0, math.floor(end * scale - support) + around))
 
 
 def gaussian_kernel(sigma: float) -> FloatArray:
@@ -170,9 +177,12 @@ def _mix(low: FloatArray, high: FloatArray, weight: float, out: FloatArray) -> N
     out += low
 
 
-def _resize_box(x: FloatArray, height: int, width: int, top: float, bottom: float) -> FloatArray:
-    """Rows [top, bottom) of `x` resized to (height, width); the filter also sees the rows around them."""
-    box = (0.0, top, float(x.shape[2]), bottom)
+def _resize_box(
+    x: FloatArray, height: int, width: int, top: float, bottom: float, across: int = 0
+) -> FloatArray:
+    """Rows [top, bottom) of `x`, without `across` columns on either side, resized to (height, width); the
+    filter also sees what is around them."""
+    box = (float(across), top, float(x.shape[2] - across), bottom)
     out = np.empty((x.shape[0], height, width), np.float32)
     for plane, resized in zip(x, out, strict=True):
         image = Image.fromarray(np.ascontiguousarray(plane))

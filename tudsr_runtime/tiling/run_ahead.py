@@ -42,12 +42,15 @@ def run_ahead(
 
 
 def in_background(
-    produce: Callable[[threading.Event], Iterator[Item]], ahead: int = 1
+    produce: Callable[[threading.Event], Iterator[Item]],
+    ahead: int = 1,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Generator[Item, None, None]:
     """The items of `produce(stop)`, made in a thread of their own, up to `ahead` of them in store.
 
     Whatever `produce` raises is raised here. When the caller stops early, `stop` is set; `produce` may look
-    at it to end sooner, by raising `Abandoned`. The thread has ended when this generator has.
+    at it to end sooner, by raising `Abandoned`, and `on_stop` is called, which may end what it waits for. The
+    thread has ended when this generator has.
     """
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
     stop = threading.Event()
@@ -67,6 +70,7 @@ def in_background(
             yield item
     finally:
         stop.set()
+        on_stop()
         thread.join()
         _empty(made)
 

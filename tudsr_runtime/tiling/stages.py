@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import tee
 
 import numpy as np
@@ -48,6 +47,7 @@ def run_stages(
     parallel: int = 1,
     again: Sequence[TileFunction | None] | None = None,
     sanity: bool = True,
+    turned: bool = False,
     strength: Sequence[float] | None = None,
 ) -> Rows:
     """Send a (3, h, w) picture in [-1, 1] through the stages; yields the rows of the enlarged picture,
@@ -58,6 +58,7 @@ def run_stages(
         parallel: number of tiles that run at a time.
         again: per stage, what a tile is run through that came back wrong.
         sanity: as in `find_fault`.
+        turned: whether picture, plans and result are transposed; the model sees every tile upright.
 
     Raises:
         NotFiniteError: a tile came back wrong, the second time too, or there is no second time.
@@ -79,7 +80,8 @@ def run_stages(
         for plan, run, second, s in zip(plans, runs, seconds, strengths, strict=True):
             rows, faithful = tee(rows) if s < 1 else (rows, rows)
             canvas = upsample_stream(rows, height, plan.factor)
-            checked = partial(_run_tile, stage=plan.stage, run=run, again=second, sanity=sanity)
+            upright = Runner(plan.stage, run, second, sanity)
+            checked = upright.turned_tile if turned else upright.tile
             rows = run_stage(canvas, plan, checked, count, pool, parallel)
             if s < 1:
                 lanczos = resize_stream(faithful, height, height * plan.factor, width * plan.factor)
@@ -150,21 +152,33 @@ def _blend_row(
     return band
 
 
-def _run_tile(
-    tile: Tile, stage: int, run: TileFunction, again: TileFunction | None, sanity: bool
-) -> FloatArray:
-    """One tile through the stage, checked and clamped: (3, T, T)."""
-    result = run(tile.pixels)[0]
-    fault = find_fault(tile.pixels[0], result, sanity)
-    place = f"stage {stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
-    if fault is not None and again is not None:
-        result = _second_try(tile, again, f"the model {fault} in {place}")
-        fault = find_fault(tile.pixels[0], result, sanity)
-    if fault is not None:
-        hint = "another bundle" if again else "--precision fp32, with a bundle that has it"
-        raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
-    clamped: FloatArray = np.clip(result, -1, 1)
-    return clamped
+@dataclass(frozen=True)
+class Runner:
+    """A stage, what its bad tiles are run through, and whether they are looked at (see `run_stages`)."""
+
+    stage: int
+    run: TileFunction
+    again: TileFunction | None
+    sanity: bool
+
+    def tile(self, tile: Tile) -> FloatArray:
+        """One tile through the stage, checked and clamped: (3, T, T)."""
+        result = self.run(tile.pixels)[0]
+        fault = find_fault(tile.pixels[0], result, self.sanity)
+        place = f"stage {self.stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
+        if fault is not None and self.again is not None:
+            result = _second_try(tile, self.again, f"the model {fault} in {place}")
+            fault = find_fault(tile.pixels[0], result, self.sanity)
+        if fault is not None:
+            hint = "another bundle" if self.again else "--precision fp32, with a bundle that has it"
+            raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
+        clamped: FloatArray = np.clip(result, -1, 1)
+        return clamped
+
+    def turned_tile(self, tile: Tile) -> FloatArray:
+        """The same of a tile of a transposed canvas, transposed again."""
+        upright = np.ascontiguousarray(tile.pixels.swapaxes(2, 3))
+        return self.tile(Tile(upright, tile.column, tile.row)).swapaxes(1, 2)
 
 
 def _second_try(tile: Tile, again: TileFunction, fault: str) -> FloatArray:

@@ -14,11 +14,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tudsr_runtime.errors import TrainingError
 from tudsr_train.bases.prompt import save_prompt
 
 PROMPT_TOKENS = 8
 GAIN_AT = 200
 """Timestep (t_1, paper 4.1) at which the decoder sees features as large as the UNet predicts them."""
+
+LIMITS = {
+    "patch_size": (1, 64), "margin": (0, 1024), "block_out_channels": (1, 4096), "layers_per_block": (1, 100),
+    "num_attention_heads": (1, 1024), "cross_attention_dim": (1, 4096), "norm_num_groups": (1, 4096),
+    "feature_channels": (0, 4096), "decoder_widths": (1, 4096),
+}  # fmt: skip
+MOST_LEVELS = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,24 @@ class NanoBase:
     weights in the decoder (nano 0.1)."""
     decoder_widths: tuple[int, ...] = (48, 32, 16)
     """Channels of the decoder at cells and after each doubling, where there are feature channels."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or not all(least <= number <= most for number in numbers):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise TrainingError(f"model: {name} must be {least} to {most}, not {shown}")
+        if not 0 < self.beta < 1 or len(self.block_out_channels) > MOST_LEVELS:
+            raise TrainingError(
+                f"model: beta must be between 0 and 1, and levels at most {MOST_LEVELS}, not {self.beta} and "
+                f"{len(self.block_out_channels)}"
+            )
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise TrainingError(
+                f"model: norm_num_groups must divide block_out_channels, not be {self.norm_num_groups} for "
+                f"{list(self.block_out_channels)}"
+            )
 
     @property
     def pixel_channels(self) -> int:

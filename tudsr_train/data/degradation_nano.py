@@ -60,7 +60,8 @@ class Degradation:
 def require_possible(recipe: Any, where: str) -> None:
     """TrainingError where a share of a dataclass is none, or a range is not one.
 
-    Fields named `prob` are shares from 0 to 1, or several weights; other pairs are ranges; all at least 0.
+    Fields named `prob` are shares from 0 to 1, or several weights; other pairs are ranges; all at least 0,
+    and the quality of a JPEG, which libraries take 0 of for their default, at least 1.
     """
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -68,10 +69,11 @@ def require_possible(recipe: Any, where: str) -> None:
             continue
         numbers = value if isinstance(value, tuple) else (value,)
         share, pair = "prob" in field.name, isinstance(value, tuple)
-        most = 1 if share and not pair else 100 if "jpeg" in field.name and not share else math.inf
+        quality = "jpeg" in field.name and not share
+        most, least = 1 if share and not pair else 100 if quality else math.inf, int(quality)
         shown = list(numbers) if pair else value
-        if not all(0 <= number <= most and number < math.inf for number in numbers):
-            upwards = "at least 0" if most == math.inf else f"from 0 to {most}"
+        if not all(least <= number <= most and number < math.inf for number in numbers):
+            upwards = "at least 0" if most == math.inf else f"from {least} to {most}"
             raise TrainingError(f"{where}{field.name} must be {upwards}, not {shown}")
         if pair and share and not sum(numbers):
             raise TrainingError(f"{where}{field.name} must have a weight above 0, not {shown}")

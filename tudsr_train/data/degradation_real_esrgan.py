@@ -27,6 +27,15 @@ Range = tuple[float, float]
 MODES = ("area", "bilinear", "bicubic")
 LUMA = (0.2989, 0.587, 0.114)
 
+AROUND_1 = ("resize_range", "resize_range2", "betag_range", "betap_range")
+"""Ranges that are drawn from below 1 and from above."""
+LIMITS = {
+    **dict.fromkeys(AROUND_1, (0.01, 16)),
+    **dict.fromkeys(("blur_sigma", "blur_sigma2"), (0.01, 100)),
+    **dict.fromkeys(("kernel_sizes", "kernel_sizes_x8"), (1, 255)),
+}
+"""A blur of no width, a picture of no size and a kernel of no taps cannot be drawn."""
+
 
 @dataclass(frozen=True)
 class RealESRGAN:
@@ -80,6 +89,16 @@ class RealESRGAN:
 
     def __post_init__(self) -> None:
         require_possible(self, "degradation: ")
+        for name, (least, most) in LIMITS.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise TrainingError(
+                    f"degradation: {name} must lie between {least:g} and {most:g}, not {[low, high]}"
+                )
+        for name in AROUND_1:
+            low, high = getattr(self, name)
+            if not low <= 1 <= high:
+                raise TrainingError(f"degradation: {name} must have 1 in it, not {[low, high]}")
         if self.enlarge not in ("any", *MODES):
             raise TrainingError(
                 f"degradation: enlarge is {self.enlarge!r}; any, {', '.join(MODES)} are known"

@@ -168,9 +168,7 @@ def list_files(paths: tuple[str, ...]) -> list[Path]:
         if path.is_dir():
             found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
         elif path.is_file():
-            found = [
-                path.parent / line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
-            ]
+            found = [path.parent / line for line in _text(path).split("\n") if line.strip()]
         else:
             raise DataError(f"data.path: {path} does not exist")
         if not found:
@@ -224,3 +222,10 @@ def _shorter_side(file: Path) -> int | str:
             return min(image.size)
     except Exception as error:  # as in `decode_picture`
         return str(error) or type(error).__name__
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a text list of paths, a line each, in UTF-8 ({error})") from error

@@ -40,6 +40,12 @@ def _to_stderr(text: str) -> None:
     sys.stderr.write(printable_lines(text) + "\n")
 
 
+MOST_LANES = 4096
+"""Streams that are read side by side at most."""
+MOST_DRAWN, MOST_SIDE = 10**6, 8192
+"""Synthetic pictures at most, and pixels of their side."""
+
+
 @dataclass(frozen=True)
 class Data:
     """Where pictures come from. `count`, `size`, `seed` and `cache` are for synthetic ones only."""
@@ -81,7 +87,16 @@ class Data:
         if self.source != "synthetic" and not self.path:
             raise TrainingError(f"data.source is {self.source}, but data.path says not where")
 
-        if self.source == "synthetic" and (self.count < 1 or self.size < 1 or self.seed < 0):
+        for name in ("small_allowed", "corrupt_allowed"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"data.{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if not 1 <= self.lanes <= MOST_LANES or self.keep_decoded < 0:
+            raise TrainingError(
+                f"data: lanes must be 1 to {MOST_LANES} and keep_decoded at least 0, not {self.lanes} and "
+                f"{self.keep_decoded}"
+            )
+        count, size = 1 <= self.count <= MOST_DRAWN, 1 <= self.size <= MOST_SIDE
+        if self.source == "synthetic" and not (count and size and self.seed >= 0):
             raise TrainingError(
                 f"data: no pictures can be drawn with count {self.count}, size {self.size}, seed {self.seed}"
             )
@@ -144,6 +159,13 @@ def training_pairs(
         drawn = [(part, weight) for part, weight in drawn if part.leave_out]
     pairs = [opened(part, softness) for part, _ in drawn]
     return MixedPairs(pairs, tuple(weight for _, weight in drawn), seed, length)
+
+
+def softens(data: Pictures, recipe: Recipe) -> bool:
+    """Whether `softness` is heeded: for synthetic pictures alone with nano's recipe, or in a mixture."""
+    if isinstance(data, MixedData):
+        return any(part.source == "synthetic" for part in data.parts)
+    return data.source == "synthetic" and isinstance(recipe, Degradation)
 
 
 def open_source(

@@ -23,6 +23,9 @@ from tudsr_train.losses.adversarial import D3SR, TUDSR, AdversarialLoss
 KINDS = ("none", "dinov3", "dinov3-convnext", "vgg16", "diffusion")
 
 
+MOST_WIDTH, MOST_LAYERS = 4096, 100
+
+
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     """Which discriminator, and how it is made."""
@@ -51,10 +54,16 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise TrainingError(f"discriminator: kind is {self.kind!r}; {', '.join(KINDS)} are known")
-        if self.lora_rank < 1:
-            raise TrainingError(f"discriminator: lora_rank must be at least 1, not {self.lora_rank}")
-        if self.width < 32 or self.width % 32:
-            raise TrainingError(f"discriminator: width must be a multiple of 32, not {self.width}")
+        if not 1 <= self.lora_rank <= MOST_WIDTH:
+            raise TrainingError(f"discriminator: lora_rank must be 1 to {MOST_WIDTH}, not {self.lora_rank}")
+        if not 32 <= self.width <= MOST_WIDTH or self.width % 32:
+            raise TrainingError(
+                f"discriminator: width must be a multiple of 32 up to {MOST_WIDTH}, not {self.width}"
+            )
+        if not all(1 <= layer <= MOST_LAYERS for layer in self.layers):
+            raise TrainingError(
+                f"discriminator: layers are counted from 1, to {MOST_LAYERS} at most, not {list(self.layers)}"
+            )
 
 
 class Discriminator(nn.Module):

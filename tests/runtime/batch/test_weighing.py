@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.runtime.conftest import MakeBundle, Tudsr
+from tudsr_runtime.errors import UsageError
 from tudsr_runtime.upscaler import Upscaler
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
@@ -67,6 +68,7 @@ def test_the_sizes_that_were_weighed_are_shown(tudsr: Tudsr, bundle: Path, pictu
         "stage 1: 1 tile of 256 px (0.536 TMAC), rather than 1 tile of 512 px (2.2 TMAC) "
         "or 1 tile of 576 px (2.8 TMAC)"
     ) in tudsr(*command).err
+    assert re.search(r"stage 2 with 576 px: [\d.]+ MB of graphs and weights", tudsr(*command).err)
     (record, _) = tudsr(*command, "--json").records
     assert [(one["stage"], one["tile"], one["tiles"]) for one in record["weighed"]] == [
         (1, 256, 1), (1, 512, 1), (1, 576, 1), (2, 512, 1), (2, 576, 1), (2, 256, 9),
@@ -94,6 +96,18 @@ def test_a_bundle_that_counts_nothing_is_cut_as_before(
     assert "rather than" not in result.err
     (record, _) = tudsr(*command, "--json").records
     assert {one["tile"] for one in record["weighed"]} == {512}
+
+
+def test_one_size_alone_may_be_asked_for(bundle: Path) -> None:
+    with Upscaler(bundle, device="cpu", tile=512, overlap=128) as upscaler:
+        plan = upscaler.plan(256, 256, 8)
+        assert upscaler.settings["tile"] == 512
+    assert [stage.tiles for stage in plan.stages] == [9, 25]
+    assert plan.cost == pytest.approx(75.4, abs=0.05)
+    assert {cut.tile for stage in plan.stages for cut in stage.weighed} == {512}
+    for size in (300, "512", 0):
+        with pytest.raises(UsageError, match="tile must be a size that test has, 576, 512, 256 px, not"):
+            Upscaler(bundle, device="cpu", tile=size)  # type: ignore[arg-type]
 
 
 def test_an_overlap_that_was_asked_for_is_kept(bundle: Path) -> None:

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -122,43 +123,114 @@ def test_the_second_gpu_is_asked_for_by_its_number(fake_ort: SimpleNamespace) ->
 
     fake_ort.InferenceSession = session
     assert select(device="cuda:1").device == "cuda:1"
-    assert asked == [("CUDAExecutionProvider", {"device_id": "1"})]
+    exact_and_channels_last = {"use_tf32": "0", "prefer_nhwc": "1"}
+    assert asked == [("CUDAExecutionProvider", {"device_id": "1"} | exact_and_channels_last)]
 
 
-def test_tiles_stay_on_the_device_between_engines(fake_ort: SimpleNamespace) -> None:
-    """IO binding by a fake: each engine adds its number to what the one before it left on the device."""
+class FakeValue:
+    """An OrtValue that knows where it lies; what is on the host may be looked at."""
 
-    class Value:
-        def __init__(self, array: np.ndarray, device: str, number: int) -> None:
-            self.array, self.place = array, (device, number)
+    made: ClassVar[list[FakeValue]] = []
 
-        def numpy(self) -> np.ndarray:
-            copies.append(self.place)
-            return self.array
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: type,
+        kind: str = "cpu",
+        number: int = 0,
+        memory_info: tuple[str, int] | None = None,
+    ) -> None:
+        self.array, self.place = np.zeros(shape, dtype), memory_info or (kind, number)
+        self.copies = 0
+        FakeValue.made.append(self)
 
-    def engine(number: int) -> SessionEngine:
-        def run(binding: SimpleNamespace) -> None:
-            (name, source), (result, *place) = binding.seen
-            assert (name, result) == ("x", "y")
-            binding.get_outputs = lambda: [Value(source.array + np.float16(number), *place)]
+    def update_inplace(self, array: np.ndarray) -> None:
+        assert array.dtype == self.array.dtype
+        self.copies += 1
+        self.array[:] = array
 
-        def io_binding() -> SimpleNamespace:
-            seen: list[Any] = []
-            bind = lambda *given: seen.append(given)  # noqa: E731
-            return SimpleNamespace(seen=seen, bind_ortvalue_input=bind, bind_output=bind)
+    def data_ptr(self) -> int:
+        return int(self.array.ctypes.data)
 
-        spec = TensorSpec("x", "float16", (1,)), TensorSpec("y", "float16", (1,))
-        file = BundleFile("m.onnx", "0" * 64, 1)
-        variant = Variant("m.onnx", (file,), 1, 64, "fp16", 22, (spec[0],), (spec[1],))
-        session = SimpleNamespace(io_binding=io_binding, run_with_iobinding=run)
-        return SessionEngine(session, f"engine{number}", variant, "cuda:1")
+    def tensor_size_in_bytes(self) -> int:
+        return self.array.nbytes
 
-    copies: list[tuple[str, int]] = []
-    fake_ort.OrtValue = SimpleNamespace(ortvalue_from_numpy=Value)
-    chain = open_backend("onnxruntime").chain([engine(1), engine(2), engine(4)])
-    assert chain is not None
-    y = chain(np.zeros(1, np.float32))
-    assert (y.dtype, y[0], copies) == (np.dtype(np.float32), 7, [("cuda", 1)])
+    def data_type(self) -> str:
+        return {np.float16: "tensor(float16)", np.float32: "tensor(float)"}[self.array.dtype.type]
+
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+
+def adding(number: int, component: str, bindings: list[Any], dtype: str = "float16") -> SessionEngine:
+    """An engine on the second GPU that adds a number to what it is bound to."""
+
+    def io_binding() -> SimpleNamespace:
+        bound: dict[str, FakeValue] = {}
+        bindings.append(bound)
+        return SimpleNamespace(
+            bound=bound, bind_ortvalue_input=bound.__setitem__, bind_ortvalue_output=bound.__setitem__
+        )
+
+    def run(binding: SimpleNamespace) -> None:
+        binding.bound["y"].array[:] = binding.bound["x"].array + binding.bound["x"].array.dtype.type(number)
+
+    spec = TensorSpec("x", dtype, (2,)), TensorSpec("y", dtype, (2,))
+    variant = Variant(
+        "m.onnx", (BundleFile("m.onnx", "0" * 64, 1),), 1, 64, "fp16", 22, (spec[0],), (spec[1],)
+    )
+    session = SimpleNamespace(io_binding=io_binding, run_with_iobinding=run)
+    return SessionEngine(session, component, variant, "cuda:1")
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_tiles_stay_on_the_device_in_tensors_that_are_bound_once(
+    fake_ort: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, pins: bool
+) -> None:
+    monkeypatch.setattr(FakeValue, "made", [])
+    make: Any = FakeValue
+    if not pins:
+        make = lambda shape, dtype, kind="cpu", number=0: FakeValue(shape, dtype, kind, number)  # noqa: E731
+    fake_ort.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=make)
+    if pins:
+        fake_ort.OrtDeviceMemoryType = SimpleNamespace(HOST_ACCESSIBLE="pinned")
+        names = ("CPUExecutionProvider", "CUDAExecutionProvider", "CUDAExecutionProvider")
+        places = [
+            SimpleNamespace(ep_name=name, memory_info=lambda kind, i=i: (kind, i))
+            for i, name in enumerate(names)
+        ]
+        fake_ort.get_ep_devices = lambda: places
+    bindings: list[Any] = []
+    engines = [adding(number, f"engine{number}", bindings) for number in (1, 2, 4)]
+    for tile in range(3):
+        chain = open_backend("onnxruntime").chain(engines)
+        assert chain is not None
+        y = chain(np.full(2, tile, np.float32))
+        assert (y.dtype, y.tolist()) == (np.dtype(np.float32), [tile + 7.0] * 2)
+    host = ("pinned", 2) if pins else ("cpu", 0)
+    assert [value.place for value in FakeValue.made].count(host) == 2
+    on_gpu = [value for value in FakeValue.made if value.place == ("cuda", 1)]
+    assert [value.copies for value in on_gpu].count(3) == 1
+    assert len(FakeValue.made) == 5
+    assert len(bindings) == 3
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.usefixtures("ort")
+def test_bound_tensors_give_what_arrays_give(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """ONNX Runtime's own binding, on the CPU."""
+    bundle = open_bundle(make_bundle(tmp_path / "b", unet="offset", dtype="float16", tile=64))
+    stage = LoadedEngines(bundle, CPU, threads=1).stage(0)
+    first = stage.engines[0]
+    assert isinstance(first, SessionEngine)
+    chain = first.joined([engine for engine in stage.engines if isinstance(engine, SessionEngine)])
+    x = np.random.default_rng(1).random((4, 1, 3, 64, 64), dtype=np.float32) * 2 - 1
+    expected = [stage.run(one) for one in x]
+    with ThreadPoolExecutor(3) as pool:
+        for y, other in zip(pool.map(chain.run, x), expected, strict=True):
+            assert (y.dtype, y.shape) == (np.float32, other.shape)
+            assert np.abs(y - other).max() <= 2e-3
 
 
 @pytest.mark.usefixtures("ort")

@@ -262,3 +262,40 @@ def damage(kind: str, data: bytes, rng: np.random.Generator) -> bytes:
     own = edit_of(kind)
     choices = [flip_bits, cut, *([own] * 4 if own else [])]
     return choices[int(rng.integers(0, len(choices)))](data, rng)
+
+
+def white(kind: str) -> bytes:
+    """A white picture of that format."""
+    file = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), "white").save(file, kind)
+    return file.getvalue()
+
+
+def announced(data: bytes, width: int, height: int) -> bytes:
+    """A PNG whose header says another size than its pixels have."""
+    header = data[12:16] + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def group_4(width: int, height: int) -> bytes:
+    """A TIFF of one bit, all white: a bit for each row."""
+    file = io.BytesIO()
+    Image.new("1", (width, height), 1).save(file, "TIFF", compression="group4")
+    return file.getvalue()
+
+
+def scans(count: int, progressive: bool = True) -> bytes:
+    """A JPEG with so many further scans, copies of its first: a decoder goes over all pixels for each."""
+    file = io.BytesIO()
+    Image.new("L" if not progressive else "RGB", (WIDTH, HEIGHT), 90).save(
+        file, "JPEG", progressive=progressive
+    )
+    data = file.getvalue()
+    begin = data.index(b"\xff\xda")
+    length = int.from_bytes(data[begin + 2 : begin + 4])
+    end = next(
+        at
+        for at in range(begin + 2 + length, len(data))
+        if data[at] == 0xFF and data[at + 1] not in (0, 0xFF)
+    )
+    return data[:end] + data[begin:end] * count + data[end:]

@@ -343,7 +343,7 @@ def test_a_bug_costs_one_picture_and_is_reported(
     from tudsr_runtime.batch import run as batch
 
     if place == "planning":
-        monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path: path.name))
+        monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path, *_: path.name))
     elif place == "settling":
         monkeypatch.setattr(Batch, "_exists", of_b(Batch._exists, lambda _, made: made.source.name))
     elif place == "reading":
@@ -370,7 +370,7 @@ def test_a_bug_in_a_single_picture_ends_with_1(
 ) -> None:
     from tudsr_runtime.batch import job
 
-    monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path: path.name))
+    monkeypatch.setattr(job, "read_header", of_b(job.read_header, lambda path, *_: path.name))
     result = tudsr("upscale", folder / "b.png", "--json")
     assert result.code == 1
     assert "Traceback" in result.err

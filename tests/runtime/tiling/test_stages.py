@@ -219,3 +219,50 @@ def test_peak_memory_does_not_grow_with_the_height() -> None:
     """3,600 rows more are 0.7 MB of input and 11 MB of output; which tiles meet in memory varies."""
     peak_memory(100)
     assert peak_memory(4000) < peak_memory(400) + 300_000
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 170), (70, 60), (5, 300), (170, 30)])
+def test_by_columns_the_model_sees_the_same_tiles(height: int, width: int) -> None:
+    """A model that treats rows and columns differently, and every tile as what it is."""
+    seen: dict[str, set[bytes]] = {"rows": set(), "columns": set()}
+
+    def skewed(order: str) -> TileFunction:
+        def function(tile: np.ndarray) -> np.ndarray:
+            seen[order].add(np.round(tile, 4).tobytes())
+            return np.clip(tile * np.linspace(0.8, 1, TILE, dtype=np.float32), -1, 1)
+
+        return function
+
+    x = picture(height, width) * np.float32(0.5)
+    plan = plan_upscale(width, height, None, "2x2", tile=TILE, overlap=OVERLAP)
+    by_rows = run(x, "2x2", skewed("rows"), skewed("rows"))
+    turned = run_stages(
+        np.ascontiguousarray(x.swapaxes(1, 2)), plan.turned.stages, [skewed("columns")] * 2, turned=True
+    )
+    by_columns = np.concatenate(list(turned), axis=1).swapaxes(1, 2)
+    assert by_columns.shape == by_rows.shape
+    assert np.abs(by_columns - by_rows).max() <= 1e-5
+    assert len(seen["columns"]) == len(seen["rows"]) > 1
+
+
+def test_by_columns_a_bad_tile_is_named_by_its_place() -> None:
+    plan = plan_upscale(200, 20, None, "2x-", tile=TILE, overlap=OVERLAP)
+    x, calls = np.zeros((3, 200, 20), np.float32), iter(range(100))
+
+    def third(tile: np.ndarray) -> np.ndarray:
+        return tile if next(calls) != 2 else tile * np.nan
+
+    with pytest.raises(NotFiniteError, match="tile row 1, column 3"):
+        list(run_stages(x, plan.turned.stages, [third], turned=True))
+
+
+@pytest.mark.parametrize("side", [200, 4000])
+def test_what_is_held_follows_the_shorter_side(side: int) -> None:
+    """Tiles by columns of a wide picture hold what tiles by rows of a tall one do."""
+    wide = plan_upscale(8000, side, 2, tile=512)
+    tall = plan_upscale(side, 8000, 2, tile=512)
+    assert wide.turned.stages == tall.stages
+    assert wide.by_columns(0)
+    assert not tall.by_columns(0)
+    assert wide.turned.held_bytes == tall.held_bytes < wide.held_bytes
+    assert not wide.by_columns(wide.held_bytes)

@@ -98,7 +98,7 @@ def test_noise_has_the_asked_for_spread() -> None:
     [
         (lambda: Degradation(blur_sigma=(3.0, 1.0)), r"blur_sigma goes from low to high, not \[3.0, 1.0\]"),
         (lambda: Degradation(jpeg_prob=7), "jpeg_prob must be from 0 to 1, not 7"),
-        (lambda: Degradation(jpeg_quality=(45, 980)), "jpeg_quality must be from 0 to 100"),
+        (lambda: Degradation(jpeg_quality=(45, 980)), "jpeg_quality must be from 1 to 100"),
         (lambda: Degradation(noise_sigma=(-1.0, 1.0)), "noise_sigma must be at least 0"),
         (lambda: Degradation(shift=math.inf), "shift must be at least 0, not inf"),
         (lambda: RealESRGAN(resize_range2=(2.0, 1.0)), "degradation: resize_range2 goes from low to high"),

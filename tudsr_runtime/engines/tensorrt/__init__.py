@@ -7,6 +7,7 @@
     store.py        all engines of a bundle: where they lie, built once, published whole
     layers.py       the layers of a finished engine
     inspection.py   layers, precisions, fusions and memory as tables
+    comparison.py   engines against ONNX Runtime, whole and layer by layer
     backend.py      the back ends `tensorrt` and `tensorrt-rtx`
     gate.py         a lock, and what waits for its end
     cuda_chain.py   tiles through engines without a stop on the host

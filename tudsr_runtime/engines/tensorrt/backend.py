@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tudsr_runtime.bundle import Variant, open_bundle
+from tudsr_runtime.bundle import Bundle, Variant, open_bundle
 from tudsr_runtime.engines.backend import (
     End,
     Engine,
@@ -37,7 +37,14 @@ from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, Load
 from tudsr_runtime.engines.tensorrt.gate import Gate
 from tudsr_runtime.engines.tensorrt.kernels import KernelCache
 from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, open_library
-from tudsr_runtime.engines.tensorrt.record import BuiltPlan, engine_folder, read_plan, read_record
+from tudsr_runtime.engines.tensorrt.record import (
+    BuiltPlan,
+    engine_cache,
+    engine_folder,
+    engine_variants,
+    read_plan,
+    read_record,
+)
 from tudsr_runtime.errors import DeviceError, TudsrError
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.planes import FloatArray, TileFunction
@@ -274,6 +281,30 @@ def _reasons(trt: Any, diagnostics: Any) -> str:
     members = trt.EngineInvalidityDiagnostics.__members__
     names = [name for name, bit in members.items() if int(diagnostics) & int(bit)]
     return ", ".join(names).lower().replace("_", " ") or f"reason {int(diagnostics)}"
+
+
+def missing_engines(
+    name: str, bundle: Bundle, device: str, precision: str | None = None
+) -> Unavailable | None:
+    """Why the cache has no engines for the bundle's own size of tiles that this library could run on this
+    device; None if it has.
+
+    Nothing is imported unless there are engines of this library at all.
+    """
+    build = f"tudsr build {bundle.folder} --engine {name}"
+    if not any((engine_cache() / bundle.sha256).glob(f"{name}-[0-9]*")):
+        return Unavailable(f"no engines for {name} are built", build)
+    try:
+        library = open_library(name)
+        gpu = find_gpu(f"{name} has no GPU", "nvidia-smi shows GPUs and driver", split_device(device)[1])
+        target = library.target(gpu)
+        record = read_record(engine_folder(bundle, library, target, precision))
+        wanted = engine_variants(bundle, precision).values()
+        own = [variant for variant in wanted if variant.tile == bundle.manifest.tile]
+        reason = record.misfit(library, target, own)
+    except TudsrError as error:
+        return Unavailable(str(error), error.hint or build)
+    return None if reason is None else Unavailable(f"the engines for {name} do not serve: {reason}", build)
 
 
 TENSORRT, TENSORRT_RTX = TensorRT("tensorrt"), TensorRT("tensorrt-rtx")

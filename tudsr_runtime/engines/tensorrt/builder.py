@@ -23,7 +23,7 @@ from tudsr_runtime.engines.tensorrt.build_log import (
     make_logger,
     make_monitor,
 )
-from tudsr_runtime.engines.tensorrt.layers import Layer, read_layers
+from tudsr_runtime.engines.tensorrt.layers import Layer, read_inspection, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
@@ -122,8 +122,8 @@ class _Build:
             raise self._watcher.failure
         if plan is None:
             raise self._failed()
-        layers = read_layers(self._log.layers)
         view = memoryview(plan)
+        layers = self._inspected(view) or read_layers(self._log.layers)
         return BuiltEngine(
             self._library.name,
             self._library.version,
@@ -135,6 +135,18 @@ class _Build:
             layers,
             b"" if cache is None else bytes(memoryview(cache.serialize())),
         )
+
+    def _inspected(self, plan: memoryview) -> tuple[Layer, ...]:
+        """The layers by TensorRT's engine inspector, which needs the GPU that the engine was built for."""
+        if self._library.ahead_of_time:
+            return ()
+        runtime = self._trt.Runtime(self._logger)
+        runtime.engine_host_code_allowed = False
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            return ()
+        inspector = engine.create_engine_inspector()
+        return read_inspection(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _builder(self) -> Any:
         try:

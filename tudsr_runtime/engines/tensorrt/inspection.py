@@ -18,7 +18,7 @@ def summary_lines(record: EngineRecord) -> Iterator[str]:
     for plan in record.plans.values():
         facts = plan.facts
         yield (
-            f"{plan.component:<14}{facts.seconds:7.1f} s  plan {_mb(facts.plan_bytes):>9}  "
+            f"{plan.component:<16}{facts.seconds:7.1f} s  plan {_mb(facts.plan_bytes):>9}  "
             f"weights {_mb(facts.weight_bytes):>9}  activations {_mb(facts.activation_bytes):>9}  "
             f"{sum(facts.nodes.values()):>5} layers -> {_count(facts.kernels):>5} kernels, "
             f"{_count(facts.fused_attention)} of fused attention, {facts.casts} casts"

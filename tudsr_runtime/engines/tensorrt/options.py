@@ -41,5 +41,9 @@ class BuildOptions:
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
     ] = False
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Run the engines and compare them with ONNX Runtime (needs the GPU)."),
+    ] = False
     as_json: Annotated[bool, typer.Option("--json", help="The engines' record as JSON.")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")] = False

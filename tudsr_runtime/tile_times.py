@@ -1,0 +1,88 @@
+"""How long this machine takes for one tile of each size, as `tudsr bench tiles` has measured it.
+
+<cache>/tile-times/<bundle sha256>.json: seconds by machine and back end, then by stage and size in px.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from tudsr_runtime.atomic import atomic_write
+from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.engines.backend import Choice, Notify
+from tudsr_runtime.files import cache_folder, make_folder
+from tudsr_runtime.tiling.cost import SECONDS, TileCosts
+from tudsr_runtime.typed import parse_json, read_typed
+
+Times = Mapping[tuple[int, int], float]
+"""Seconds of one tile by stage (from 0) and size in px."""
+_Stored = dict[str, dict[str, dict[str, float]]]
+MAX_BYTES = 1 << 20
+
+
+def stored_times(bundle: Bundle, choice: Choice, threads: int | None, notify: Notify) -> TileCosts | None:
+    """What was measured here of all sizes of the bundle; None if nothing was.
+
+    `notify` is told of a file that is damaged, which is then left alone.
+    """
+    path = _path(bundle)
+    try:
+        stored = _read(path)
+    except ValueError as error:
+        notify(f"{path} is damaged ({str(error)[:80]}) and not used; tudsr bench tiles measures again")
+        return None
+    found = stored.get(_place(choice, threads), {})
+    try:
+        places = ((stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles)
+        return TileCosts(
+            {(stage, tile): found[str(stage)][str(tile)] for stage, tile in places},
+            SECONDS,
+            "measured here by tudsr bench tiles",
+        )
+    except KeyError:
+        return None
+
+
+def store_times(bundle: Bundle, choice: Choice, threads: int | None, times: Times) -> Path:
+    """Keep times for the planner; the file. Raises OutputError."""
+    path = _path(bundle)
+    try:
+        stored = _read(path)
+    except ValueError:
+        stored = {}
+    here: dict[str, dict[str, float]] = {}
+    for (stage, tile), seconds in times.items():
+        here.setdefault(str(stage), {})[str(tile)] = seconds
+    stored[_place(choice, threads)] = here
+    make_folder(path.parent, private=True)
+    with atomic_write(path) as file:
+        file.write((json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
+    return path
+
+
+def _path(bundle: Bundle) -> Path:
+    return cache_folder() / "tile-times" / f"{bundle.sha256}.json"
+
+
+def _place(choice: Choice, threads: int | None) -> str:
+    """What the times depend on besides bundle, stage and size."""
+    precision = choice.precision.name if choice.precision else "auto"
+    return f"{platform.node()}, {choice.backend} on {choice.device}, {precision}, threads {threads or 'auto'}"
+
+
+def _read(path: Path) -> _Stored:
+    """Raises ValueError where it is not what `store_times` writes."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError:
+        return {}
+    if len(raw) > MAX_BYTES:
+        raise ValueError("too large")
+    stored: _Stored = read_typed(_Stored, parse_json(raw), ValueError, whole="it")
+    if any(s <= 0 for place in stored.values() for stage in place.values() for s in stage.values()):
+        raise ValueError("a time is not above 0")
+    return stored
