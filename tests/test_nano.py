@@ -142,7 +142,9 @@ def test_a_little_of_it_is_as_true_to_a_clean_photograph_as_lanczos(scale: int) 
 def test_it_draws_no_grid() -> None:
     """Neither of the cells' period of 4 px nor of 8 px, in a picture of smooth slopes and soft edges."""
     side = np.linspace(0, 1, 96, dtype=np.float32)
-    slopes = np.stack([side[:, None] * side, np.sqrt(side)[:, None] * side[::-1], side[None] ** 2 + 0 * side[:, None]])
+    slopes = np.stack(
+        [side[:, None] * side, np.sqrt(side)[:, None] * side[::-1], side[None] ** 2 + 0 * side[:, None]]
+    )
     with Upscaler("nano", device="cpu") as upscaler:
         large = upscaler.upscale(np.ascontiguousarray(slopes.transpose(1, 2, 0)), scale=4)
     for period in (4, 8):

@@ -33,6 +33,8 @@ class LossWeights:
     """Mean squared error; not in the paper. It is what PSNR measures."""
     edges: float = 0.0
     """Mean absolute error of Sobel magnitudes: Eq. (5)'s edge term without its learned distance."""
+    lattice: float = 0.0
+    """Differences that lie on a lattice of 4 px, as the pixels of an enlarged picture do. Not the paper's."""
 
 
 def sobel(x: Tensor) -> Tensor:
@@ -47,6 +49,24 @@ def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
     """L_ea-dists of Eq. (5): the distance of two pictures plus that of their edges, a scalar."""
     plain = dists((x_hat + 1) / 2, (x_H + 1) / 2)
     return (plain + dists(sobel(x_hat), sobel(x_H))).mean()
+
+
+def lattice(x_hat: Tensor, x_H: Tensor, period: int = 4) -> Tensor:
+    """How differently x_hat's and x_H's gradients lie on a lattice of `period` px, a scalar.
+
+    Differences of neighbours, averaged over a whole axis and folded with `period`, relative to their mean:
+    what is compared is where they lie, not how large they are.
+    """
+    pairs = ((_folded(x_hat, axis, period), _folded(x_H, axis, period)) for axis in (2, 3))
+    return torch.stack([(one - other).square().mean() for one, other in pairs]).sum()
+
+
+def _folded(x: Tensor, axis: int, period: int) -> Tensor:
+    """(B, period), 1 in the mean."""
+    profile = x.diff(dim=axis).abs().mean((1, 5 - axis))
+    whole = profile.shape[1] // period * period
+    phases = profile[:, :whole].unflatten(1, (-1, period)).mean(1)
+    return phases / (phases.mean(1, keepdim=True) + 1e-6)
 
 
 class Losses(nn.Module):
@@ -78,6 +98,8 @@ class Losses(nn.Module):
             terms["mse"] = (w.mse, F.mse_loss(x_hat, x_H))
         if w.edges:
             terms["edges"] = (w.edges, F.l1_loss(sobel(x_hat), sobel(x_H)))
+        if w.lattice:
+            terms["lattice"] = (w.lattice, lattice(x_hat, x_H))
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         return loss, {name: value.item() for name, (_, value) in terms.items()}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 
-from tudsr_train.losses.reconstruction import LossWeights, generator_loss, sobel
+from tudsr_train.losses.reconstruction import LossWeights, generator_loss, lattice, sobel
 
 
 def test_sobel_equals_the_reference_filters() -> None:
@@ -27,3 +27,28 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
         0.5 * terms["mae"] + 2 * terms["mse"] + 0.25 * terms["edges"], rel=1e-5
     )
     assert float(generator_loss(x_H, x_H, LossWeights(edges=1.0))[0]) == 0
+
+
+def test_a_lattice_is_seen_wherever_it_lies_and_nothing_else_is() -> None:
+    torch.manual_seed(0)
+    x_H = torch.nn.functional.interpolate(torch.rand(2, 3, 24, 24), scale_factor=4, mode="bicubic") * 2 - 1
+    x_H = x_H + 0.1 * torch.randn_like(x_H)
+    dots = torch.zeros_like(x_H)
+    dots[..., ::4, ::4] = 0.8
+    assert lattice(x_H, x_H) == 0
+    with_dots = [float(lattice(x_H + dots.roll(shift, 3), x_H)) for shift in range(4)]
+    assert float(lattice(0.5 * x_H, x_H)) < 1e-4  # contrast is no lattice
+    assert float(lattice(x_H + 0.1 * torch.randn_like(x_H), x_H)) < 0.1 * min(with_dots)
+    assert max(with_dots) < 3 * min(with_dots)
+
+
+def test_a_lattice_has_a_gradient_that_takes_it_away() -> None:
+    x_H = torch.rand(1, 3, 32, 32) * 2 - 1
+    x_hat = x_H.clone()
+    x_hat[..., ::4, ::4] += 0.5
+    before = float(lattice(x_hat, x_H))
+    for _ in range(50):
+        x_hat.requires_grad_()
+        (gradient,) = torch.autograd.grad(lattice(x_hat, x_H), x_hat)
+        x_hat = (x_hat - 0.5 * gradient / gradient.norm()).detach()
+    assert float(lattice(x_hat, x_H)) < 0.5 * before
