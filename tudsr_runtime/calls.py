@@ -131,9 +131,11 @@ def ended_by_signals() -> Iterator[None]:
     if os_has_fork and not _forks_are_told:
         _forks_are_told.append(True)
         os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
-    # Where memory is so short that there is none, a signal is heard between two calls.
-    with suppress(RuntimeError):
+    try:
         threading.Thread(target=_watch, args=(reader,), name="tudsr-signals", daemon=True).start()
+    except RuntimeError:
+        # Where memory is so short that there is no thread, a signal is heard between two calls.
+        reader.close()
     try:
         yield
     finally:

@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.version import __version__
-from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer
+from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer, status_of
 from tudsr_serve.figures import CONTENT_TYPE, Figures
 from tudsr_serve.form import schema
 from tudsr_serve.intake import Intake
@@ -60,7 +61,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
         job = await running.intake.accept(request)
         try:
             await _over_or_left(job, request)
-            return Result(job, lambda: running.jobs.remove(job))
+            return _answer(job, lambda: running.jobs.remove(job))
         except BaseException:
             running.jobs.remove(job)
             raise
@@ -95,7 +96,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
         job = service().jobs[identity]
         if not job.over:
             raise NotYet(f"the job is {job.state}", hint=f"GET jobs/{identity}/events")
-        return Result(job)
+        return _answer(job)
 
     @routes.delete("/jobs/{identity}", status_code=204, response_class=Response)
     async def remove(identity: str) -> Response:
@@ -126,6 +127,14 @@ def router(service: Callable[[], Service]) -> APIRouter:
         return service().page.answer()
 
     return routes
+
+
+def _answer(job: Job, sent: Callable[[], None] = lambda: None) -> Response:
+    """The picture; or that a bug has ended the job, which was reported when it ended. Raises as `Result`."""
+    if job.error is None or isinstance(job.error, TudsrError):
+        return Result(job, sent)
+    sent()
+    return JSONResponse(as_answer(job.error), status_of(job.error))
 
 
 class Result(FileResponse):

@@ -264,6 +264,9 @@ def test_a_bug_is_reported_to_the_server_and_tells_clients_nothing(
     for answer in (client.get("/info"), client.post("/upscale", png())):
         assert (answer.status, answer.error["type"], answer.error["exit_code"]) == (500, "Bug", 1)
         assert b"secret" not in answer.body
+    # Of a job it is told while the answer is on its way.
+    wait_until(lambda: len(client.bugs) >= 2, "both bugs are reported")
+    assert client.get("/healthz").status == 200
     assert [str(bug) for bug in client.bugs] == ["secret"] * 2
 
 

@@ -21,7 +21,7 @@ from tudsr_train.adapters import (
     add_vae_encoder_adapter,
     load_adapter,
     prompt_sha256,
-    read_record,
+    read_adapter_record,
     record_of,
     save_adapter,
 )
@@ -244,7 +244,7 @@ def test_a_record_with_numbers_that_cannot_be_is_refused_when_it_is_read(
     path.write_text(json.dumps(json.loads((tiny_stage1 / "tudsr.json").read_text()) | change))
     (name,) = change
     with pytest.raises(BundleError, match=f"not a record of an adapter: {name} is"):
-        read_record(tmp_path)
+        read_adapter_record(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "FOO"}, {"target_modules": "(("}, {"r": "4"}, None])
