@@ -258,12 +258,12 @@ def test_untrained_networks_are_made_only_by_name(head: str, generator: Generato
 @pytest.mark.parametrize(("changes", "message"), [
     ({"kind": "dino"}, "'dino'; none, dinov3, dinov3-convnext, vgg16, diffusion are known"),
     ({"kind": "none"}, "none to build; dinov3, dinov3-convnext, vgg16, diffusion can be"),
-    ({"width": 48}, "width must be a multiple of 32, not 48"),
-    ({"kind": "diffusion", "lora_rank": 0}, "lora_rank must be at least 1"),
+    ({"width": 48}, "width must be a multiple of 32"),
+    ({"kind": "diffusion", "lora_rank": 0}, "lora_rank must be 1 to"),
     ({"head": "mlp"}, "'mlp' is not known; vagan_conv, omgsr_conv are"),
     ({"diff_augment": "flip"}, "'flip' is not known"),
     ({"layers": (6, 3)}, "ascending numbers of blocks"),
-    ({"layers": (0, 3)}, "ascending numbers of blocks"),
+    ({"layers": (0, 3)}, "layers are counted from 1"),
     ({"kind": "dinov3-convnext", "layers": (3, 6, 9)}, "ascending numbers of stages, 1 to 4"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_meant(changes: dict[str, Any], message: str, generator: Generator) -> None:
@@ -344,5 +344,5 @@ def test_a_vgg16_discriminator_trains_its_heads_alone_and_leads_the_picture(gene
 
 @pytest.mark.parametrize("layers", [(3, 2), (0, 1), (4, 6)])
 def test_a_vgg16_has_five_stages(layers: tuple[int, ...], generator: Generator) -> None:
-    with pytest.raises(TrainingError, match="ascending numbers of stages, 1 to 5"):
+    with pytest.raises(TrainingError, match=r"ascending numbers of stages, 1 to 5|counted from 1"):
         build_discriminator(DiscriminatorConfig("vgg16", "random", layers=layers), generator)
