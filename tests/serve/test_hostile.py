@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -163,10 +164,11 @@ def test_a_body_without_an_end_is_stopped_at_the_limit(client: Client) -> None:
     with client.connected() as endless:
         endless.sendall(start + b"%x\r\n" % (len(body) - 60) + body[:-60] + b"\r\n")
         with contextlib.suppress(ConnectionError):
-            while sent < 200_000_000:
+            # How much fits into the system's buffers until the answer is there depends on the machine.
+            while sent < 4_000_000_000 and not select.select([endless], [], [], 0)[0]:
                 endless.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
                 sent += 65536
-        assert sent < 200_000_000
+        assert sent < 4_000_000_000
 
 
 def test_all_uploads_together_have_a_limit(bundle: Path) -> None:

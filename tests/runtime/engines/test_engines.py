@@ -172,7 +172,8 @@ def adding(number: int, component: str, bindings: list[Any], dtype: str = "float
             bound=bound, bind_ortvalue_input=bound.__setitem__, bind_ortvalue_output=bound.__setitem__
         )
 
-    def run(binding: SimpleNamespace) -> None:
+    def run(binding: SimpleNamespace, options: object) -> None:
+        assert options is not None
         binding.bound["y"].array[:] = binding.bound["x"].array + binding.bound["x"].array.dtype.type(number)
 
     spec = TensorSpec("x", dtype, (2,)), TensorSpec("y", dtype, (2,))
@@ -192,6 +193,7 @@ def test_tiles_stay_on_the_device_in_tensors_that_are_bound_once(
     if not pins:
         make = lambda shape, dtype, kind="cpu", number=0: FakeValue(shape, dtype, kind, number)  # noqa: E731
     fake_ort.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=make)
+    fake_ort.RunOptions = SimpleNamespace
     if pins:
         fake_ort.OrtDeviceMemoryType = SimpleNamespace(HOST_ACCESSIBLE="pinned")
         names = ("CPUExecutionProvider", "CUDAExecutionProvider", "CUDAExecutionProvider")

@@ -220,7 +220,7 @@ def test_a_limit_that_makes_openvino_crash_is_said_and_another_back_end_runs(
 
 def test_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(openvino, "open_core", openvino.open_core.__wrapped__)
+    monkeypatch.setattr(openvino, "_opened_core", openvino._opened_core.__wrapped__)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     with pytest.raises(DeviceError, match="OpenVINO cannot be imported") as caught:
         select("openvino", "cpu")
