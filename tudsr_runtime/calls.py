@@ -177,12 +177,28 @@ def _watch(reader: socket.socket) -> None:
         again: int | None = 0
         while number is not None and again is not None:
             _every.cancel_all()
-            now = time.monotonic()
-            began = {call: began.get(call, now) for call in _every.numbers()}
-            if began and (again or now - min(began.values()) > GRACE_SECONDS):
-                print("stopped while an engine library was at work", file=sys.stderr, flush=True)  # noqa: T201
-                end_process(again or number)
+            began = _since(began, _every.numbers())
+            _end_if_deaf(began, number, at_once=bool(again))
             again = _next_signal(reader, POLL_SECONDS)
+    # Python waits for the threads of calls before it ends, so those that are left are watched on.
+    began = _since(began, _every.numbers() if number is not None else set())
+    while number is not None and began:
+        _end_if_deaf(began, number)
+        time.sleep(POLL_SECONDS)
+        began = _since(began, _every.numbers() & began.keys())
+
+
+def _since(began: dict[int, float], calls: set[int]) -> dict[int, float]:
+    """When each of these calls was seen first."""
+    now = time.monotonic()
+    return {call: began.get(call, now) for call in calls}
+
+
+def _end_if_deaf(began: dict[int, float], number: int, *, at_once: bool = False) -> None:
+    """End the process if a call goes on for longer than it may after a signal."""
+    if began and (at_once or time.monotonic() - min(began.values()) > GRACE_SECONDS):
+        print("stopped while an engine library was at work", file=sys.stderr, flush=True)  # noqa: T201
+        end_process(number)
 
 
 def _next_signal(reader: socket.socket, seconds: float | None) -> int | None:

@@ -28,14 +28,18 @@ from tudsr_runtime.errors import DeviceError, UsageError
 
 ROOT = Path(cli.__file__).parent
 STUCK = """
-import sys, threading, cli
+import ctypes, sys, cli
 from tudsr_runtime.engines.stages import LoadedStage
 from tudsr_runtime import calls
 calls.GRACE_SECONDS = float(sys.argv.pop(1))
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+library.pthread_mutex_init(mutex, None)
+library.pthread_mutex_lock(mutex)
 def stuck(self, x):
     with calls.under_way():
         print("ready", file=sys.stderr, flush=True)
-        threading.Event().wait()
+        # In C, and locked already: unlike Python's own locks it hears no signal in the main thread either.
+        library.pthread_mutex_lock(mutex)
 LoadedStage.run = stuck
 end = calls.Calls.cancel_all
 def cancel_all(self):
@@ -119,6 +123,28 @@ def test_what_hears_no_signal_ends_with_the_process(
             process.send_signal(signal.SIGTERM)
         ended(process, 128 + signal.SIGTERM)
     assert not [*tmp_path.glob(".tudsr-*.tmp")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_what_hears_no_signal_ends_the_process_though_the_command_is_over_first() -> None:
+    """The interpreter would wait for the thread of such a call for ever."""
+    code = """
+import os, signal, sys, threading
+from tudsr_runtime import calls
+calls.GRACE_SECONDS, lock, entered = 0.5, threading.Lock(), threading.Event()
+def deaf():
+    with calls.under_way():
+        entered.set()
+        lock.acquire()
+signal.signal(signal.SIGTERM, lambda *_: None)
+lock.acquire()
+with calls.ended_by_signals():
+    threading.Thread(target=deaf).start()
+    entered.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    with start(code) as process:
+        ended(process, 128 + signal.SIGTERM)
 
 
 def test_an_exception_in_the_caller_ends_a_graph_that_never_does(endless_bundle: Path) -> None:
