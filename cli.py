@@ -28,6 +28,7 @@ from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptions
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
+from tudsr_runtime.engines.options import engines_option, threads_option
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_serve.options import ServeOptions
 from tudsr_train.options import TrainOptions
@@ -227,13 +228,8 @@ def bundle_verify(
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-    ] = None,
-    engines: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
-    ] = None,
+    threads: Annotated[int | None, threads_option()] = None,
+    engines: Annotated[Path | None, engines_option()] = None,
 ) -> None:
     """Compare every file of a bundle with its manifest, and run its golden tile."""
     from tudsr_runtime.bundle_command import bundle_verify as run

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tudsr_runtime.engines.options import backend_option, threads_option
+
 
 @dataclass(frozen=True)
 class PaperOptions:
@@ -100,10 +102,6 @@ class AblationOptions(PaperOptions, _Results):
         Path | None, typer.Option(metavar="DIR|FILE", help="What they should become, matched by name.")
     ] = None
     metrics: Annotated[str, typer.Option(metavar="LIST", help="As in `tudsr eval`.")] = "always"
-    backend: Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")] = (
-        "auto"
-    )
+    backend: Annotated[str, backend_option()] = "auto"
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")] = "auto"
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-    ] = None
+    threads: Annotated[int | None, threads_option()] = None

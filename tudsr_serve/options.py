@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tudsr_runtime.engines.options import backend_option, engines_option, threads_option
+
 REACH, LIMITS, MACHINE = "Who may ask", "Limits", "Machine"
 """The groups of the help."""
 
@@ -89,10 +91,7 @@ class ServeOptions:
             help="Room for uploads and results.",
         ),
     ] = 4000
-    backend: Annotated[
-        str,
-        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="Engine library, as in `tudsr upscale`."),
-    ] = "auto"
+    backend: Annotated[str, backend_option(MACHINE)] = "auto"
     device: Annotated[
         str,
         typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="As in `tudsr upscale`."),
@@ -101,18 +100,6 @@ class ServeOptions:
         str,
         typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="auto, fp32, bf16 or fp16."),
     ] = "auto"
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=MACHINE, min=1, help="CPU threads.  [default: the engine library's choice]"
-        ),
-    ] = None
-    engines: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=MACHINE,
-            metavar="DIR",
-            help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]",
-        ),
-    ] = None
+    threads: Annotated[int | None, threads_option(MACHINE)] = None
+    engines: Annotated[Path | None, engines_option(MACHINE)] = None
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the address and errors.")] = False

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 import typer
 
+from tudsr_runtime.engines.options import engines_option, threads_option
+
 OnExists = Literal["error", "skip", "overwrite", "rename"]
 """What becomes of an output that exists and is not what the same command made of the same picture."""
 Metadata = Literal["keep", "strip"]
@@ -199,20 +201,8 @@ class UpscaleOptions:
         str,
         typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16."),
     ] = "auto"
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=MACHINE, min=1, help="CPU threads.  [default: the engine library's choice]"
-        ),
-    ] = None
-    engines: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=MACHINE,
-            metavar="DIR",
-            help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]",
-        ),
-    ] = None
+    threads: Annotated[int | None, threads_option(MACHINE)] = None
+    engines: Annotated[Path | None, engines_option(MACHINE)] = None
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -8,24 +8,19 @@ from typing import Annotated
 
 import typer
 
+from tudsr_runtime.engines.options import backend_option, engines_option, threads_option
+
 
 @dataclass(frozen=True)
 class _Where:
     bundle: Annotated[str, typer.Option(metavar="nano|DIR", help="The model to run.")] = "nano"
-    backend: Annotated[str, typer.Option(metavar="NAME", help="Engine library, as in `tudsr upscale`.")] = (
-        "auto"
-    )
+    backend: Annotated[str, backend_option()] = "auto"
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to run, as in `tudsr upscale`.")] = "auto"
     precision: Annotated[str, typer.Option(metavar="NAME", help="Arithmetic: auto, fp32, bf16 or fp16.")] = (
         "auto"
     )
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
-    ] = None
-    engines: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
-    ] = None
+    threads: Annotated[int | None, threads_option()] = None
+    engines: Annotated[Path | None, engines_option()] = None
 
 
 @dataclass(frozen=True)
