@@ -45,7 +45,6 @@ SEEDS = (0, 1, 2)
 FACTORS = {4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
 NAMES = {"4x-": "M4", "-x4": "N4", "2x2": "M2N2", "8x-": "M8", "-x8": "N8", "4x2": "M4N2"}
 TWICE = {4: "M2N2", 8: "M4N2"}
-STAGE2_ALONE = {4: "N4", 8: "N8"}
 METRICS = ("psnr", "ssim", "gmsd")
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-WIDE_NAME = "model_fp32.onnx"
-"""File name of the float32 graph over model.onnx."""
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 

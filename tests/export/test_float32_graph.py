@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.export.test_bundle_equals_generator import export
-from tudsr_export.float32_graph import WIDE_NAME, write_float32_graph
+from tudsr_export.float32_graph import write_float32_graph
 from tudsr_export.gates import run_onnx
 from tudsr_export.onnx_export import Port, export_onnx
 from tudsr_runtime.bundle import open_bundle
@@ -68,7 +68,7 @@ def test_half_bundle_has_both_and_a_cpu_takes_the_float32_one(nano, tmp_path):
     bundle = open_bundle(tmp_path / "out")
     component = bundle.manifest.components["unet_stage1"]
     assert [v.precision for v in component.variants] == ["fp16", "fp32"]
-    assert component.variants[1].model == f"unet_stage1/{WIDE_NAME}"
+    assert component.variants[1].model == "unet_stage1/model_fp32.onnx"
     assert bundle.variant("unet_stage1").precision == "fp16"
     assert bundle.variant("unet_stage1", preferred="fp32").precision == "fp32"
     assert bundle.variant("unet_stage1", preferred="bf16").precision == "fp16"

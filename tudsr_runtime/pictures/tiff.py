@@ -75,7 +75,6 @@ class TiffWriter:
             self._directory[tag] = tuple(map(int, value)) if kind == TiffTags.SHORT else value
         strips = -(-layout.height // self._strip_rows)
         self._place(file, [0] * strips)
-        self._start = file.tell()
 
     def write(self, rows: NDArray[np.generic]) -> None:
         """Append (rows, width) or (rows, width, channels) levels."""

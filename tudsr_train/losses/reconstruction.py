@@ -102,8 +102,3 @@ class Losses(nn.Module):
             terms["lattice"] = (w.lattice, lattice(x_hat, x_H))
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         return loss, {name: value.item() for name, (_, value) in terms.items()}
-
-
-def generator_loss(x_hat: Tensor, x_H: Tensor, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """`Losses.reconstruction` for weights that need no pretrained network."""
-    return Losses(weights).reconstruction(x_hat, x_H)

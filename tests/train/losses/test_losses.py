@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 
-from tudsr_train.losses.reconstruction import LossWeights, generator_loss, lattice, sobel
+from tudsr_train.losses.reconstruction import Losses, LossWeights, lattice, sobel
 
 
 def test_sobel_equals_the_reference_filters() -> None:
@@ -21,12 +21,12 @@ def test_sobel_equals_the_reference_filters() -> None:
 
 def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     x_hat, x_H = torch.rand(2, 1, 3, 8, 8) * 2 - 1
-    loss, terms = generator_loss(x_hat, x_H, LossWeights(mae=0.5, mse=2.0, edges=0.25))
+    loss, terms = Losses(LossWeights(mae=0.5, mse=2.0, edges=0.25)).reconstruction(x_hat, x_H)
     assert terms["mae"] == pytest.approx(float((x_hat - x_H).abs().mean()))
     assert loss.item() == pytest.approx(
         0.5 * terms["mae"] + 2 * terms["mse"] + 0.25 * terms["edges"], rel=1e-5
     )
-    assert float(generator_loss(x_H, x_H, LossWeights(edges=1.0))[0]) == 0
+    assert float(Losses(LossWeights(edges=1.0)).reconstruction(x_H, x_H)[0]) == 0
 
 
 def test_a_lattice_is_seen_wherever_it_lies_and_nothing_else_is() -> None:
