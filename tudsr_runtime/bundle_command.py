@@ -107,7 +107,7 @@ def bundle_verify(
         f"{opened.folder}: {counted(len(files), 'file')}, {size:.1f} MB, all as the manifest says"
     )
     if opened.manifest.golden is None:
-        terminal.note("note: this bundle has no golden tile, so no back end is checked (export it again)")
+        terminal.remark("this bundle has no golden tile, so no back end is checked (export it again)")
         return
     if engines is not None:
         from tudsr_runtime.engines.tensorrt.record import library_of_engines
@@ -118,7 +118,7 @@ def bundle_verify(
     choice = dataclasses.replace(choice, engines=engines)
     terminal.note(f"back end: {choice}")
     if figures is None:
-        figures = run_golden(opened, choice, threads, lambda text: terminal.note(f"note: {text}"))
+        figures = run_golden(opened, choice, threads, terminal.remark)
     for figure in figures:
         terminal.result(
             f"golden tile, {figure.stage}: {figure.psnr_db:.1f} dB (at least {LEAST_DB:.0f}), "

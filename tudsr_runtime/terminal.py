@@ -73,6 +73,10 @@ class Terminal:
         if not self._quiet:
             self._stderr(printable(text))
 
+    def remark(self, text: str) -> None:
+        """A note on something that went on other than one would think; it begins with "note:"."""
+        self.note(f"note: {text}")
+
     def detail(self, text: str) -> None:
         """A note for those who asked for more of them."""
         if self._verbose:

@@ -60,7 +60,7 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
         }
         address = _address(options.host, listening)
         if settings.rules.token is None and not is_local(options.host):
-            terminal.note(f"note: whoever reaches {address} may use it; --token-file FILE asks for a token")
+            terminal.remark(f"whoever reaches {address} may use it; --token-file FILE asks for a token")
         app = make_app(
             upscalers, settings, lambda job: _report(job, terminal), partial(terminal.error, path=PICTURE)
         )
@@ -157,7 +157,7 @@ def _bundles(names: Sequence[str], terminal: Terminal) -> dict[str, Bundle]:
         name = Path(given).resolve().name if os.sep in given else Path(given).name
         if name in found:
             raise UsageError(f"two bundles would be called {name!r}", hint="rename one's folder")
-        found[name] = open_bundle(given, notify=lambda text: terminal.note(f"note: {text}"))
+        found[name] = open_bundle(given, notify=terminal.remark)
     return found
 
 
@@ -169,7 +169,7 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         precision=options.precision,
         threads=options.threads,
         engines=options.engines,
-        notify=lambda text: terminal.note(f"note: {text}"),
+        notify=terminal.remark,
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
     _build_missing(made, terminal)

@@ -86,12 +86,12 @@ def _upscale(
     selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
     if selection.shard and plain.shown:
         raise UsageError("--shard parts files, and stdin is none", hint="leave --shard out")
-    records = Records(lambda text: terminal.note(f"note: {text}"))
+    records = Records(terminal.remark)
     found = find_inputs(plain.inputs, options.recursive, plain.output if request.to_folder else None, records)
     _leave_out(found, options.compare)
     selection.narrow(found)
     for note in found.notes:
-        terminal.note(f"note: {note}")
+        terminal.remark(note)
     with open_upscaler(options, terminal) as upscaler:
         provide = partial(build_missing, upscaler, terminal)
         batch = Batch(request, upscaler, terminal, records, provide, partial(sizes, upscaler))
@@ -129,7 +129,7 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         color=options.color,
         precision=options.precision,
         strength=parse_strength(options.strength),
-        notify=lambda text: terminal.note(f"note: {text}"),
+        notify=terminal.remark,
         engines=options.engines,
         wrap=options.wrap,
     ) as upscaler:

@@ -262,7 +262,7 @@ class Batch:
         """The jobs whose output can be written, as far as one can tell; makes missing folders."""
         refused, swept = make_folders([job.target for job in jobs])
         if swept:
-            self.terminal.note(f"note: removed {counted(swept, 'unfinished file')} of runs that were killed")
+            self.terminal.remark(f"removed {counted(swept, 'unfinished file')} of runs that were killed")
         if refused and all(job.target.parent in refused for job in jobs):
             raise next(iter(refused.values()))
         prepared: list[Job] = []
@@ -306,13 +306,13 @@ class Batch:
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
-            self.terminal.note(f"note: {job.source}: {note}")
+            self.terminal.remark(f"{job.source}: {note}")
         self.terminal.note(f"{job.source}: {outline(plan)}")
         links = links_note(job.target)
         lost = (*self._write(job, picture, bar, seconds), *links)
         seconds["write"] = time.monotonic() - started - sum(seconds.values())
         for note in lost:
-            self.terminal.note(f"note: {job.target}: {note}")
+            self.terminal.remark(f"{job.target}: {note}")
         rounded = {part: round(spent, 3) for part, spent in seconds.items()}
         if not self.request.to_stdout:
             job.remember(self.records, sha256)

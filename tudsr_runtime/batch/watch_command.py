@@ -53,10 +53,13 @@ def watch(folder: Path, output: Path, options: WatchOptions) -> None:
     request = make_request(Plain([folder], output), plain, suffix_of(plain), again)
     if not request.to_folder:
         raise UsageError(f"{output} is a file, and results of a watch go to a folder")
-    records = Records(lambda text: terminal.note(f"note: {text}"))
+    records = Records(terminal.remark)
     selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
     look = Look(folder, output, options.recursive, selection, records, terminal)
-    with Alarm(folder, options.recursive, terminal.note) as alarm, open_upscaler(plain, terminal) as upscaler:
+    with (
+        Alarm(folder, options.recursive, terminal.remark) as alarm,
+        open_upscaler(plain, terminal) as upscaler,
+    ):
         provide = partial(build_missing, upscaler, terminal)
         batch, started = Batch(request, upscaler, terminal, records, provide), time.monotonic()
         terminal.note(f"watching {folder}, Ctrl-C ends it")
@@ -176,11 +179,11 @@ class Alarm:
     The main thread, which gets the signals, is never inside it.
     """
 
-    def __init__(self, folder: Path, recursive: bool, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, recursive: bool, remark: Callable[[str], None]) -> None:
         import watchfiles
 
         self._watch = partial(watchfiles.watch, folder, watch_filter=None, recursive=recursive)
-        self._note = note
+        self._remark = remark
         self._rung, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -195,7 +198,7 @@ class Alarm:
                 self._rung.set()
         # What the system refuses (too many watches, a drive that tells nothing) costs time alone.
         except OSError as error:
-            self._note(f"note: changes are seen every {RESCAN_SECONDS:g} s only ({error})")
+            self._remark(f"changes are seen every {RESCAN_SECONDS:g} s only ({error})")
 
     def __enter__(self) -> Alarm:
         self._thread.start()

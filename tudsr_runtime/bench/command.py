@@ -78,7 +78,7 @@ def _upscaler(
         threads=options.threads,
         precision=options.precision,
         sanity=False,
-        notify=lambda text: terminal.note(f"note: {text}"),
+        notify=terminal.remark,
         engines=options.engines,
     )
     if upscaler.choice.backend in BUILT:

@@ -24,7 +24,7 @@ def pull(name: str, output: Path | None) -> None:
     terminal, wanted = Terminal(), parse_name(name)
     if output is not None and output.exists():
         raise OutputError(f"{output} exists already", hint="another -o")
-    folder = download(wanted, lambda text: terminal.note(f"note: {text}"))
+    folder = download(wanted, terminal.remark)
     if output is not None:
         with atomic_dir(output) as made:
             shutil.copytree(folder, made, dirs_exist_ok=True)
