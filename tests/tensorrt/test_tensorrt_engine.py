@@ -293,7 +293,7 @@ def test_the_last_engine_may_be_collected_while_the_next_one_is_loaded(
     machine: Machine, bundle: Bundle
 ) -> None:
     held = [load(machine, bundle)]
-    with machine.backend.gate:
+    with machine.backend.lock:
         held.clear()
         runtime = machine.backend._acquire(0)
     assert runtime.users == 1

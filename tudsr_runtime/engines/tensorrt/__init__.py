@@ -9,7 +9,7 @@
     inspection.py   layers, precisions, fusions and memory as tables
     comparison.py   engines against ONNX Runtime, whole and layer by layer
     backend.py      the back ends `tensorrt` and `tensorrt-rtx`
-    gate.py         a lock, and what waits for its end
+    lock.py         a lock that the garbage collector never waits for
     cuda_chain.py   tiles through engines without a stop on the host
     cuda.py         the CUDA runtime: which GPU, and calls whose failure is an error
     kernels.py      what TensorRT for RTX compiled on the GPU, kept for the next time

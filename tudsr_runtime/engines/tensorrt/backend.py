@@ -34,9 +34,9 @@ from tudsr_runtime.engines.backend import graph_precision as choose_precision
 from tudsr_runtime.engines.tensorrt.builder import tensor_spec
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu, open_cuda
 from tudsr_runtime.engines.tensorrt.cuda_chain import SLOTS, Chain, Device, LoadedEngine
-from tudsr_runtime.engines.tensorrt.gate import Gate
 from tudsr_runtime.engines.tensorrt.kernels import KernelCache
 from tudsr_runtime.engines.tensorrt.library import EXTRAS, TARGETS, Library, open_library
+from tudsr_runtime.engines.tensorrt.lock import CollectorLock
 from tudsr_runtime.engines.tensorrt.record import (
     BuiltPlan,
     engine_cache,
@@ -56,7 +56,7 @@ class TensorRT:
     def __init__(self, name: str) -> None:
         self._name = name
         self._open: dict[int, _Runtime] = {}
-        self.gate = Gate()
+        self.lock = CollectorLock()
 
     def probe(self, device: str) -> Unavailable | None:
         """None if the library is installed and there is a GPU that it runs on."""
@@ -110,7 +110,7 @@ class TensorRT:
         return library, gpu
 
     def _acquire(self, number: int) -> _Runtime:
-        with self.gate:
+        with self.lock:
             if number not in self._open:
                 library, gpu = self._find(number)
                 self._open[number] = _Runtime(library, gpu, Device(library.module, open_cuda(), number), self)
@@ -119,7 +119,7 @@ class TensorRT:
 
     def give_back(self, runtime: _Runtime) -> None:
         """One engine of that runtime is gone, or could not be loaded."""
-        with self.gate:
+        with self.lock:
             runtime.users -= 1
             if not runtime.users:
                 del self._open[runtime.device.number]
@@ -162,7 +162,7 @@ class _Runtime:
         for chain in chains:
             chain.close()
         loaded.drop()
-        self.backend.gate.soon(lambda: self.backend.give_back(self))
+        self.backend.lock.soon(lambda: self.backend.give_back(self))
 
     def release_soon(self, chains: Sequence[Chain], loaded: LoadedEngine) -> None:
         """The same once nobody works with the GPU: freeing waits for the GPU, which a capture forbids."""
@@ -171,7 +171,7 @@ class _Runtime:
             with suppress(TudsrError):
                 self.release(chains, loaded)
 
-        self.device.gate.soon(release)
+        self.device.lock.soon(release)
 
     def close(self) -> None:
         """Keep the compiled kernels and free what is left."""

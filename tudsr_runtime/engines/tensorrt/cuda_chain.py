@@ -25,7 +25,7 @@ from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.backend import as_engine_error
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, make_logger
 from tudsr_runtime.engines.tensorrt.cuda import call
-from tudsr_runtime.engines.tensorrt.gate import Gate
+from tudsr_runtime.engines.tensorrt.lock import CollectorLock
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, TudsrError
 from tudsr_runtime.planes import FloatArray
 
@@ -81,11 +81,11 @@ class Holdings:
 
 
 class Device:
-    """One GPU as one library uses it. `number` is CUDA's own of the GPU, `gate` guards the order of work."""
+    """One GPU as one library uses it. `number` is CUDA's own of the GPU, `lock` guards the order of work."""
 
     def __init__(self, trt: Any, cuda: Any, number: int = 0) -> None:
         self.trt, self.cuda, self.number = trt, cuda, number
-        self.gate = Gate()
+        self.lock = CollectorLock()
         self.log = BuildLog()
         # TensorRT keeps no reference of its own to the logger.
         self.logger = make_logger(trt, self.log)
@@ -101,7 +101,7 @@ class Device:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """The calling thread alone works with the GPU; `error` tells of what went wrong since it began."""
-        with self.gate:
+        with self.lock:
             self.use()
             self.log.forget()
             yield

@@ -1,4 +1,4 @@
-"""A lock whose holder also does what must not be done while it is held."""
+"""A lock that the garbage collector never waits for: who holds it does what must not be done meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 
-class Gate:
+class CollectorLock:
     """A re-entrant lock, and work to be done when nobody holds it.
 
     Python may collect an object at any moment, in the middle of work that the same thread has begun under the
