@@ -24,7 +24,7 @@ from tudsr_runtime.engines.tensorrt import store
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.command import engines_of
 from tudsr_runtime.engines.tensorrt.inspection import inspect
-from tudsr_runtime.engines.tensorrt.layers import read_inspection, read_layers
+from tudsr_runtime.engines.tensorrt.layers import read_inspector, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, open_library
 from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder, read_record
 from tudsr_runtime.engines.tensorrt.store import (
@@ -349,8 +349,8 @@ def test_types_are_read_in_every_form_that_tensorrt_has() -> None:
     text = json.dumps(
         {"Layers": [{"Name": "n", "LayerType": "Reformat", "Outputs": tensors}, "a name alone"]}
     )
-    assert [one.precisions for one in read_inspection(text)] == [("Float", "BFloat16")]
-    assert read_inspection("what nobody foresaw") == ()
+    assert [one.precisions for one in read_inspector(text)] == [("Float", "BFloat16")]
+    assert read_inspector("what nobody foresaw") == ()
 
 
 @pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)

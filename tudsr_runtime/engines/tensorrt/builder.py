@@ -23,7 +23,7 @@ from tudsr_runtime.engines.tensorrt.build_log import (
     make_logger,
     make_monitor,
 )
-from tudsr_runtime.engines.tensorrt.layers import Layer, read_inspection, read_layers
+from tudsr_runtime.engines.tensorrt.layers import Layer, read_inspector, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 
@@ -146,7 +146,7 @@ class _Build:
         if engine is None:
             return ()
         inspector = engine.create_engine_inspector()
-        return read_inspection(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        return read_inspector(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _builder(self) -> Any:
         try:

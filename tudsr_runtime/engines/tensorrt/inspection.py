@@ -30,7 +30,7 @@ def inspect(folder: Path, record: EngineRecord) -> Iterator[str]:
     yield f"{record.library} {record.version} for {record.target} ({record.platform}), bundle {record.bundle}"
     yield from summary_lines(record)
     for plan in record.plans.values():
-        layers = read_listing(folder, plan)
+        layers = kept_layers(folder, plan)
         yield ""
         yield f"{plan.component}: {_tensors(plan)}"
         yield f"  network   {_counts(Counter(plan.facts.nodes))}"
@@ -42,7 +42,7 @@ def inspect(folder: Path, record: EngineRecord) -> Iterator[str]:
         yield from _fusions(layers)
 
 
-def read_listing(folder: Path, plan: BuiltPlan) -> tuple[Layer, ...]:
+def kept_layers(folder: Path, plan: BuiltPlan) -> tuple[Layer, ...]:
     """The layers of an engine, as they were listed when it was built."""
     listed = json.loads((folder / plan.layers.path).read_text(encoding="utf-8"))
     return tuple(

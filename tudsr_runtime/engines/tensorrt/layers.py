@@ -63,7 +63,7 @@ def _layers(listing: str) -> Iterator[Layer]:
         )
 
 
-def read_inspection(text: str) -> tuple[Layer, ...]:
+def read_inspector(text: str) -> tuple[Layer, ...]:
     """The layers that an engine inspector names in JSON; empty if it names none, or in an unknown form."""
     try:
         listed = json.loads(text)["Layers"]
