@@ -60,7 +60,7 @@ def _claim(output: Path, record: dict[str, object]) -> None:
 
 
 def _enlarge(upscaler: Upscaler, pictures: Sequence[Path], into: Path, scale: int, factors: str) -> int:
-    """How many were made."""
+    """Enlarge what is not in the folder `into` yet; the number of pictures that were made."""
     missing = [(p, into / f"{p.stem}_x{scale}.png") for p in pictures]
     missing = [(source, target) for source, target in missing if not target.exists()]
     make_folder(into)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tudsr_eval.ablation import enlarge_by_plans
 from tudsr_eval.comparison import Comparison
 from tudsr_eval.learned import LEARNED, OF_SETS, Learned, Weights, load_learned
-from tudsr_eval.matching import match, some
+from tudsr_eval.matching import first_few, match
 from tudsr_eval.options import AblationOptions, EvalOptions, PaperOptions
 from tudsr_eval.page import write_page
 from tudsr_eval.paper import PAPER, Environment, paper_tables, run_paper
@@ -182,7 +182,7 @@ def _tell_notes(terminal: Terminal, scored: Sequence[Scored]) -> None:
         for note in one.notes:
             of_note.setdefault(note, []).append(one.case.prediction.name)
     for note, names in of_note.items():
-        terminal.note(f"{note} ({some(names)})")
+        terminal.note(f"{note} ({first_few(names)})")
 
 
 def _say_what_is_left_out(terminal: Terminal, names: Sequence[str], options: EvalOptions) -> None:

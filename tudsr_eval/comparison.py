@@ -165,12 +165,12 @@ def detail(large: Array) -> tuple[int, int, int, int]:
 
 
 def _starts(last: int) -> Array:
-    """Places to try, a quarter of the detail apart."""
+    """Where a detail may begin, from 0 to `last`: a quarter of its side apart."""
     return np.unique(np.append(np.arange(0, last, DETAIL // 4), last))
 
 
 def _colour(picture: Array) -> Array:
-    """(h, w, 3) in [0, 1]."""
+    """A picture as its colours alone: (h, w, 3) in [0, 1]."""
     return np.asarray(as_image(picture).convert("RGB"), np.float64) / 255
 
 
@@ -197,7 +197,7 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def on_white(panel: Image.Image) -> Image.Image:
-    """The picture without transparency."""
+    """The picture in RGB, with white where it is transparent."""
     if panel.mode != "RGBA":
         return panel.convert("RGB")
     sheet = Image.new("RGB", panel.size, "white")

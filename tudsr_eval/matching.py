@@ -101,13 +101,13 @@ class _Shelf:
         without = [case.prediction.name for case, path in zip(cases, used, strict=True) if path is None]
         if len(without) == len(cases):
             raise UsageError(
-                f"no prediction has {_article(self.kind)} in {self.path}: {some(without)} "
-                f"beside {some([p.name for p in self.pictures])}",
+                f"no prediction has {_article(self.kind)} in {self.path}: {first_few(without)} "
+                f"beside {first_few([p.name for p in self.pictures])}",
                 hint="files are matched by name: NAME_x4.png finds NAME.png",
             )
         unused = [p.name for p in self.pictures if p not in used]
-        notes = [f"without {_article(self.kind)}: {some(without)}"] if without else []
-        return notes + ([f"{self.path}: matched by no prediction: {some(unused)}"] if unused else [])
+        notes = [f"without {_article(self.kind)}: {first_few(without)}"] if without else []
+        return notes + ([f"{self.path}: matched by no prediction: {first_few(unused)}"] if unused else [])
 
 
 def _named(predictions: Sequence[Path]) -> dict[str, Path]:
@@ -122,7 +122,7 @@ def _named(predictions: Sequence[Path]) -> dict[str, Path]:
 
 
 def _subject(picture: Path) -> Path:
-    """`NAME.png` of `NAME_x4.png`."""
+    """The path with the name of the subject: `NAME.png` of `NAME_x4.png`."""
     found = NAMED_LIKE_A_RESULT.fullmatch(picture.stem)
     return picture.with_stem(found["stem"]) if found else picture
 
@@ -139,7 +139,7 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind == "input" else f"a {kind}"
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+def first_few(names: Sequence[str]) -> str:
+    """Names with commas between: the first few, and how many more there are."""
     rest = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

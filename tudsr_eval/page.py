@@ -137,7 +137,7 @@ def as_image(picture: Array) -> Image.Image:
 
 
 def spread(names: Sequence[Named], count: int) -> Sequence[Named]:
-    """At most `count` of them, evenly spread."""
+    """At most `count` of the items, evenly spread."""
     if count >= len(names):
         return names
     return [names[number * len(names) // count] for number in range(count)]

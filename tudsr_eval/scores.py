@@ -115,7 +115,7 @@ class Subject:
 
     @cached_property
     def bicubic(self) -> Floats:
-        """(h, w, 3) in [0, 1]."""
+        """The input enlarged by the cubic: (h, w, 3) in [0, 1]."""
         return self.plain("cubic")
 
     @cached_property

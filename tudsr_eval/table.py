@@ -23,13 +23,13 @@ def present(scored: Sequence[Scored], metrics: Mapping[str, Metric]) -> list[Met
 
 
 def mean(scored: Sequence[Scored], metric: Metric) -> float:
-    """Over the pictures that have a finite figure; NaN where none has."""
+    """The mean over the pictures that have a finite figure; NaN where none has."""
     found = finite(scored, metric)
     return math.fsum(one.scores[metric.name] for one in found) / len(found) if found else math.nan
 
 
 def worst(scored: Sequence[Scored], metric: Metric) -> Scored | None:
-    """The picture that does worst."""
+    """The picture that does worst; None where none has a finite figure."""
     found = finite(scored, metric)
     return max(found, key=lambda one: metric.badness(one.scores[metric.name])) if found else None
 
@@ -69,7 +69,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _mean_cell(scored: Sequence[Scored], metric: Metric, pictures: int) -> str:
-    """The mean, and of how many where it is not of all."""
+    """The mean as text; behind it the number of pictures where it is not that of all `pictures`."""
     count = len(finite(scored, metric))
     text = _figure(mean(scored, metric), metric)
     return text if count in (0, pictures) else f"{text} ({count})"
