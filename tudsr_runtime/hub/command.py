@@ -9,9 +9,7 @@ from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import BUILTIN_BUNDLES, open_bundle
 from tudsr_runtime.errors import BundleError, OutputError
 from tudsr_runtime.hub.names import HubName, copies, parse_name
-from tudsr_runtime.hub.transfer import pull as download
-from tudsr_runtime.hub.transfer import push as upload
-from tudsr_runtime.hub.transfer import remove
+from tudsr_runtime.hub.transfer import download, remove, upload
 from tudsr_runtime.terminal import Terminal, counted
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tudsr_runtime.bundle import MANIFEST_NAME, MAX_MANIFEST_BYTES, UNLISTED, Bundle, open_bundle
 from tudsr_runtime.errors import BundleError, DeviceError, OutputError
 from tudsr_runtime.files import exclusive, make_folder
-from tudsr_runtime.hub.names import COMMIT, MAIN, HubName
+from tudsr_runtime.hub.names import COMMIT, HubName
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.manifest import Manifest
 
@@ -34,13 +34,13 @@ Notify = Callable[[str], None]
 
 
 def local_folder(name: HubName, notify: Notify) -> Path:
-    """The copy that was pulled, without asking the hub; else pulled now. Raises as `pull`."""
+    """The copy that was pulled, without asking the hub; else pulled now. Raises as `download`."""
     if name.commit is not None:
         return name.folder / name.commit
-    return pull(name, notify)
+    return download(name, notify)
 
 
-def pull(name: HubName, notify: Notify) -> Path:
+def download(name: HubName, notify: Notify) -> Path:
     """Download the bundle, or the adapter, as it is on the hub now; the folder of the copy.
 
     What is here already is not downloaded again, a download that was interrupted is gone on with.
@@ -75,7 +75,7 @@ def _download(hub: _Hub, commit: str, target: Path, notify: Notify) -> None:
         try:
             open_bundle(partial)
         except BundleError as error:
-            # Nothing of it is used again: the next pull begins from nothing.
+            # Nothing of it is used again: the next download begins from nothing.
             shutil.rmtree(partial, ignore_errors=True)
             said = str(error).replace(f"{partial}{os.sep}", "").replace(str(partial), "the bundle")
             raise BundleError(f"{hub.name} as the hub has it is unsound: {said}") from error
@@ -233,7 +233,7 @@ def _bars() -> Iterator[None]:
         hub.enable_progress_bars()  # type: ignore[attr-defined]
 
 
-def push(folder: str, name: HubName, private: bool, message: str | None) -> str:
+def upload(folder: str, name: HubName, private: bool, message: str | None) -> str:
     """Send a bundle, which is checked first, or an adapter; the address of the commit.
 
     Files that are on the hub and not in the folder are deleted there.
@@ -282,6 +282,3 @@ def remove(name: HubName, revision_was_named: bool) -> list[Path]:
         with suppress(OSError):
             name.folder.parent.rmdir()
     return found
-
-
-__all__ = ["MAIN", "local_folder", "pull", "push", "remove"]
