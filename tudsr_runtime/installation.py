@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ENGINE_LIBRARIES = (
@@ -39,12 +41,15 @@ def _extra_of(requirement: str) -> str | None:
 
 def engine_libraries() -> dict[str, str]:
     """The versions of those engine libraries that are installed."""
+    return versions_of(ENGINE_LIBRARIES)
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
     found = {}
-    for name in ENGINE_LIBRARIES:
-        try:
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from tudsr_runtime.doctor.back_ends import check_back_ends, check_bundle, named_folders
 from tudsr_runtime.doctor.findings import Anonymous, Finding
-from tudsr_runtime.doctor.machine import cache, gpus, processor, versions
+from tudsr_runtime.doctor.machine import cache, gpus, processor_and_memory, versions
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.terminal import Terminal, counted
 
@@ -34,9 +34,9 @@ def doctor(bundle: str, as_json: bool) -> None:
 
 
 def findings(bundle: str) -> Iterator[Finding]:
-    """Everything that is looked at, cheap things first."""
+    """The findings on everything that is looked at, cheap things first."""
     yield from versions()
-    yield from processor()
+    yield from processor_and_memory()
     yield from gpus()
     yield from cache()
     finding, opened = check_bundle(bundle)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +14,8 @@ from tudsr_runtime.bench.measure import describe_machine
 from tudsr_runtime.doctor.findings import Finding
 from tudsr_runtime.engines.tensorrt.library import TARGETS
 from tudsr_runtime.files import cache_folder
-from tudsr_runtime.installation import nvidia_smi
+from tudsr_runtime.installation import nvidia_smi, versions_of
+from tudsr_runtime.machine import processors
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.version import __version__
 
@@ -50,19 +49,10 @@ def versions() -> Iterator[Finding]:
     python = f"{platform.python_implementation()} {machine['python']}"
     facts = {"tudsr": __version__, "python": machine["python"], "system": machine["system"]}
     yield Finding("tudsr", f"{__version__}, {python}, {machine['system']}", facts=facts)
-    found = installed(PACKAGES)
+    found = versions_of(PACKAGES)
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     yield Finding("packages", listed, facts=found)
     yield from _clash([name for name in SAME_MODULE if name in found])
-
-
-def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """The version of each of these packages that is installed."""
-    found = {}
-    for name in names:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _clash(there: list[str]) -> Iterator[Finding]:
@@ -73,10 +63,10 @@ def _clash(there: list[str]) -> Iterator[Finding]:
         yield Finding("onnxruntime", text, "problem", hint)
 
 
-def processor() -> Iterator[Finding]:
+def processor_and_memory() -> Iterator[Finding]:
     """The processor, what decides its precision, memory, and the variables that limit it."""
     features = processor_features()
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = processors()
     says = f"bf16 by {', '.join(f for f in HALF if f in features)}" if features & {*HALF} else "no bf16"
     named = [name for name in FEATURES if name in features]
     known = f"{', '.join(named)}: {says}" if features else "the system does not tell its features"
