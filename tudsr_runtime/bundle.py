@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import product
 from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
@@ -63,6 +64,11 @@ class Bundle:
         """The tile sizes in px in which every component has a graph, the greatest first."""
         sets = [{v.tile for v in c.variants if v.batch == 1} for c in self.manifest.components.values()]
         return tuple(sorted(set.intersection(*sets), reverse=True))
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """(stage from 0, size of tile in px) of all that there is."""
+        return tuple(product(range(len(self.manifest.stages)), self.tiles))
 
     @property
     def bytes(self) -> int:

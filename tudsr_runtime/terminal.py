@@ -59,7 +59,7 @@ class Terminal:
         """The bytes of a file on stdout. Ends the command quietly if nobody reads any more.
 
         Raises:
-            OutputError: stdout takes them not.
+            OutputError: stdout does not take them.
         """
         with self._bar_hidden(), open(path, "rb") as file:
             self._to_stdout(lambda: shutil.copyfileobj(file, sys.stdout.buffer))
@@ -74,7 +74,7 @@ class Terminal:
             self._stderr(printable(text))
 
     def remark(self, text: str) -> None:
-        """A note on something that went on other than one would think; it begins with "note:"."""
+        """A note on something unexpected; it begins with "note:"."""
         self.note(f"note: {text}")
 
     def detail(self, text: str) -> None:

@@ -12,7 +12,6 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import uvicorn
 from tudsr_runtime.batch.job import outline
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.calls import ended_by_others
-from tudsr_runtime.engines.select import BUILT
+from tudsr_runtime.engines.choose import build_missing
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
@@ -34,9 +33,9 @@ from tudsr_serve.service import Settings, make_app
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_CONNECTIONS = 400
-"""What comes above that is told 503."""
+"""Connections beyond that are answered with 503."""
 PICTURE = Path("a picture")
-"""What a bug met, for who reads its traceback."""
+"""What stands for the picture in the line below a bug's traceback: its name is the client's own."""
 STOP_SECONDS = 5
 """What requests under way have to end in when the server is stopped."""
 
@@ -48,7 +47,7 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
         browser: open the page.
 
     Raises:
-        UsageError: the port cannot be had, an option says nothing sensible. And what makes an Upscaler.
+        UsageError: the port cannot be had, or an option is invalid. And as `Upscaler`.
     """
     terminal = Terminal(options.quiet)
     settings = _settings(options)
@@ -90,7 +89,7 @@ class _Server(uvicorn.Server):
 
 def uvicorn_config(app: Any) -> uvicorn.Config:
     """How uvicorn runs the application: HTTP/1.1 alone, silent, with an end to all that waits."""
-    # What uvicorn says of clients that break off is nobody's; tracebacks of ours are worth their lines.
+    # uvicorn warns of every client that breaks off, which is no fault; tracebacks of our own are still shown.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     return uvicorn.Config(
         app,
@@ -172,18 +171,9 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         notify=terminal.remark,
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))
-    _build_missing(made, terminal)
+    # All sizes of tiles: who knows what will be asked for.
+    build_missing(bundle, made.choice, bundle.places, terminal)
     return made
-
-
-def _build_missing(upscaler: Upscaler, terminal: Terminal) -> None:
-    """Build all that the cache lacks, where the back end runs engines: who knows what will be asked for."""
-    if upscaler.choice.backend in BUILT:
-        from tudsr_runtime.engines.tensorrt.command import build_missing
-
-        bundle = upscaler.bundle
-        places = list(product(range(len(bundle.manifest.stages)), bundle.tiles))
-        build_missing(bundle, upscaler.choice, places, terminal)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from starlette.responses import JSONResponse
+
 from tudsr_runtime.errors import (
     BundleError,
     DeviceError,
@@ -125,8 +127,12 @@ def as_answer(error: BaseException) -> dict[str, object]:
     }
 
 
-def headers_of(error: BaseException) -> dict[str, str]:
-    """What the answer to an error has in its header."""
+def as_response(error: BaseException) -> JSONResponse:
+    """The answer to a request that an error has ended."""
+    return JSONResponse(as_answer(error), status_of(error), _headers(error))
+
+
+def _headers(error: BaseException) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     after = getattr(error, "retry_after", None)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tudsr_serve.errors import (
@@ -24,8 +23,7 @@ from tudsr_serve.errors import (
     TooLarge,
     TooSlow,
     Unauthorized,
-    as_answer,
-    headers_of,
+    as_response,
 )
 
 OPEN_PATHS = ("/", "/healthz")
@@ -123,7 +121,7 @@ class Guard:
 
     Args:
         counted: told method, route (as it was declared, so without ids) and status of each answer.
-        bug: told of each exception that nobody foresaw.
+        bug: told of each exception that is no TudsrError.
     """
 
     def __init__(
@@ -145,8 +143,7 @@ class Guard:
         try:
             self._rules.check(scope)
         except ServeError as error:
-            answer = JSONResponse(as_answer(error), error_status(error), headers_of(error))
-            await answer(scope, exchange.receive, exchange.send)
+            await as_response(error)(scope, exchange.receive, exchange.send)
         else:
             await self._answered(scope, exchange)
         finally:
@@ -170,15 +167,10 @@ class Uploading:
     bytes: int = 0
 
     def add(self, count: int) -> None:
-        """Raises Full where that is too many."""
+        """Count bytes that came. Raises Full where that makes too many."""
         self.bytes += count
         if self.bytes > self.most:
             raise Full(f"{self.most / 1e6:g} MB are being received already", hint="later", retry_after=10)
-
-
-def error_status(error: ServeError) -> int:
-    """The status of an error of the server's own."""
-    return error.status
 
 
 class _Stalled(Exception):  # noqa: N818 - no error, a way to unwind
@@ -220,7 +212,7 @@ class _Exchange:
         return message
 
     def end(self) -> None:
-        """It is over, and what came of it is kept nowhere."""
+        """Forget the request once it is over."""
         self.uploading.bytes -= self._bytes
 
     async def send(self, message: Message) -> None:

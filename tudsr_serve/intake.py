@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
@@ -20,12 +20,9 @@ from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job as Planned
 from tudsr_runtime.batch.job import Request, plan_job
 from tudsr_runtime.batch.options import UpscaleOptions, parse_strength
-from tudsr_runtime.batch.target_size import target_size
 from tudsr_runtime.errors import OutputError, TudsrError, UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.pictures.read import read_header
-from tudsr_runtime.pictures.write import Encoding
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Full, TooLarge, renamed
 from tudsr_serve.form import read_form
@@ -157,30 +154,22 @@ class Intake:
         return request, planned
 
     def _request(self, folder: Path, options: UpscaleOptions) -> Request:
-        size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-        scale = options.scale
-        if scale is None and size is None and options.factors is None:
-            scale = DEFAULT_SCALE
-        return Request(
-            scale=scale,
-            factors=options.factors,
-            size=size,
-            output=folder,
-            to_folder=True,
-            single=True,
-            suffix=suffix_of(options.format),
-            to_stdout=False,
-            on_exists="error",
-            metadata=options.metadata,
-            encoding=Encoding(options.quality, options.compression),
+        limited = replace(
+            options,
             max_input_megapixels=self.limits.max_input_megapixels,
             max_output_megapixels=self.limits.max_output_megapixels,
-            as_json=False,
+        )
+        return Request.of(
+            limited,
             again=lambda _, scale: f"scale={scale:g}",
+            output=folder,
+            to_folder=True,
+            suffix=suffix_of_format(options.format),
+            single=True,
         )
 
 
-def suffix_of(format_name: str | None) -> str | None:
+def suffix_of_format(format_name: str | None) -> str | None:
     """The suffix of a result in that format. Raises UsageError for one that tudsr does not write."""
     if format_name is None:
         return None

@@ -107,12 +107,12 @@ class Job:
             raise DeadlinePassed("the picture took longer than the server's deadline", hint="a smaller scale")
 
     def finish(self, notes: tuple[str, ...]) -> None:
-        """The result is there."""
+        """Note that the result is there, with notes on what was lost."""
         self.notes += notes
         self._end("done")
 
     def fail(self, error: BaseException) -> None:
-        """There will be no result."""
+        """Note that there will be no result, and why."""
         names = {str(self.planned.source): self.shown, str(self.result): self.result_name}
         self.error = renamed(error, names) if isinstance(error, TudsrError) else error
         self._end("failed")
@@ -143,7 +143,7 @@ class Job:
             self._left = None if self._watchers else time.monotonic()
 
     def asked_about(self) -> None:
-        """Somebody is still there."""
+        """Note that somebody is still there, for `abandoned`."""
         self._left = None if self._left is None else time.monotonic()
 
     @property
@@ -152,7 +152,7 @@ class Job:
         return self._left is not None and time.monotonic() - self._left > ABANDONED_SECONDS
 
     async def wait(self) -> None:
-        """Until it is over."""
+        """Wait until it is over."""
         async for _ in self.changes(60):
             pass
 

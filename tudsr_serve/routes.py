@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.version import __version__
-from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer, status_of
+from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer, as_response
 from tudsr_serve.figures import CONTENT_TYPE, Figures
 from tudsr_serve.form import schema
 from tudsr_serve.intake import Intake
@@ -130,14 +130,17 @@ def router(service: Callable[[], Service]) -> APIRouter:
 
 
 def _answer(job: Job, sent: Callable[[], None] = lambda: None) -> Response:
-    """The picture; or that a bug has ended the job, which was reported when it ended. Raises as `Result`."""
+    """The picture; or that a bug has ended the job, which was reported when it ended.
+
+    Raises as `PictureResponse`.
+    """
     if job.error is None or isinstance(job.error, TudsrError):
-        return Result(job, sent)
+        return PictureResponse(job, sent)
     sent()
-    return JSONResponse(as_answer(job.error), status_of(job.error))
+    return as_response(job.error)
 
 
-class Result(FileResponse):
+class PictureResponse(FileResponse):
     """The picture of a job that is done, under the name that the command would give it.
 
     Raises:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_runtime.version import __version__
-from tudsr_serve.errors import as_answer, headers_of, status_of
+from tudsr_serve.errors import as_response
 from tudsr_serve.figures import Figures
 from tudsr_serve.guard import Guard, Rules
 from tudsr_serve.intake import Intake, Limits
@@ -52,7 +52,7 @@ def make_app(
     Args:
         upscalers: by the names that requests ask for. The caller closes them.
         ended: called with each job when it has ended, in a thread.
-        bug: called with each exception of a request that nobody foresaw.
+        bug: called with each exception of a request that is no TudsrError.
     """
     running: list[Service] = []
     figures = Figures()
@@ -110,7 +110,7 @@ async def _sweep(jobs: Jobs) -> None:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return JSONResponse(as_answer(error), status_of(error), headers_of(error))
+    return as_response(error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -55,7 +55,7 @@ class Worker:
             return self._waits()
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to run jobs."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -133,7 +133,7 @@ class Worker:
             job.fail(error)
 
     def _hold_engines_of(self, upscaler: Upscaler) -> None:
-        """Only one bundle's engines are in memory at a time."""
+        """Release another bundle's engines: only one's are in memory at a time."""
         held = self._engines_of
         if held is not None and held.bundle is not upscaler.bundle:
             held.close()

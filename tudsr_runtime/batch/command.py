@@ -19,13 +19,12 @@ from tudsr_runtime.batch.outputs import output_is_folder
 from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
-from tudsr_runtime.batch.target_size import target_size
+from tudsr_runtime.engines.choose import build_missing
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
-from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -93,7 +92,7 @@ def _upscale(
     for note in found.notes:
         terminal.remark(note)
     with open_upscaler(options, terminal) as upscaler:
-        provide = partial(build_missing, upscaler, terminal)
+        provide = partial(provide_engines, upscaler, terminal)
         batch = Batch(request, upscaler, terminal, records, provide, partial(sizes, upscaler))
         if comparison is not None and not options.dry_run:
             batch.on_result = comparison.add
@@ -154,13 +153,10 @@ def sizes(upscaler: Upscaler, plan: Plan) -> Iterator[str]:
         yield f"stage {stage + 1} with {tile} px: {megabytes:.1f} MB of graphs and weights"
 
 
-def build_missing(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
+def provide_engines(upscaler: Upscaler, terminal: Terminal, plans: Iterable[Plan]) -> None:
     """Build what the plans need and the cache lacks, where the back end runs engines."""
-    if upscaler.choice.backend in BUILT:
-        from tudsr_runtime.engines.tensorrt import command
-
-        places = {place for plan in plans for place in plan.places}
-        command.build_missing(upscaler.bundle, upscaler.choice, places, terminal)
+    places = {place for plan in plans for place in plan.places}
+    build_missing(upscaler.bundle, upscaler.choice, places, terminal)
 
 
 def _ends_in_slash(output: str | None) -> bool:
@@ -184,25 +180,13 @@ def suffix_of(options: UpscaleOptions) -> str | None:
 
 def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
     """What the options ask for of every picture. Raises UsageError: they contradict each other."""
-    inputs, output, to_stdout = plain.inputs, plain.output, plain.to_stdout
-    size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-    scale = options.scale
-    if scale is None and size is None and options.factors is None:
-        scale = DEFAULT_SCALE
-    return Request(
-        scale=scale,
-        factors=options.factors,
-        size=size,
+    inputs, output = plain.inputs, plain.output
+    return Request.of(
+        options,
+        again,
         output=output,
         to_folder=output is not None and (_ends_in_slash(options.output) or output_is_folder(output, inputs)),
-        single=len(inputs) == 1 and not is_folder(inputs[0]),
         suffix=suffix,
-        to_stdout=to_stdout,
-        on_exists="overwrite" if to_stdout else options.where_taken,
-        metadata=options.metadata,
-        encoding=Encoding(options.quality, options.compression),
-        max_input_megapixels=options.max_input_megapixels,
-        max_output_megapixels=options.max_output_megapixels,
-        as_json=options.as_json,
-        again=again,
+        single=len(inputs) == 1 and not is_folder(inputs[0]),
+        to_stdout=plain.to_stdout,
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import Source
-from tudsr_runtime.batch.options import OnExists
+from tudsr_runtime.batch.options import OnExists, UpscaleOptions
 from tudsr_runtime.batch.outputs import name_output
-from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled_size
+from tudsr_runtime.batch.target_size import TargetSize, largest_scale, scaled_size, target_size
 from tudsr_runtime.errors import InputError, OutputError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.pictures.picture import Picture
@@ -19,7 +19,7 @@ from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_pict
 from tudsr_runtime.pictures.write import Encoding, check_format_limits
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.tiling.cost import SECONDS
-from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
 from tudsr_runtime.upscaler import Upscaler
 
 Again = Callable[[Path, float], str]
@@ -49,6 +49,42 @@ class Request:
     max_output_megapixels: int
     as_json: bool
     again: Again
+
+    @classmethod
+    def of(
+        cls,
+        options: UpscaleOptions,
+        again: Again,
+        *,
+        output: Path | None,
+        to_folder: bool,
+        suffix: str | None,
+        single: bool,
+        to_stdout: bool = False,
+    ) -> Request:
+        """What the options ask for: by DEFAULT_SCALE if they say nothing of the size.
+
+        Raises UsageError: they contradict each other.
+        """
+        size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
+        silent = (options.scale, size, options.factors) == (None, None, None)
+        return cls(
+            scale=DEFAULT_SCALE if silent else options.scale,
+            factors=options.factors,
+            size=size,
+            output=output,
+            to_folder=to_folder,
+            suffix=suffix,
+            single=single,
+            to_stdout=to_stdout,
+            on_exists="overwrite" if to_stdout else options.where_taken,
+            metadata=options.metadata,
+            encoding=Encoding(options.quality, options.compression),
+            max_input_megapixels=options.max_input_megapixels,
+            max_output_megapixels=options.max_output_megapixels,
+            as_json=options.as_json,
+            again=again,
+        )
 
 
 @dataclass(frozen=True)
@@ -207,7 +243,7 @@ def weighing(plan: Plan) -> Iterator[str]:
 
 
 def weighed_record(plan: Plan) -> list[dict[str, object]]:
-    """The same for --json, the one taken first."""
+    """What `weighing` tells, for --json; of each stage the size that is taken comes first."""
     unit = plan.costs.unit.lower() if plan.costs else "cost"
     return [
         {"stage": stage.stage + 1, "tile": cut.tile, "tiles": cut.tiles, unit: cut.cost}

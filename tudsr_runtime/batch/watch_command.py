@@ -19,9 +19,9 @@ from types import TracebackType
 
 from tudsr_runtime.batch.command import (
     at_another_scale,
-    build_missing,
     make_request,
     open_upscaler,
+    provide_engines,
     suffix_of,
 )
 from tudsr_runtime.batch.done import Records
@@ -55,16 +55,14 @@ def watch(folder: Path, output: Path, options: WatchOptions) -> None:
         raise UsageError(f"{output} is a file, and results of a watch go to a folder")
     records = Records(terminal.remark)
     selection = Selection(options.include, options.exclude, parse_shard(options.shard, os.environ))
-    look = Look(folder, output, options.recursive, selection, records, terminal)
-    with (
-        Alarm(folder, options.recursive, terminal.remark) as alarm,
-        open_upscaler(plain, terminal) as upscaler,
-    ):
-        provide = partial(build_missing, upscaler, terminal)
+    inbox = Inbox(folder, output, options.recursive, selection, records, terminal)
+    alarm = Alarm(folder, options.recursive, terminal.remark)
+    with alarm, open_upscaler(plain, terminal) as upscaler:
+        provide = partial(provide_engines, upscaler, terminal)
         batch, started = Batch(request, upscaler, terminal, records, provide), time.monotonic()
         terminal.note(f"watching {folder}, Ctrl-C ends it")
         try:
-            _loop(look, batch, Arrivals(options.settle), alarm)
+            _loop(inbox, batch, Arrivals(options.settle), alarm)
         finally:
             batch.sum_up(time.monotonic() - started)
 
@@ -78,9 +76,9 @@ def _check_folders(folder: Path, output: Path) -> None:
         )
 
 
-def _loop(look: Look, batch: Batch, arrivals: Arrivals, alarm: Alarm) -> None:
+def _loop(inbox: Inbox, batch: Batch, arrivals: Arrivals, alarm: Alarm) -> None:
     while True:
-        sources = look()
+        sources = inbox.pictures()
         ready = arrivals.ready(sources)
         if not ready:
             alarm.wait(arrivals.settle if arrivals.waiting else RESCAN_SECONDS)
@@ -93,8 +91,8 @@ def _loop(look: Look, batch: Batch, arrivals: Arrivals, alarm: Alarm) -> None:
 
 
 @dataclass
-class Look:
-    """What is in the folder now, and to be done here. What there is to say is said once."""
+class Inbox:
+    """The folder that is watched: what is in it, and to be done here. What there is to say is said once."""
 
     folder: Path
     output: Path
@@ -104,8 +102,8 @@ class Look:
     terminal: Terminal
     _told: set[str] = field(default_factory=set)
 
-    def __call__(self) -> list[Source]:
-        """The pictures. Raises InputError if the folder is gone."""
+    def pictures(self) -> list[Source]:
+        """The pictures that are there now. Raises InputError if the folder is gone."""
         if not is_folder(self.folder):
             raise InputError(f"{self.folder}: the folder that was watched is gone")
         found = find_inputs([self.folder], self.recursive, self.output, self.records, required=False)
@@ -117,7 +115,7 @@ class Look:
         return found.sources
 
     def _notes(self, found: Found) -> list[str]:
-        """All but numbers of pictures, which change with every one that comes."""
+        """The notes, but for numbers of pictures, which change with every one that comes."""
         counts = ("shard ", "--include ")
         return [f"note: {note}" for note in found.notes if not note.startswith(counts)]
 
@@ -131,8 +129,8 @@ class Arrivals:
     def __init__(self, settle: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.settle = settle
         self._clock = clock
-        self._since: dict[Path, tuple[State, float]] = {}
-        self._given: dict[Path, State] = {}
+        self._since: dict[Path, tuple[FileState, float]] = {}
+        self._given: dict[Path, FileState] = {}
 
     @property
     def waiting(self) -> bool:
@@ -143,7 +141,7 @@ class Arrivals:
         """Those of all that are there now which are whole and were not given out."""
         now, seen, ready = self._clock(), {}, []
         for source in sources:
-            state = State.of(source.path)
+            state = FileState.of(source.path)
             if state is None:
                 continue
             known, since = self._since.get(source.path, (state, now))
@@ -157,7 +155,7 @@ class Arrivals:
 
 
 @dataclass(frozen=True)
-class State:
+class FileState:
     """What changes when a file is written or replaced."""
 
     inode: int
@@ -165,8 +163,8 @@ class State:
     modified_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> State | None:
-        """None where there is no such file any more."""
+    def of(cls, path: Path) -> FileState | None:
+        """That of the file now; None where there is none any more."""
         with suppress(OSError):
             found = path.stat()
             return cls(found.st_ino, found.st_size, found.st_mtime_ns)
@@ -188,7 +186,7 @@ class Alarm:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def wait(self, seconds: float) -> None:
-        """Return after a change, or after that time."""
+        """Return after a change, or after so many seconds."""
         self._rung.wait(seconds)
         self._rung.clear()
 

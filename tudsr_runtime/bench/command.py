@@ -12,8 +12,8 @@ from tudsr_runtime.bench.measure import describe_clocks, describe_machine, descr
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
 from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, table_markdown
-from tudsr_runtime.bench.tiles import every_place, measure_tiles, tile_record, tiles_markdown
-from tudsr_runtime.engines.select import BUILT
+from tudsr_runtime.bench.tiles import measure_tiles, tile_record, tiles_markdown
+from tudsr_runtime.engines.choose import build_missing
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.installation import engine_libraries
 from tudsr_runtime.terminal import Terminal
@@ -48,7 +48,7 @@ def table3(options: BenchOptions) -> None:
 def tiles(options: BenchOptions) -> None:
     """Time a tile of every size, and keep it for the planner. Raises as `table3`."""
     terminal = Terminal()
-    with _upscaler(options, terminal, every_place) as upscaler:
+    with _upscaler(options, terminal, lambda made: made.bundle.places) as upscaler:
         found = []
         for one in measure_tiles(upscaler, options.warmup, options.repeats):
             terminal.note(f"stage {one.stage + 1}, {one.tile} px: {one.each.p50:.4f} s a tile")
@@ -81,10 +81,7 @@ def _upscaler(
         notify=terminal.remark,
         engines=options.engines,
     )
-    if upscaler.choice.backend in BUILT:
-        from tudsr_runtime.engines.tensorrt.command import build_missing
-
-        build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
+    build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
     return upscaler
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,18 +35,13 @@ class TileTime:
 
 def measure_tiles(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[TileTime]:
     """Every stage and size, one by one. Raises as `Upscaler.upscale`."""
-    for stage, tile in every_place(upscaler):
+    for stage, tile in upscaler.bundle.places:
         axis = plan_axis(tile, tile, tile // 2)
         runner = upscaler.stage(StagePlan(stage, 1, axis, axis))
         some = measure(partial(_run, runner, tile), warmup, repeats)
         each = some.times(1 / runner.parallel)
         macs = upscaler.bundle.macs(stage, tile)
         yield TileTime(stage, tile, each, None if macs is None else macs / 1e12)
-
-
-def every_place(upscaler: Upscaler) -> list[tuple[int, int]]:
-    """(stage from 0, size of tile in px) of all that the bundle has."""
-    return list(product(range(len(upscaler.bundle.manifest.stages)), upscaler.bundle.tiles))
 
 
 def _run(runner: LoadedStage, tile: int) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError, O
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.golden_tile import LEAST_DB, Figure, run_golden
 from tudsr_runtime.installation import engine_libraries, processor
+from tudsr_runtime.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,19 @@ def choose(
         if choice.backend not in BUILT:
             return _exact(bundle, choice, why), None
         unfit[choice.backend] = why
+
+
+def build_missing(
+    bundle: Bundle, choice: Choice, places: Collection[tuple[int, int]], terminal: Terminal
+) -> None:
+    """Build the engines for each (stage from 0, size of tile) that the cache lacks; nothing where graphs run.
+
+    Raises as `tudsr_runtime.engines.tensorrt.command.build`.
+    """
+    if choice.backend in BUILT:
+        from tudsr_runtime.engines.tensorrt import command
+
+        command.build_missing(bundle, choice, places, terminal)
 
 
 def _is_ours_to_prove(bundle: Bundle, choice: Choice, asked: Asked) -> bool:
