@@ -53,7 +53,7 @@ class Job:
     loop: asyncio.AbstractEventLoop
     id: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     state: State = "waiting"
-    done: int = 0
+    tiles_done: int = 0
     notes: tuple[str, ...] = ()
     error: BaseException | None = None
     began: float | None = None
@@ -96,7 +96,7 @@ class Job:
     def tile(self, done: int, _total: int) -> None:
         """Count a tile; for `upscale_rows`. Raises what ends a job that is not to go on."""
         self.check()
-        self.done = done
+        self.tiles_done = done
         self._tell()
 
     def check(self) -> None:

@@ -212,7 +212,7 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
         "status": job.state,
         "name": job.shown,
         **job.planned.summary(job.upscaler),
-        "done": job.done,
+        "done": job.tiles_done,
         "ahead": worker.ahead(job),
         "seconds": None if job.seconds is None else round(job.seconds, 3),
         "seconds_left": _left_over(job),
@@ -224,9 +224,9 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
 
 
 def _left_over(job: Job) -> float | None:
-    if job.state != "running" or not job.done or job.seconds is None:
+    if job.state != "running" or not job.tiles_done or job.seconds is None:
         return None
-    return round(job.seconds / job.done * (job.planned.plan.tiles - job.done), 1)
+    return round(job.seconds / job.tiles_done * (job.planned.plan.tiles - job.tiles_done), 1)
 
 
 def _info(service: Service) -> dict[str, Any]:

@@ -5,13 +5,11 @@ models--OWNER--NAME/snapshots/<commit>/unet_stage1/model.onnx -> ../../../blobs/
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.errors import BundleError
-from tudsr_runtime.files import cache_folder, file_sha256, make_folder
+from tudsr_runtime.files import cache_folder, file_sha256, link_or_copy, make_folder
 
 
 def is_snapshot(folder: Path) -> bool:
@@ -38,7 +36,7 @@ def without_links(folder: Path) -> Path:
             if path.is_dir() and not path.is_symlink():
                 place.mkdir()
             else:
-                _link_or_copy(_blob(path, blobs), place)
+                link_or_copy(_blob(path, blobs), place)
     return target
 
 
@@ -47,10 +45,3 @@ def _blob(path: Path, blobs: Path) -> Path:
     if found.parent != blobs or not found.is_file():
         raise BundleError(f"{path} is a link to something else than a blob of the hub's cache")
     return found
-
-
-def _link_or_copy(source: Path, place: Path) -> None:
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
