@@ -4,8 +4,6 @@ stdout carries results, stderr everything else. Every error that tudsr raises on
 line and an exit code (`tudsr_runtime.errors`); anything else is a bug and shows its traceback.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import io

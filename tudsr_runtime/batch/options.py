@@ -1,7 +1,5 @@
 """The options of `tudsr upscale`: name, type, default and help of each, once."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

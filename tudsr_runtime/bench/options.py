@@ -1,7 +1,5 @@
 """The options of `tudsr bench`: name, type, default and help of each, once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

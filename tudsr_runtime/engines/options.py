@@ -1,7 +1,5 @@
 """Options that several commands with engines have: limits and help of each, once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer
