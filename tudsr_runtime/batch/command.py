@@ -16,7 +16,7 @@ from tudsr_runtime.batch.inputs import Found, expand, find_inputs, is_folder
 from tudsr_runtime.batch.job import Again, Request
 from tudsr_runtime.batch.options import UpscaleOptions, as_command, parse_strength
 from tudsr_runtime.batch.outputs import output_is_folder
-from tudsr_runtime.batch.pipes import Plain, without_pipes
+from tudsr_runtime.batch.pipes import PlainFiles, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.engines.choose import build_missing
@@ -77,7 +77,11 @@ def at_another_scale(options: UpscaleOptions, path: Path, scale: float) -> str:
 
 
 def _upscale(
-    plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again, comparison: Comparison | None
+    plain: PlainFiles,
+    options: UpscaleOptions,
+    suffix: str | None,
+    again: Again,
+    comparison: Comparison | None,
 ) -> None:
     started = time.monotonic()
     terminal = Terminal(options.quiet, options.verbose or options.dry_run, plain.shown)
@@ -178,7 +182,7 @@ def suffix_of(options: UpscaleOptions) -> str | None:
     return suffix
 
 
-def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
+def make_request(plain: PlainFiles, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
     """What the options ask for of every picture. Raises UsageError: they contradict each other."""
     inputs, output = plain.inputs, plain.output
     return Request.of(

@@ -31,8 +31,8 @@ DESCRIPTORS = re.compile(r"(/dev/fd|/proc/(self|\d+)/fd)/(\d+)")
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Inputs and output that are files; `to_stdout`: what is written to `output` goes to stdout in the end.
+class PlainFiles:
+    """Inputs and output without pipes: all are files; `to_stdout`: what is written to `output` goes to stdout in the end.
 
     `shown` is what the user knows a file as that stands for a pipe, by its path.
     """
@@ -44,7 +44,7 @@ class Plain:
 
 
 @contextmanager
-def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | None) -> Iterator[Plain]:
+def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | None) -> Iterator[PlainFiles]:
     """The inputs and the output with a temporary file in the place of each pipe.
 
     Pipes are read to their end. If one is the only input, stdout is the output unless another is named. What
@@ -63,7 +63,7 @@ def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | Non
     if output is not None and not to_stdout:
         _check_plain(output)
     if not pipes and not to_stdout:
-        yield Plain(list(inputs), output)
+        yield PlainFiles(list(inputs), output)
         return
     if output is None:
         raise UsageError(f"where the result of {next(iter(pipes))} is to go was not said", hint="-o FOLDER")
@@ -78,7 +78,7 @@ def without_pipes(inputs: Sequence[Path], output: Path | None, suffix: str | Non
         try:
             if to_stdout:
                 output = Path(folder, f"stdout{suffix or fitting_suffix(read_header(named[0], math.inf))[0]}")
-            yield Plain(named, output, to_stdout, shown)
+            yield PlainFiles(named, output, to_stdout, shown)
         except TudsrError as error:
             raise _as_given(error, kept, shown) from error
 

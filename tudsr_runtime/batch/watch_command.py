@@ -27,7 +27,7 @@ from tudsr_runtime.batch.command import (
 from tudsr_runtime.batch.done import Records
 from tudsr_runtime.batch.inputs import Found, Source, find_inputs, is_folder
 from tudsr_runtime.batch.options import UpscaleOptions, WatchOptions
-from tudsr_runtime.batch.pipes import Plain
+from tudsr_runtime.batch.pipes import PlainFiles
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.errors import InputError, OutputError, UsageError
@@ -50,7 +50,7 @@ def watch(folder: Path, output: Path, options: WatchOptions) -> None:
     own = {one.name: getattr(options, one.name) for one in fields(UpscaleOptions)}
     plain = replace(UpscaleOptions(**own), output=str(output))
     again = partial(at_another_scale, plain)
-    request = make_request(Plain([folder], output), plain, suffix_of(plain), again)
+    request = make_request(PlainFiles([folder], output), plain, suffix_of(plain), again)
     if not request.to_folder:
         raise UsageError(f"{output} is a file, and results of a watch go to a folder")
     records = Records(terminal.remark)
