@@ -12,6 +12,7 @@ import ctypes
 import json
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,15 @@ import numpy as np
 TYPES = {1: "FLOAT", 10: "HALF"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
 ACTIVATION_BYTES = 4096
+ENUMERATIONS = (
+    *("BuilderFlag", "ProfilingVerbosity", "NetworkDefinitionCreationFlag"),
+    *("ExecutionContextAllocationStrategy", "LayerInformationFormat"),
+)
+INVALIDITY = (
+    *("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME"),
+    *("INSUFFICIENT_GPU_MEMORY", "MALFORMED_ENGINE", "CUDA_ERROR"),
+)
+
 
 NO_KERNEL = (
     "[E]",
@@ -159,33 +169,26 @@ class FakeTensorRT:
         self.IProgressMonitor = type("IProgressMonitor", (), {})
         if rtx:
             self.ComputeCapability = self._enumeration("ComputeCapability")
-            reasons = ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME")
-            reasons = (*reasons, "INSUFFICIENT_GPU_MEMORY", "MALFORMED_ENGINE", "CUDA_ERROR")
-            self.EngineInvalidityDiagnostics = self._enumeration("EngineInvalidityDiagnostics", reasons)
+            self.EngineInvalidityDiagnostics = self._enumeration("EngineInvalidityDiagnostics", INVALIDITY)
             self.EngineValidity = self._enumeration("EngineValidity", ("VALID", "INVALID"))
-        for name in (
-            "BuilderFlag",
-            "ProfilingVerbosity",
-            "NetworkDefinitionCreationFlag",
-            "ExecutionContextAllocationStrategy",
-            "LayerInformationFormat",
-        ):
+        for name in ENUMERATIONS:
             setattr(self, name, self._enumeration(name))
 
     def _enumeration(self, name: str, members: tuple[str, ...] = ()) -> Enumeration:
         return Enumeration(self._usage, name, members)
 
+    def _made(self, kind: type[Recorded], *given: Any) -> Any:
+        self._usage.calls.append((f"{kind.__name__}.__init__", given, {}))
+        return kind(self, *given)
+
     def Builder(self, logger: Any) -> Any:
-        self._usage.calls.append(("Builder.__init__", (logger,), {}))
-        return Builder(self, logger)
+        return self._made(Builder, logger)
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
-        self._usage.calls.append(("OnnxParser.__init__", (network, logger), {}))
-        return OnnxParser(self, network, logger)
+        return self._made(OnnxParser, network, logger)
 
     def Runtime(self, logger: Any) -> Any:
-        self._usage.calls.append(("Runtime.__init__", (logger,), {}))
-        return Runtime(self, logger)
+        return self._made(Runtime, logger)
 
 
 class Builder(Recorded):
@@ -242,9 +245,8 @@ class ITensor(Recorded):
     def __init__(self, trt: FakeTensorRT, value: Any) -> None:
         super().__init__(trt)
         kind = value.type.tensor_type
-        self.__dict__["name"] = value.name
-        self.__dict__["dtype"] = Member(0, TYPES[kind.elem_type])
-        self.__dict__["shape"] = tuple(one.dim_value for one in kind.shape.dim)
+        shape = tuple(one.dim_value for one in kind.shape.dim)
+        self.__dict__.update(name=value.name, dtype=Member(0, TYPES[kind.elem_type]), shape=shape)
 
 
 class ILayer(Recorded):
@@ -260,8 +262,7 @@ class ILayer(Recorded):
 
     def _end(self, kind: str) -> Any:
         tensor = ITensor.__new__(ITensor)
-        Recorded.__init__(tensor, self._trt)
-        tensor.__dict__["dtype"] = Member(0, kind)
+        tensor.__dict__.update(_trt=self._trt, _usage=self._usage, dtype=Member(0, kind))
         return tensor
 
 
@@ -336,12 +337,9 @@ class Runtime(Recorded):
     _given = ("_logger",)
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
-        good = "validity" not in self._trt.refuses
-        return (
-            (self._trt.EngineValidity.VALID, 0)
-            if good
-            else (self._trt.EngineValidity.INVALID, self._trt.invalid)
-        )
+        if "validity" in self._trt.refuses:
+            return self._trt.EngineValidity.INVALID, self._trt.invalid
+        return self._trt.EngineValidity.VALID, 0
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         assert self.__dict__["engine_host_code_allowed"] is False
@@ -413,13 +411,8 @@ class EngineInspector(Recorded):
             {
                 "Name": node.name or node.op_type,
                 "LayerType": "kgen",
-                "Inputs": [],
-                "Outputs": [
-                    {"Name": name, "Dimensions": [1], "Datatype": kinds[TYPES[element]], "Format": "Linear"}
-                ],
-                "ParameterType": "Convolution",
+                "Outputs": [{"Name": name, "Datatype": kinds[TYPES[element]], "Format": "Linear"}],
                 "TacticName": "a_tactic",
-                "StreamId": 0,
                 "Metadata": f"[ONNX Layer: {node.name}]",
             }
             for node in self._graph.node
@@ -496,11 +489,14 @@ class IExecutionContext(Recorded):
         return True
 
 
+Work = Callable[[], object]
+
+
+@dataclass
 class _Stream:
-    def __init__(self) -> None:
-        self.pending: list[Callable[[], None]] = []
-        self.capture: list[Callable[[], None]] | None = None
-        self.spoiled = False
+    pending: list[Work] = field(default_factory=list)
+    capture: list[Work] | None = None
+    spoiled: bool = False
 
 
 UNSUPPORTED = Member(900, "cudaErrorStreamCaptureUnsupported")
@@ -524,8 +520,8 @@ class FakeCuda:
         self._pinned: dict[int, Any] = {}
         self._streams: dict[int, _Stream] = {}
         self._events: dict[int, tuple[int, int]] = {}
-        self._graphs: dict[int, list[Callable[[], None]]] = {}
-        self._executables: dict[int, list[Callable[[], None]]] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
         self._keep: dict[int, Any] = {}
         self._handles = iter(range(1000, 1 << 30))
         self.launches = 0
@@ -606,10 +602,13 @@ class FakeCuda:
         self._keep[piece.ctypes.data] = raw
         return int(piece.ctypes.data)
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+    def _handle(self, where: dict[int, Any], what: Any) -> Any:
         handle = next(self._handles)
-        self._streams[handle] = _Stream()
+        where[handle] = what
         return OK, handle
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+        return self._handle(self._streams, _Stream())
 
     def cudaStreamDestroy(self, stream: int) -> Any:
         assert not self._streams.pop(stream).pending
@@ -618,7 +617,9 @@ class FakeCuda:
     def cudaStreamSynchronize(self, stream: int) -> Any:
         if self._forbidden():
             return (UNSUPPORTED,)
-        self._run(stream)
+        pending = self._streams[stream].pending
+        while pending:
+            pending.pop(0)()
         return (OK,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: str, stream: int) -> Any:
@@ -628,9 +629,7 @@ class FakeCuda:
         return (OK,)
 
     def cudaEventCreateWithFlags(self, flags: int) -> Any:
-        handle = next(self._handles)
-        self._events[handle] = (0, 0)
-        return OK, handle
+        return self._handle(self._events, (0, 0))
 
     def cudaEventDestroy(self, event: int) -> Any:
         del self._events[event]
@@ -657,15 +656,9 @@ class FakeCuda:
     def _reach(self, event: int) -> None:
         """Do no more than what the event waits for."""
         while event in self._events and self._events[event][0]:
-            pending = self._streams[self._events[event][0]].pending
-            pending.pop(0)()
+            self._streams[self._events[event][0]].pending.pop(0)()
 
-    def _run(self, stream: int) -> None:
-        pending = self._streams[stream].pending
-        while pending:
-            pending.pop(0)()
-
-    def _put(self, stream: int, work: Callable[[], None]) -> None:
+    def _put(self, stream: int, work: Work) -> None:
         known = self._streams[stream]
         (known.pending if known.capture is None else known.capture).append(work)
         self.most_pending = max(self.most_pending, len(known.pending))
@@ -676,17 +669,13 @@ class FakeCuda:
         return (OK,)
 
     def cudaStreamEndCapture(self, stream: int) -> Any:
-        handle = next(self._handles)
         captured, self._streams[stream].capture = self._streams[stream].capture, None
         if not captured or self._streams[stream].spoiled:
             return Member(901, "cudaErrorStreamCaptureInvalidated"), None
-        self._graphs[handle] = captured
-        return OK, handle
+        return self._handle(self._graphs, captured)
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> Any:
-        handle = next(self._handles)
-        self._executables[handle] = list(self._graphs[graph])
-        return OK, handle
+        return self._handle(self._executables, list(self._graphs[graph]))
 
     def cudaGraphDestroy(self, graph: int) -> Any:
         del self._graphs[graph]
