@@ -34,7 +34,8 @@ DESCRIPTORS = re.compile(r"(/dev/fd|/proc/(self|\d+)/fd)/(\d+)")
 class PlainFiles:
     """Inputs and output without pipes: all are files.
 
-    `to_stdout`: what is written to `output` goes to stdout in the end. `shown` is what the user knows a file as that stands for a pipe, by its path.
+    `to_stdout`: what is written to `output` goes to stdout in the end. `shown` is what the user knows a file
+    as that stands for a pipe, by its path.
     """
 
     inputs: list[Path]
