@@ -92,7 +92,7 @@ def test_two_packages_of_one_module_are_a_problem(
     tudsr: Tudsr, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"}
-    monkeypatch.setattr(machine, "installed", lambda _: both)
+    monkeypatch.setattr(machine, "versions_of", lambda _: both)
     result = tudsr("doctor", "--bundle", small_bundle)
     assert result.code == 6
     assert "PROBLEM  onnxruntime: onnxruntime and onnxruntime-gpu are installed over each other" in result.out
