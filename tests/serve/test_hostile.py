@@ -278,7 +278,7 @@ def test_a_bomb_takes_no_memory(client: Client, name: str) -> None:
     assert answer.status in (200, 413, 422), answer.body
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), cuts=st.integers(0, 6))
 def test_a_damaged_request_has_an_answer_and_no_bug(client: Client, seed: int, cuts: int) -> None:
     generator = random.Random(seed)
