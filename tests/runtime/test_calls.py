@@ -28,7 +28,7 @@ from tudsr_runtime.errors import DeviceError, UsageError
 
 ROOT = Path(cli.__file__).parent
 STUCK = """
-import ctypes, sys, cli
+import ctypes, signal, sys, threading, cli
 from tudsr_runtime.engines.stages import LoadedStage
 from tudsr_runtime import calls
 calls.GRACE_SECONDS = float(sys.argv.pop(1))
@@ -36,6 +36,9 @@ library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 library.pthread_mutex_init(mutex, None)
 library.pthread_mutex_lock(mutex)
 def stuck(self, x):
+    if threading.current_thread() is threading.main_thread():
+        # Or it would be heard after "ready", before the thread is in C.
+        signal.signal(signal.SIGTERM, lambda *_: None)
     with calls.under_way():
         print("ready", file=sys.stderr, flush=True)
         # In C, and locked already: unlike Python's own locks it hears no signal in the main thread either.
