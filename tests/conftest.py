@@ -10,10 +10,15 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A slow machine is no failure; and what CI says should depend on the change alone.
-settings.register_profile("tudsr", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "tudsr",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tudsr")
 
 

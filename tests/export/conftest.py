@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from tudsr_export import engine_gate
+from tudsr_export import engine_gate, part
 from tudsr_export.export import export_bundle
 from tudsr_export.gates import Report
+from tudsr_export.onnx_export import EXTERNAL_FROM, MODEL_NAME, export_onnx
 from tudsr_export.plan import ExportPlan
 from tudsr_runtime.errors import DeviceError
 from tudsr_train.adapters import AdapterRecord, add_adapter, prompt_sha256, save_adapter
@@ -163,6 +166,52 @@ def no_engines() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_gate, "open_library", missing)
         yield
+
+
+PLAIN = (int, float, str, tuple, dict, list)
+
+
+def fingerprint(module: nn.Module) -> bytes:
+    """Of all that makes a module's graph: its classes, settings and weights."""
+    found = hashlib.sha256()
+    for name, inner in module.named_modules():
+        public = {k: v for k, v in vars(inner).items() if not k.startswith("_")}
+        kinds = {k: type(v).__qualname__ for k, v in public.items()}
+        plain = {k: repr(v) for k, v in public.items() if isinstance(v, PLAIN)}
+        found.update(repr((name, type(inner).__qualname__, sorted((kinds | plain).items()))).encode())
+    parameters = module.named_parameters(remove_duplicate=False)
+    for name, tensor in (*parameters, *module.named_buffers(remove_duplicate=False)):
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.digest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_graph_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The exporter takes seconds a graph, so one that was exported before is copied.
+
+    Were it another module's, the gate onnx_vs_torch would say so.
+    """
+    made: dict[tuple[object, ...], Path] = {}
+
+    def once(module: nn.Module, folder: Path, *ports: Any, **options: Any) -> Path:
+        if options.get("name", MODEL_NAME) != MODEL_NAME:
+            return export_onnx(module, folder, *ports, **options)
+        key = (fingerprint(module), *ports, *sorted(options.items()), *EXTERNAL_FROM.values())
+        if key not in made:
+            export_onnx(module, folder, *ports, **options)
+            made[key] = shutil.copytree(folder, tmp_path_factory.mktemp("graphs") / "graph")
+        return shutil.copytree(made[key], folder, dirs_exist_ok=True) / MODEL_NAME
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part, "export_onnx", once)
+        yield
+
+
+@pytest.fixture
+def every_graph_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what two exports have in common."""
+    monkeypatch.setattr(part, "export_onnx", export_onnx)
 
 
 def export(plan: ExportPlan) -> Report:

@@ -126,8 +126,8 @@ def make_v_prediction(folder: Path) -> None:
 @pytest.mark.parametrize("make_base", [make_sd15, make_sd_turbo, make_v_prediction])
 def test_other_bases(make_base, tmp_path):
     source = make_source(tmp_path, make_base)
-    export(source.plan(tmp_path / "out"))
-    expected = reference.restore(source.base, steps(source), picture())
+    export(source.plan(tmp_path / "out", stages=(1,)))
+    expected = reference.restore(source.base, steps(source)[:1], picture())
     actual = run_bundle(open_bundle(tmp_path / "out"), picture())
     assert float((actual - expected).abs().max()) <= 2e-4
     assert float((expected - picture()).abs().max()) > 0.1

@@ -20,11 +20,12 @@ pytestmark = [
 ]
 
 
-def test_every_published_score_is_found_again() -> None:
+def test_published_scores_are_found_again() -> None:
+    """Of every tenth picture; of all of them in tests/eval/test_self_check.py."""
     with (REALSR / "osediff_metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 100
-    for row in rows:
+    for row in rows[::10]:
         picture, reference = (
             np.asarray(Image.open(REALSR / folder / row["image"]).convert("RGB"))
             for folder in ("osediff", "HR")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cli
+from tests.runtime.batch.drawn import read_terminal
 from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.streams import LenientStream, failure_of, printable, printable_lines
 from tudsr_runtime.terminal import describe
@@ -121,17 +121,6 @@ def test_a_lenient_stream_keeps_its_first_error() -> None:
     below.detach()
 
 
-def read_all(controller: int) -> Iterator[bytes]:
-    while True:
-        try:
-            data = os.read(controller, 65536)
-        except OSError:
-            return
-        if not data:
-            return
-        yield data
-
-
 @needs_terminal
 @pytest.mark.parametrize("streams", [("stderr",), ("stdout", "stderr")])
 def test_no_name_is_obeyed_by_a_terminal(
@@ -151,7 +140,7 @@ def test_no_name_is_obeyed_by_a_terminal(
         **{"stdout": subprocess.DEVNULL, **dict.fromkeys(streams, terminal)},
     )
     os.close(terminal)
-    shown = b"".join(read_all(controller))
+    shown = b"".join(read_terminal(controller))
     os.close(controller)
     assert process.wait() == 4
     assert rb"\x1b]0;owned\x07" in shown

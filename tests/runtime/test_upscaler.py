@@ -290,7 +290,7 @@ def test_any_size_is_met_exactly(bundle: Bundle, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("fake_engines")
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(height=st.integers(1, 40), width=st.integers(1, 40), scale=st.floats(1, 32))
 def test_any_picture_down_to_one_pixel_is_enlarged_without_seams(
     bundle: Bundle, height: int, width: int, scale: float

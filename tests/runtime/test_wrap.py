@@ -47,7 +47,7 @@ def copies(length: int) -> int:
     return 2 * math.ceil(AROUND / length) + 1
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     wrap=st.sampled_from(["x", "xy"]),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),

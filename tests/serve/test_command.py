@@ -76,9 +76,10 @@ def test_a_signal_ends_it_with_pictures_under_way_and_leaves_nothing(
         with socket.create_connection(("127.0.0.1", port)) as waiting:
             waiting.sendall(head(kind, len(body)) + body)
             while not any(tmp_path.glob("*/*/.tudsr-*")):  # the result has begun
+                assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(number)
-            said = process.communicate(timeout=300)
+            said = process.communicate()
     assert process.returncode == code, said
     assert "Traceback" not in said[1]
     assert list(tmp_path.iterdir()) == []

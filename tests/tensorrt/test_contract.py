@@ -64,10 +64,17 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         pytest.skip(f"needs {SHARED}, which fetches TensorRT's bindings and makes them importable")
     folder = tmp_path_factory.mktemp("bindings")
 
+    # A network that does not answer is not waited for.
+    environment = os.environ | {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "10"}
+
     def load(version: str) -> dict[str, Any]:
         target = folder / version
         made = subprocess.run(
-            [sys.executable, SHARED, target, version], capture_output=True, text=True, check=False
+            [sys.executable, SHARED, target, version],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
         )
         if made.returncode:
             pytest.skip(f"TensorRT's bindings {version} cannot be had here: {made.stderr.strip()[-200:]}")

@@ -108,6 +108,7 @@ def test_a_base_goes_on_from_another_one(pool: Data, tiny_model: NanoBase, tmp_p
         train_base(wider, tmp_path / "third", "never")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_results_in_half_are_the_rounded_ones_in_files_of_half_the_size(
     pool: Data, tiny_model: NanoBase, tmp_path: Path
 ) -> None:

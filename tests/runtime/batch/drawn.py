@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import cli
@@ -43,3 +45,26 @@ def start(script: str, *arguments: object, **options: object) -> subprocess.Pope
         text=True,
         **options,
     )
+
+
+def until_ready(process: subprocess.Popen[str]) -> None:
+    """Until it says "ready" on stderr; what it says before is passed over."""
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        if line == "ready\n":
+            return
+        said.append(line)
+    pytest.fail(f"it has ended before it was ready: {''.join(said)}")
+
+
+def read_terminal(controller: int) -> Iterator[bytes]:
+    """What is written to a pseudo-terminal until all have closed it. It holds a few kB that nobody reads."""
+    while True:
+        try:
+            data = os.read(controller, 65536)
+        except OSError:
+            return
+        if not data:
+            return
+        yield data

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.runtime.batch.drawn import ROOT, draw, files, size, start
+from tests.runtime.batch.drawn import ROOT, draw, files, read_terminal, size, start
 from tests.runtime.conftest import Tudsr
 
 
@@ -69,19 +69,16 @@ def test_a_terminal_gets_a_progress_bar_and_stdout_stays_pure(
     monkeypatch.setenv("COLUMNS", "100")
     script = "import sys, cli; sys.exit(cli.main())"
     arguments = ("upscale", photo, "--bundle", small_bundle)
-    streams = {"stderr": terminal, "stdout": subprocess.PIPE}
-    with start(script, *arguments, **streams) as process:
+    with (
+        open(photo.with_name("stdout"), "wb") as stdout,
+        start(script, *arguments, stderr=terminal, stdout=stdout) as process,
+    ):
         os.close(terminal)
-        assert process.stdout is not None
-        assert process.stdout.read() == f"{photo.with_name('photo_x8.png')}\n"
-    shown = b""
-    while True:
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:
-            break
+        # While it runs: a bar that is drawn often enough would wait for a reader.
+        shown = b"".join(read_terminal(controller))
     os.close(controller)
     assert process.returncode == 0
+    assert photo.with_name("stdout").read_text() == f"{photo.with_name('photo_x8.png')}\n"
     assert b"/2 tiles" in shown
 
 

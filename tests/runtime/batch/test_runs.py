@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.batch.drawn import ROOT, draw, files, size, start
+from tests.runtime.batch.drawn import ROOT, draw, files, size, start, until_ready
 from tests.runtime.conftest import Tudsr
 from tudsr_runtime import atomic, terminal
 from tudsr_runtime.batch import done as record
@@ -165,9 +165,7 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, small_bundle: Path, pol
 def test_a_run_that_was_killed_keeps_no_picture_to_itself(folder: Path, small_bundle: Path) -> None:
     run = (folder / "in", "-o", folder / "out", "--on-exists", "skip", "--bundle", small_bundle)
     with start_slow(600, *run) as process:
-        assert process.stderr is not None
-        while process.stderr.readline() != "ready\n":
-            pass
+        until_ready(process)
         other = start_slow(0, *run)
         out, said = other.communicate()
         process.send_signal(signal.SIGKILL)

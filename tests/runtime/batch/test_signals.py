@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.batch.drawn import draw, files, start
+from tests.runtime.batch.drawn import draw, files, start, until_ready
 
 SLOW_MODEL = """
     import sys, time, cli
@@ -53,10 +53,9 @@ def test_a_stopped_folder_says_how_far_it_came(photo: Path, small_bundle: Path) 
     with start(
         SLOW_MODEL, "upscale", photo.parent, "--bundle", small_bundle, stderr=subprocess.PIPE
     ) as process:
-        assert process.stderr is not None
-        while process.stderr.readline() != "ready\n":
-            pass
+        until_ready(process)
         process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
         assert process.stderr.read().endswith(
             "stopped, 0 of 2 done; the same command goes on with the others\n"
         )

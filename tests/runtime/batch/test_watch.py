@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.runtime.conftest import Tudsr
 from tudsr_runtime.batch import watch_command
 from tudsr_runtime.batch.done import RECORD_FILE
 from tudsr_runtime.batch.inputs import Source
-from tudsr_runtime.batch.watch_command import Arrivals
+from tudsr_runtime.batch.watch_command import Alarm, Arrivals
 
 TUDSR = Path(sys.executable).with_name("tudsr")
 PATIENCE = 240
@@ -245,20 +244,19 @@ def test_where_the_system_tells_nothing_the_folder_is_looked_at(
 
     monkeypatch.setattr("watchfiles.watch", refuse)
     monkeypatch.setattr(watch_command, "RESCAN_SECONDS", 0.1)
-    out = tmp_path / "out"
+    out, wait = tmp_path / "out", Alarm.wait
 
-    def fill_the_disk() -> None:
-        end = time.monotonic() + PATIENCE
-        while not (out / "a_x8.png").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        shutil.rmtree(out)
-        out.write_bytes(b"no folder any more")
-        draw(tmp_path / "in" / "b.png")
+    def fill_the_disk(alarm: Alarm, seconds: float) -> None:
+        """When there is nothing to do for the first time."""
+        if out.is_dir():
+            alarm._thread.join()
+            shutil.rmtree(out)
+            out.write_bytes(b"no folder any more")
+            draw(tmp_path / "in" / "b.png")
+        wait(alarm, seconds)
 
-    thread = threading.Thread(target=fill_the_disk)
-    thread.start()
+    monkeypatch.setattr(Alarm, "wait", fill_the_disk)
     result = tudsr("watch", tmp_path / "in", out, "--settle", "0", "--bundle", small_bundle)
-    thread.join()
     assert result.out == f"{out / 'a_x8.png'}\n"
     assert "changes are seen every 0.1 s only" in result.err
     assert result.code == 8

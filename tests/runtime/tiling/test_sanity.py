@@ -287,7 +287,7 @@ def test_the_command_starts_the_picture_again(
 
 
 def test_no_thread_is_left_behind(upscaler_with: Callable[..., Any]) -> None:
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     upscaler, _ = upscaler_with(FakeBackend(fp32=nan))
     for _ in range(3):
         with pytest.raises(NotFiniteError):
@@ -295,7 +295,8 @@ def test_no_thread_is_left_behind(upscaler_with: Callable[..., Any]) -> None:
     rows = upscaler_with(FakeBackend(fp32=lambda x: x))[0].upscale_rows(photo())
     next(rows)
     rows.close()
-    assert threading.active_count() == before
+    # One of an earlier test may end meanwhile.
+    assert {*threading.enumerate()} <= before
 
 
 @pytest.mark.parametrize(

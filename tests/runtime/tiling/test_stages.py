@@ -19,7 +19,9 @@ from tudsr_runtime.tiling.stages import run_stages
 
 TileFunction = Callable[[np.ndarray], np.ndarray]
 TILE, OVERLAP = 64, 24
-any_fixture = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_fixture = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def picture(height: int, width: int) -> np.ndarray:

@@ -151,6 +151,7 @@ def test_training_moves_the_decoder_and_never_the_pixels_that_pass(
         add_vae_encoder_adapter(G, "x", 4)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_base_with_a_decoder_and_an_average_resumes_exactly(
     model: NanoBase, pool: Data, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def test_the_pool_is_drawn_once_and_then_read(data: Data) -> None:
     assert first.shape == (4, 64, 64, 3)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_pair_is_a_function_of_its_number(data: Data) -> None:
     pairs = Pairs(data.synthetic_pool(), Task(32, (2, 4), 32), Softness(), Degradation(), seed=5, length=100)
     x_L, x_H = pairs[17]

@@ -75,6 +75,7 @@ def test_nothing_is_lost_where_every_step_is_off() -> None:
         assert torch.allclose(degrade(x, 1, CLEAN, np.random.default_rng(seed)), x, atol=1e-6)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_same_generator_gives_the_same_picture_and_levels_are_8_bit() -> None:
     x = torch.rand(3, 64, 64)
     first = degrade(x, 4, Degradation(), np.random.default_rng(7))

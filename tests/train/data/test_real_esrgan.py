@@ -221,6 +221,7 @@ def test_the_mild_preset_differs_where_it_was_published_to() -> None:
     assert {k: v for k, v in mild.items() if v != strong[k] and k != "preset"} == published
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_input_of_the_generator_is_on_8_bit_levels_and_follows_the_generator(photo: Array) -> None:
     x_H = torch.from_numpy(photo.astype(np.float32))[:, :80]
     first = low_quality(x_H, 4, 40, RealESRGAN(), np.random.default_rng(7))

@@ -83,6 +83,7 @@ def test_what_is_left_out_is_in_validation_and_nowhere_else(photos: Data, tmp_pa
         _levels(Data(source="folder", path=photos.path, leave_out=("egg",)), tmp_path)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_mixture_of_sources_draws_by_weight_and_holds_out_photographs(
     photos: Data, pool: Data, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.train.recipes import DISCRIMINATOR, stage1_config
+from tests.train.run.ports import free_port
 from tudsr_train.data.sources import Data
 from tudsr_train.run import checkpoint
 from tudsr_train.stage1 import train_stage1
@@ -66,26 +68,39 @@ def killed_at(point: str, nth: int) -> None:
     checkpoint.at_point = die
 
 
-def crash(out: Path, base: Path, pool: Data, point: str) -> dict[str, Any]:
-    """Four steps, saved at each; killed in the save of the second, then resumed to the end."""
+def crashes(folder: Path, base: Path, pool: Data) -> dict[str, dict[str, Any]]:
+    """By point: three steps, saved at each; killed in the save of the second, then resumed to the end."""
 
-    def first() -> None:
+    def whole(point: str) -> None:
+        train(folder / point, base, pool, steps=3, save_every=1)
+
+    def first(point: str) -> None:
         killed_at(point, nth=2)
-        train(out, base, pool, steps=3, save_every=1)
+        whole(point)
 
-    status = fork(first)
-    found = checkpoint.newest(out.with_name(out.name + ".run"), lambda _: None)
-    second = fork(lambda: train(out, base, pool, steps=3, save_every=1))
-    return {"status": status, "resumed_at": found.step if found else 0, "second": second}
+    killed = side_by_side({point: partial(first, point) for point in checkpoint.POINTS})
+    newest = {point: checkpoint.newest(folder / f"{point}.run", lambda _: None) for point in killed}
+    resumed = side_by_side({point: partial(whole, point) for point in checkpoint.POINTS})
+    return {
+        point: {"status": killed[point], "resumed_at": found.step if found else 0, "second": resumed[point]}
+        for point, found in newest.items()
+    }
+
+
+def side_by_side(works: dict[str, Callable[[], None]]) -> dict[str, int]:
+    """The exit statuses of forks of one thread each, by name."""
+    children = {name: begin(work) for name, work in works.items()}
+    return {name: finish(child) for name, child in children.items()}
 
 
 def in_pairs(train_one: Callable[[int], None]) -> list[int]:
     """The exit statuses of two processes that train together, `train_one(rank)` each."""
+    port = str(free_port())
 
     def work(rank: int) -> Callable[[], None]:
         def one() -> None:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["TUDSR_TEST_PORT"]}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             train_one(rank)
 
         return one
@@ -120,7 +135,7 @@ def main(folder: Path, base: Path, cache: str) -> None:
     torch.set_num_threads(1)
     pool = Data(count=2, size=128, seed=1, cache=cache)
     fork(lambda: train(folder / "whole", base, pool, steps=3, save_every=1))
-    found: dict[str, Any] = {point: crash(folder / point, base, pool, point) for point in checkpoint.POINTS}
+    found: dict[str, Any] = crashes(folder, base, pool)
     found["two"] = in_pairs(lambda _: adversarial(folder / "two", base, pool, accumulation=1))
     found["machines"] = on_two_machines(folder / "machines", base, pool)
     found["one"] = fork(lambda: adversarial(folder / "one", base, pool, accumulation=2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.tracked import ROOT
 from tests.train.recipes import stage1_config
+from tests.train.run.ports import free_port
 from tudsr_train.config_file import to_yaml
 from tudsr_train.data.sources import Data
 from tudsr_train.run.checkpoint import POINTS
@@ -29,12 +29,9 @@ def rehearsal(tiny_base: Path, pool: Data, tmp_path_factory: pytest.TempPathFact
     """(folder of the runs, what became of them)."""
     pool.synthetic_pool()
     folder = tmp_path_factory.mktemp("rehearsal")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("rehearsal.py"), folder, tiny_base, pool.cache],
-        env=os.environ | {"TUDSR_TEST_PORT": str(port), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -103,11 +100,8 @@ LAUNCHERS = {
 def test_the_documented_launchers_train(launcher: str, tiny_base: Path, pool: Data, tmp_path: Path) -> None:
     pytest.importorskip("tudsr", reason="needs tudsr installed: pip install -e .")
     (tmp_path / "c.yaml").write_text(to_yaml(stage1_config(tiny_base, pool, steps=2)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     words, said = LAUNCHERS[launcher]
-    command = [sys.executable, "-m", *words, str(port), "-m", "tudsr"]
+    command = [sys.executable, "-m", *words, str(free_port()), "-m", "tudsr"]
     done = subprocess.run(
         [*command, "train", "stage1", "--config", tmp_path / "c.yaml", "--out", tmp_path / "out"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""},
