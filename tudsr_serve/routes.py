@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from fastapi import APIRouter
@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.version import __version__
-from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer, status_of
+from tudsr_serve.errors import Cancelled, DeadlinePassed, NotHere, NotYet, as_answer, status_of
 from tudsr_serve.figures import CONTENT_TYPE, Figures
 from tudsr_serve.form import schema
 from tudsr_serve.intake import Intake
-from tudsr_serve.jobs import Job, Jobs
+from tudsr_serve.jobs import Job, Jobs, Side
 from tudsr_serve.page import Page
 from tudsr_serve.worker import Worker
 
@@ -36,6 +36,8 @@ MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "
     "BMP": "image/bmp",
     "AVIF": "image/avif",
 }
+PNG = ("image/png",)
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
     async def begin(request: Request) -> JSONResponse:
         """Begin to enlarge a picture. The answer is what GET /jobs/ID says."""
         running = service()
-        job = await running.intake.accept(request)
+        job = await running.intake.accept(request, previews=True)
         if await request.is_disconnected():
             running.jobs.remove(job)  # Nobody learns its id.
         return JSONResponse(summary(job, running.worker), 202, {"Location": f"jobs/{job.id}"})
@@ -97,6 +99,14 @@ def router(service: Callable[[], Service]) -> APIRouter:
         if not job.over:
             raise NotYet(f"the job is {job.state}", hint=f"GET jobs/{identity}/events")
         return _answer(job)
+
+    @routes.get("/jobs/{identity}/preview/{side}", response_class=Response, responses=_picture("A PNG.", PNG))
+    async def preview(identity: str, side: Side) -> Response:
+        """A PNG of at most 2048 px a side of the picture before or after, where browsers do not show it."""
+        file = service().jobs[identity].preview(side)
+        if not file.is_file():
+            raise NotHere("there is no preview", hint="it is of a TIFF, and there when its job is done")
+        return FileResponse(file, media_type=PNG[0])
 
     @routes.delete("/jobs/{identity}", status_code=204, response_class=Response)
     async def remove(identity: str) -> Response:
@@ -216,7 +226,9 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
         "notes": job.notes,
     }
     if job.state == "done":
-        told |= {"result": f"jobs/{job.id}/result", "result_name": job.result_name}
+        made = [side for side in SIDES if job.preview(side).is_file()]
+        previews = {side: f"jobs/{job.id}/preview/{side}" for side in made}
+        told |= {"result": f"jobs/{job.id}/result", "result_name": job.result_name, "previews": previews}
     return told if job.error is None else {**told, **as_answer(job.error)}
 
 
@@ -238,8 +250,10 @@ def _info(service: Service) -> dict[str, Any]:
     }
 
 
-def _picture(said: str) -> dict[int | str, dict[str, Any]]:
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+def _picture(
+    said: str, kinds: Sequence[str] = tuple(MEDIA_TYPES.values())
+) -> dict[int | str, dict[str, Any]]:
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
     return {200: {"description": said, "content": content}}
 
 
