@@ -91,7 +91,8 @@ class _Server(uvicorn.Server):
 def uvicorn_config(app: Any) -> uvicorn.Config:
     """How uvicorn runs the application: HTTP/1.1 alone, silent, with an end to all that waits."""
     # What uvicorn says of clients that break off is nobody's; tracebacks of ours are worth their lines.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return uvicorn.Config(
         app,
         http=PatientProtocol,

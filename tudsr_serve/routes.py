@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tudsr_runtime.errors import TudsrError
@@ -31,6 +34,9 @@ HEARTBEAT = 10.0
 
 GRACE = 30.0
 """Seconds past its deadline after which a job that does not end is not waited for any more."""
+
+PIECE_BYTES = 1 << 18
+"""Of a file that is sent, in memory at a time."""
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"} | {
     "BMP": "image/bmp",
@@ -103,10 +109,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
     @routes.get("/jobs/{identity}/preview/{side}", response_class=Response, responses=_picture("A PNG.", PNG))
     async def preview(identity: str, side: Side) -> Response:
         """A PNG of at most 2048 px a side of the picture before or after, where browsers do not show it."""
-        file = service().jobs[identity].preview(side)
-        if not file.is_file():
-            raise NotHere("there is no preview", hint="it is of a TIFF, and there when its job is done")
-        return FileResponse(file, media_type=PNG[0])
+        return Kept(service().jobs[identity].preview(side), PNG[0])
 
     @routes.delete("/jobs/{identity}", status_code=204, response_class=Response)
     async def remove(identity: str) -> Response:
@@ -147,18 +150,41 @@ def _answer(job: Job, sent: Callable[[], None] = lambda: None) -> Response:
     return JSONResponse(as_answer(job.error), status_of(job.error))
 
 
-class Result(FileResponse):
+class Kept(StreamingResponse):
+    """A file of a job, whole even if the job is removed while it is sent. Raises NotHere."""
+
+    def __init__(
+        self, path: Path, media_type: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - closed when it is sent
+        except OSError as error:
+            raise NotHere("there is no such file, or it has been removed") from error
+        length = {"Content-Length": str(os.fstat(self._file.fileno()).st_size)}
+        super().__init__(self._pieces(), media_type=media_type, headers={**headers, **length})
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        while piece := await asyncio.to_thread(self._file.read, PIECE_BYTES):
+            yield piece
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+class Result(Kept):
     """The picture of a job that is done, under the name that the command would give it.
 
     Raises:
-        TudsrError: what the job failed by.
+        TudsrError: what the job failed by. NotHere: it has been removed.
     """
 
     def __init__(self, job: Job, sent: Callable[[], None] = lambda: None) -> None:
         if job.error is not None or job.state != "done":
             raise job.error or Cancelled("the picture was given up")
         kind = MEDIA_TYPES[FORMAT_OF_SUFFIX[job.result.suffix.lower()]]
-        super().__init__(job.result, media_type=kind, headers=_headers(job))
+        super().__init__(job.result, kind, _headers(job))
         self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
