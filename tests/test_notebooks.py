@@ -36,7 +36,7 @@ def run(cells: list[str], folder: Path, check: str) -> subprocess.CompletedProce
 
 def test_these_are_the_notebooks_and_they_hold_no_output() -> None:
     notebooks = [path for path in tracked.files("examples") if path.suffix == ".ipynb"]
-    assert {path.stem for path in notebooks} == {"upscale_and_compare"}
+    assert {path.stem for path in notebooks} == {"train_a_tiny_pair", "upscale_and_compare"}
     for path in notebooks:
         assert '"outputs": []' in path.read_text(encoding="utf-8")
         assert '"output_type"' not in path.read_text(encoding="utf-8")
@@ -51,6 +51,20 @@ def test_a_photo_is_compared_with_its_enlargements(tmp_path: Path) -> None:
     done = run(cells, tmp_path, check)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" dB, SSIM-Y ") == 2
+
+
+@pytest.mark.slow
+def test_a_pair_is_trained_and_enlarges(tmp_path: Path) -> None:
+    for needed in ("diffusers", "onnx", "onnxruntime"):
+        pytest.importorskip(needed, reason="training and export need the [train] and [export] extras")
+    (tmp_path / "coffee.png").write_bytes((ROOT / "examples" / "coffee.png").read_bytes())
+    cells = code(ROOT / "examples" / "train_a_tiny_pair.ipynb")
+    done = run(
+        cells, tmp_path, "assert larger.size == (384, 256); assert list(figures) == [1, 2, 3, 4, 5, 6]"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == "tiny/bundle"
+    assert {path.name for path in tmp_path.iterdir()} == {"coffee.png", "tiny"}
 
 
 def test_a_cell_that_fails_fails_the_run(tmp_path: Path) -> None:

@@ -108,9 +108,7 @@ class Upscaler:
             raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
         self._strength = _per_stage(strength)
         self._color = color_method(color)
-        if wrap not in WRAPS:
-            raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
-        self.wrap = wrap
+        self.wrap = _known_wrap(wrap)
         """Which edges of pictures meet."""
         self.color = color
         """Name of the colour correction."""
@@ -144,9 +142,9 @@ class Upscaler:
             "color": color,
             "strength": self._strength,
             "precision": self.choice.precision.name if self.choice.precision else None,
-            # Left out where they are none, so that what earlier versions made counts as done.
+            # Left out where it is none, so that what earlier versions made counts as done.
             **({} if tile is None else {"tile": tile}),
-            **({} if wrap == "none" else {"wrap": wrap}),
+            **_said_wrap(wrap),
         }
         """What the result depends on besides bundle, picture, factors and size."""
 
@@ -316,6 +314,7 @@ class Upscaler:
         strength: float | Sequence[float] | None = None,
         color: str | None = None,
         overlap: int | None = None,
+        wrap: str | None = None,
     ) -> Upscaler:
         """Another Upscaler on the same engines, for pictures that are to look otherwise; None: as this one.
 
@@ -331,8 +330,11 @@ class Upscaler:
             other._color, other.color, changed["color"] = color_method(color), color, color
         if overlap is not None:
             other._overlap = changed["overlap"] = _checked(overlap, self._tile)
-        other._arguments = {**self._arguments, **changed}
-        other.settings = {**self.settings, **changed}
+        if wrap is not None:
+            other.wrap = _known_wrap(wrap)
+        other._arguments = {**self._arguments, **changed, "wrap": other.wrap}
+        settings = {name: value for name, value in self.settings.items() if name != "wrap"}
+        other.settings = {**settings, **changed, **_said_wrap(other.wrap)}
         return other
 
     def close(self) -> None:
@@ -425,6 +427,17 @@ def _checked(overlap: int, tile: int) -> int:
         raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
     plan_upscale(1, 1, tile=tile, overlap=overlap)  # Rejects what cannot be.
     return overlap
+
+
+def _known_wrap(wrap: str) -> str:
+    if wrap not in WRAPS:
+        raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
+    return wrap
+
+
+def _said_wrap(wrap: str) -> dict[str, object]:
+    """As a setting; left out where no edges meet, so that what earlier versions made counts as done."""
+    return {} if wrap == "none" else {"wrap": wrap}
 
 
 def _per_stage(strength: object) -> tuple[float, float]:

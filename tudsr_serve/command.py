@@ -90,7 +90,8 @@ class _Server(uvicorn.Server):
 def uvicorn_config(app: Any) -> uvicorn.Config:
     """How uvicorn runs the application: HTTP/1.1 alone, silent, with an end to all that waits."""
     # uvicorn warns of every client that breaks off, which is no fault; tracebacks of our own are still shown.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return uvicorn.Config(
         app,
         http=PatientProtocol,

@@ -28,6 +28,7 @@ FIELDS = (
     "bundle",
     "strength",
     "color",
+    "wrap",
     "factors",
     "overlap",
 )

@@ -63,8 +63,8 @@ class Intake:
         self._folder, self._worker, self._jobs = folder, worker, jobs
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
-    async def accept(self, request: HttpRequest) -> Job:
-        """The job of a request, which waits for its turn now.
+    async def accept(self, request: HttpRequest, previews: bool = False) -> Job:
+        """The job of a request, which waits for its turn now; `previews` as of a Job.
 
         Raises:
             Busy: the queue is full; the request is not read then. And what is wrong with it, its picture or
@@ -80,6 +80,7 @@ class Intake:
             job = await self._look(file, options)
         finally:
             await file.close()
+        job.previews = previews
         try:
             self._worker.submit(job)
         except TudsrError:
@@ -134,7 +135,9 @@ class Intake:
             hint = f"one of {', '.join(self.upscalers)}"
             raise UsageError(f"there is no bundle {name[:60]!r} here", hint=hint)
         strength = parse_strength(options.strength)
-        return found.with_look(strength=strength, color=options.color, overlap=options.overlap)
+        return found.with_look(
+            strength=strength, color=options.color, overlap=options.overlap, wrap=options.wrap
+        )
 
     def _plan(
         self, source: Path, folder: Path, upscaler: Upscaler, options: UpscaleOptions

@@ -23,6 +23,7 @@ from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Cancelled, DeadlinePassed, NotHere, renamed
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
+Side = Literal["before", "after"]
 
 PREFIX = "tudsr-serve-"
 LOCK = "lock"
@@ -41,7 +42,7 @@ class Job:
     """One picture of a client. Its methods may be called from any thread, `changes` from the event loop.
 
     `shown` is the client's name of the picture; `planned` has the paths, below `folder`. Times are those of
-    `time.monotonic`, in s.
+    `time.monotonic`, in s. `previews`: whether to make them of what browsers do not show.
     """
 
     shown: str
@@ -52,6 +53,7 @@ class Job:
     deadline: float
     loop: asyncio.AbstractEventLoop
     id: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    previews: bool = False
     state: State = "waiting"
     tiles_done: int = 0
     notes: tuple[str, ...] = ()
@@ -72,6 +74,10 @@ class Job:
     def result(self) -> Path:
         """The file of the result, once there is one."""
         return self.planned.target
+
+    def preview(self, side: Side) -> Path:
+        """The file of a preview, which need not be there."""
+        return self.folder / f"preview_{side}.png"
 
     @property
     def result_name(self) -> str:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
 from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tudsr_runtime.errors import TudsrError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.version import __version__
-from tudsr_serve.errors import Cancelled, DeadlinePassed, NotYet, as_answer, as_response
+from tudsr_serve.errors import Cancelled, DeadlinePassed, NotHere, NotYet, as_answer, as_response
 from tudsr_serve.figures import CONTENT_TYPE, Figures
 from tudsr_serve.form import schema
 from tudsr_serve.intake import Intake
-from tudsr_serve.jobs import Job, Jobs
+from tudsr_serve.jobs import Job, Jobs, Side
 from tudsr_serve.page import Page
 from tudsr_serve.worker import Worker
 
@@ -32,10 +35,15 @@ HEARTBEAT = 10.0
 GRACE = 30.0
 """Seconds past its deadline after which a job that does not end is not waited for any more."""
 
+PIECE_BYTES = 1 << 18
+"""Of a file that is sent, in memory at a time."""
+
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"} | {
     "BMP": "image/bmp",
     "AVIF": "image/avif",
 }
+PNG = ("image/png",)
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
     async def begin(request: Request) -> JSONResponse:
         """Begin to enlarge a picture. The answer is what GET /jobs/ID says."""
         running = service()
-        job = await running.intake.accept(request)
+        job = await running.intake.accept(request, previews=True)
         if await request.is_disconnected():
             running.jobs.remove(job)  # Nobody learns its id.
         return JSONResponse(summary(job, running.worker), 202, {"Location": f"jobs/{job.id}"})
@@ -97,6 +105,11 @@ def router(service: Callable[[], Service]) -> APIRouter:
         if not job.over:
             raise NotYet(f"the job is {job.state}", hint=f"GET jobs/{identity}/events")
         return _answer(job)
+
+    @routes.get("/jobs/{identity}/preview/{side}", response_class=Response, responses=_picture("A PNG.", PNG))
+    async def preview(identity: str, side: Side) -> Response:
+        """A PNG of at most 2048 px a side of the picture before or after, where browsers do not show it."""
+        return Kept(service().jobs[identity].preview(side), PNG[0])
 
     @routes.delete("/jobs/{identity}", status_code=204, response_class=Response)
     async def remove(identity: str) -> Response:
@@ -140,18 +153,41 @@ def _answer(job: Job, sent: Callable[[], None] = lambda: None) -> Response:
     return as_response(job.error)
 
 
-class PictureResponse(FileResponse):
+class Kept(StreamingResponse):
+    """A file of a job, whole even if the job is removed while it is sent. Raises NotHere."""
+
+    def __init__(
+        self, path: Path, media_type: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - closed when it is sent
+        except OSError as error:
+            raise NotHere("there is no such file, or it has been removed") from error
+        length = {"Content-Length": str(os.fstat(self._file.fileno()).st_size)}
+        super().__init__(self._pieces(), media_type=media_type, headers={**headers, **length})
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        while piece := await asyncio.to_thread(self._file.read, PIECE_BYTES):
+            yield piece
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+class PictureResponse(Kept):
     """The picture of a job that is done, under the name that the command would give it.
 
     Raises:
-        TudsrError: what the job failed by.
+        TudsrError: what the job failed by. NotHere: it has been removed.
     """
 
     def __init__(self, job: Job, sent: Callable[[], None] = lambda: None) -> None:
         if job.error is not None or job.state != "done":
             raise job.error or Cancelled("the picture was given up")
         kind = MEDIA_TYPES[FORMAT_OF_SUFFIX[job.result.suffix.lower()]]
-        super().__init__(job.result, media_type=kind, headers=_headers(job))
+        super().__init__(job.result, kind, _headers(job))
         self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -219,7 +255,9 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
         "notes": job.notes,
     }
     if job.state == "done":
-        told |= {"result": f"jobs/{job.id}/result", "result_name": job.result_name}
+        made = [side for side in SIDES if job.preview(side).is_file()]
+        previews = {side: f"jobs/{job.id}/preview/{side}" for side in made}
+        told |= {"result": f"jobs/{job.id}/result", "result_name": job.result_name, "previews": previews}
     return told if job.error is None else {**told, **as_answer(job.error)}
 
 
@@ -241,8 +279,10 @@ def _info(service: Service) -> dict[str, Any]:
     }
 
 
-def _picture(said: str) -> dict[int | str, dict[str, Any]]:
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+def _picture(
+    said: str, kinds: Sequence[str] = tuple(MEDIA_TYPES.values())
+) -> dict[int | str, dict[str, Any]]:
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
     return {200: {"description": said, "content": content}}
 
 

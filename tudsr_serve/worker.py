@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ from tudsr_runtime.pictures.write import check_transparency, write_picture
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Busy, Full
 from tudsr_serve.jobs import Job
+from tudsr_serve.preview import Previews
 
 RECENT = 8
 """Jobs whose mean time is taken for that of the next."""
@@ -152,8 +154,10 @@ def enlarge(job: Job) -> tuple[str, ...]:
     size = plan.output_width, plan.output_height
     needed = host_bytes(plan, planned.header, target, job.upscaler.color)
     require_memory(needed, f"{job.shown}: {size[0]} x {size[1]} px")
-    picture, _ = planned.read(request.metadata)
+    decoded, _ = planned.read(request.metadata)
+    picture = dataclasses.replace(decoded, wrap=job.upscaler.wrap)
     check_transparency(picture, target)
+    previews = Previews(job, picture)
     turned = goes_by_columns(plan, planned.header, target)
 
     def attempt() -> tuple[str, ...]:
@@ -161,8 +165,9 @@ def enlarge(job: Job) -> tuple[str, ...]:
         bands = job.upscaler.upscale_rows(
             picture.levels, None, plan.notation, job.tile, size=size, by_columns=turned
         )
-        return write_picture(picture, bands, *size, target, request.encoding, by_columns=turned)
+        passing = previews.passing(bands, size, turned)
+        return write_picture(picture, passing, *size, target, request.encoding, by_columns=turned)
 
     notes = (*planned.notes, *picture.notes, *job.upscaler.with_smaller_tiles(attempt))
     planned.source.unlink()
-    return notes
+    return *notes, *previews.write(turned)

@@ -441,7 +441,7 @@ def test_the_usual_overlap_is_at_most_half_a_tile(bundle: Bundle) -> None:
 def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
     bundle: Bundle, fake_engines: dict[str, Any]
 ) -> None:
-    looks = {"strength": (0.5, 0.0), "color": "adain", "overlap": 24}
+    looks = {"strength": (0.5, 0.0), "color": "adain", "overlap": 24, "wrap": "x"}
     with Upscaler(bundle, device="cuda", overlap=32) as upscaler:
         fake = fake_engines
         x = image(20, 30)
@@ -452,11 +452,14 @@ def test_another_look_on_the_same_engines_is_that_of_an_upscaler_of_its_own(
         changed = other.upscale(x, 8)
         assert fake == loaded
         assert upscaler.with_look().settings == upscaler.settings
+        assert other.with_look().settings == other.settings
+        assert "wrap" not in other.with_look(wrap="none").settings
     with Upscaler(bundle, device="cuda", **looks) as own:
         assert np.array_equal(own.upscale(x, 8), changed)
         assert own.settings == other.settings
         assert own.color == other.color
-        assert pickle.loads(pickle.dumps(other)).settings == other.settings
+        loaded_again = pickle.loads(pickle.dumps(other))
+        assert (loaded_again.settings, loaded_again.wrap) == (other.settings, "x")
     assert not np.array_equal(plain, changed)
 
 
@@ -472,7 +475,7 @@ def test_another_look_has_the_limits_of_the_only_size_of_tiles(
 
 
 @pytest.mark.usefixtures("fake_engines")
-@pytest.mark.parametrize("look", [{"strength": 2}, {"color": "nice"}, {"overlap": 9}])
+@pytest.mark.parametrize("look", [{"strength": 2}, {"color": "nice"}, {"overlap": 9}, {"wrap": "y"}])
 def test_another_look_is_checked_like_the_first(bundle: Bundle, look: dict[str, Any]) -> None:
     with Upscaler(bundle, device="cuda", overlap=24) as upscaler, pytest.raises(UsageError):
         upscaler.with_look(**look)

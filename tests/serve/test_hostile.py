@@ -318,6 +318,34 @@ def test_many_at_once_all_have_an_answer(bundle: Path) -> None:
     assert sorted(found) == [200] * 4 + [429] * 26
 
 
+def test_a_result_that_is_removed_while_it_is_asked_for_is_whole_or_not_there(client: Client) -> None:
+    found: list[tuple[str, int, int, str]] = []
+    for round_ in range(6):
+        job = client.post("/jobs", png(40, 30), format="tif").json["id"]
+        list(client.events(job))
+
+        def ask(path: str, job: str = job) -> None:
+            answer = client.get(f"/jobs/{job}/{path}")
+            length = answer.headers["content-length"]
+            found.append((path, answer.status, len(answer.body), length))
+
+        asking = [threading.Thread(target=ask, args=(path,)) for path in ("result", "preview/after") * 3]
+        asking.insert(round_, threading.Thread(target=client.ask, args=("DELETE", f"/jobs/{job}")))
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    assert len(found) == 36
+    assert all(status in (200, 404) and body == int(length) for _, status, body, length in found)
+
+
+def test_who_sends_nonsense_fills_no_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"nonsense", b"--x\r\nA\x00B: c\r\n\r\n"):
+        assert client.ask("POST", "/upscale", body, kind).status == 400
+    assert caplog.records == []
+
+
 def test_files_of_the_machine_are_not_to_be_had(client: Client) -> None:
     for path in (
         "/tudsr_serve/page.html",

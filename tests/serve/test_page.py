@@ -76,8 +76,9 @@ def done(tab: Tab, *files: Path) -> None:
 
 def test_the_download_is_what_the_service_gives(tab: Tab, client: Client, tmp_path: Path) -> None:
     photo = halves(tmp_path / "my photo.png")
-    expected = client.post("/upscale", photo.read_bytes(), photo.name, scale=2.5, strength=0.5, format="png")
-    for name, value in (("scale", "2.5"), ("strength", "0.5"), ("format", "png"), ("bundle", "other")):
+    fields = {"scale": "2.5", "strength": "0.5", "format": "png", "wrap": "xy"}
+    expected = client.post("/upscale", photo.read_bytes(), photo.name, **fields)
+    for name, value in (fields | {"bundle": "other"}).items():
         tab.run(f"byId('{name}').value = '{value}'; byId('{name}').dispatchEvent(new Event('input'))")
     assert tab.run("document.querySelector('output[for=strength]').value") == "0.5"
     done(tab, photo)
@@ -178,7 +179,24 @@ def test_an_error_is_said_in_words_and_can_be_mended(tab: Tab, tmp_path: Path) -
     assert tab.run("document.querySelectorAll('li').length") == 1
 
 
+def test_a_tiff_is_shown_by_a_smaller_copy_and_downloaded_whole(tab: Tab, tmp_path: Path) -> None:
+    done(tab, halves(tmp_path / "a.tif"))
+    assert [level(tab, x, 0.5) for x in (0.2, 0.8)] == [0, 255]
+    tab.choose(halves(tmp_path / "b.tif", 300, 20))
+    tab.until("document.querySelectorAll('li.done').length === 2")
+    tab.run("show(items[1]); 0")
+    tab.until("view.after && !view.drawn && byId('said').textContent.startsWith('A smaller copy')")
+    assert [level(tab, x, 0.5) for x in (0.2, 0.8)] == [0, 255]
+    assert tab.run("view.after.width < items[1].size[0] && !byId('slider').hidden")
+    tab.run("byId('download').click()")
+    saved = tmp_path / "b_x8.tif"
+    wait_until(saved.is_file, "the download")
+    with Image.open(saved) as image:
+        assert image.size == (2400, 160)
+
+
 def test_a_result_that_the_browser_cannot_show_can_be_downloaded(tab: Tab, tmp_path: Path) -> None:
+    tab.run("Object.defineProperty(Item.prototype, 'previews', { get: () => ({}), set: () => {} }); 0")
     tab.run("byId('format').value = 'tif'")
     tab.choose(halves(tmp_path / "a.png"))
     tab.until("byId('said').textContent.includes('can be downloaded')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.serve.running import Client, Held, form, head, make_bundle, png, serving, wait_until
 from tudsr_runtime import Upscaler
@@ -65,7 +68,7 @@ PICTURES: list[tuple[str, str, dict[str, object]]] = [
     ("JPEG", "photo.jpg", {"width": 200, "strength": "0.5,1", "color": "adain"}),
     ("PNG", "photo.jpg", {"scale": 2, "metadata": "strip"}),
     ("TIFF", "photo.tif", {"factors": "4x-", "compression": 9}),
-    ("WEBP", "photo.webp", {"longest": 100, "overlap": 64}),
+    ("WEBP", "photo.webp", {"longest": 100, "overlap": 64, "wrap": "xy"}),
 ]
 
 
@@ -101,8 +104,34 @@ def test_a_job_tells_its_progress_and_keeps_its_result(client: Client) -> None:
     for _ in range(2):
         assert client.get(f"/{last['result']}").image.size == (1200, 800)
     assert client.get(f"/jobs/{job}").json == last
+    assert last["previews"] == {}, "browsers show a PNG"
+    assert client.get(f"/jobs/{job}/preview/after").error["type"] == "NotHere"
     assert client.ask("DELETE", f"/jobs/{job}").status == 204
     assert client.get(f"/jobs/{job}").error["type"] == "NotHere"
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height", "mode"), [("TIFF", 40, 30, "RGB"), ("PNG", 12, 300, "L")]
+)
+def test_a_tiff_has_small_pngs_for_browsers(
+    client: Client, kind: str, width: int, height: int, mode: str
+) -> None:
+    picture = png(width, height, mode, kind)
+    job = client.post("/jobs", picture, "a", scale=8, format="tif").json["id"]
+    last = list(client.events(job))[-1][1]
+    assert set(last["previews"]) == ({"before", "after"} if kind == "TIFF" else {"after"})
+    result = client.get(f"/{last['result']}").image
+    after = client.get(f"/{last['previews']['after']}")
+    assert after.headers["content-type"] == "image/png"
+    assert (after.image.mode, max(after.image.size) <= 2048) == (result.mode, True)
+    shrunk = np.asarray(result.reduce(-(-max(result.size) // 2048))).astype(float)
+    assert np.abs(np.asarray(after.image) - shrunk).max() <= 1.5
+    if kind == "TIFF":
+        before = client.get(f"/{last['previews']['before']}").image
+        assert np.array_equal(np.asarray(before), np.asarray(Image.open(io.BytesIO(picture))))
+    assert client.get(f"/jobs/{job}/preview/lock").status == 422
+    client.ask("DELETE", f"/jobs/{job}")
+    assert client.get(f"/jobs/{job}/preview/after").status == 404
 
 
 REFUSED: list[tuple[bytes, dict[str, object], int, str, int | None]] = [
@@ -122,6 +151,7 @@ REFUSED: list[tuple[bytes, dict[str, object], int, str, int | None]] = [
     (png(), {"bundle": "../nano"}, 400, "no bundle '../nano' here", 2),
     (png(), {"strength": "2"}, 400, "strength must be", 2),
     (png(), {"color": "nice"}, 400, "colo", 2),
+    (png(), {"wrap": "y"}, 400, "wrap: ", 2),
     (png(mode="RGBA"), {"format": "jpg"}, 400, "cannot hold the transparency", 2),
 ]
 
