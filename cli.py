@@ -70,7 +70,7 @@ class _EvalGroup(TyperGroup):
 
 
 app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
-train_app = _group("Train the base model and the LoRA adapter of each stage.")
+train_app = _group("Train the base model, the LoRA adapter of each stage, and a light decoder.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
@@ -395,6 +395,16 @@ def train_stage2(options: TrainOptions) -> None:
         from tudsr_train.command import run
 
         run("stage2", options)
+
+
+@train_app.command("decoder")
+@_from_options
+def train_decoder(options: TrainOptions) -> None:
+    """Distil a light decoder from the base's own, for `tudsr upscale --decoder light`."""
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("decoder", options)
 
 
 @train_app.command("plot")
