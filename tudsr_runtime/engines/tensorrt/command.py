@@ -118,11 +118,8 @@ def _of_sizes(bundle: Bundle, sizes: Collection[int]) -> frozenset[str] | None:
 
 def engines_of(bundle: Bundle, places: Iterable[tuple[int, int]]) -> frozenset[str]:
     """The names of the engines that stages (from 0) need for tiles of a size in px: (stage, size) of each."""
-    stages = bundle.manifest.stages
     return frozenset(
-        engine_name(bundle, component, tile)
-        for stage, tile in places
-        for component in (stages[stage].encoder, stages[stage].unet, stages[stage].decoder)
+        engine_name(bundle, component, tile) for stage, tile in places for component in bundle.parts(stage)
     )
 
 

@@ -70,9 +70,10 @@ def compare_engines(
     ours, reference = open_backend(library.name), open_backend("onnxruntime")
     for tile in sizes:
         results: dict[str, FloatArray] = {}
-        for stage in bundle.manifest.stages:
+        views = [bundle.with_decoder(name) for name in bundle.decoders]
+        for parts in (view.parts(stage) for view in views for stage in range(len(bundle.manifest.stages))):
             x = _picture(bundle, tile)
-            for component in (stage.encoder, stage.unet, stage.decoder):
+            for component in parts:
                 variant = bundle.variant(component, precision=precision, tile=tile)
                 graph = bundle.path(variant)
                 if component not in results:
