@@ -234,11 +234,14 @@ def bundle_verify(
         Path | None,
         typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),
     ] = None,
+    decoder: Annotated[
+        typing.Literal["full", "light"], typer.Option(help="The decoder that runs, where there are both.")
+    ] = "full",
 ) -> None:
     """Compare every file of a bundle with its manifest, and run its golden tile."""
     from tudsr_runtime.bundle_command import bundle_verify as run
 
-    run(bundle, backend, device, precision, threads, engines)
+    run(bundle, backend, device, precision, threads, engines, decoder)
 
 
 @bundle_app.command("list")

@@ -159,7 +159,9 @@ class Bundle:
 
         Raises BundleError: a component has no graph of that size.
         """
-        files = {f for name in self.parts(stage) for f in self.variant(name, preferred=precision, tile=tile).files}
+        files = {
+            f for name in self.parts(stage) for f in self.variant(name, preferred=precision, tile=tile).files
+        }
         return sum(file.bytes for file in files)
 
     def path(self, variant: Variant) -> Path:

@@ -87,7 +87,9 @@ def require_close(figures: list[Figure]) -> None:
 
 def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator[Figure]:
     x = read_tile(bundle, golden)
-    for index, (stage, stored) in enumerate(zip(bundle.manifest.stages, _stored(bundle, golden), strict=True)):
+    for index, (stage, stored) in enumerate(
+        zip(bundle.manifest.stages, _stored(bundle, golden), strict=True)
+    ):
         output = engines.stage(index).run(x)
         if not np.isfinite(output).all():
             raise NotFiniteError(f"{stage.name} made NaN or infinity of the golden tile")

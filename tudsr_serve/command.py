@@ -169,6 +169,7 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         precision=options.precision,
         threads=options.threads,
         engines=options.engines,
+        decoder=options.decoder,
         notify=lambda text: terminal.note(f"note: {text}"),
     )
     terminal.note(made.choice.in_short(bundle.manifest.name))

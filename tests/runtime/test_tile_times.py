@@ -45,9 +45,7 @@ def test_times_are_those_of_the_same_place_only(bundle: Bundle) -> None:
     assert not said
 
 
-def test_times_of_one_card_are_not_those_of_another(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_of_one_card_are_not_those_of_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two RTX 4090 differ in nothing that matters; a 4090 in the place of a 3060 does."""
     cards = ["NVIDIA GeForce RTX 3060, 12288 MiB"]
     monkeypatch.setattr(tile_times, "nvidia_smi", lambda query: {"name,memory.total": cards[0]}[query])

@@ -80,6 +80,7 @@ def _upscaler(
         sanity=False,
         notify=lambda text: terminal.note(f"note: {text}"),
         engines=options.engines,
+        decoder=options.decoder,
     )
     if upscaler.choice.backend in BUILT:
         from tudsr_runtime.engines.tensorrt.command import build_missing
@@ -93,6 +94,7 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
     return {
         "bundle": f"{manifest.name}, {manifest.precision}, sha256 {upscaler.bundle.sha256[:16]}",
         "weights": manifest.provenance.get("weights", "as exported"),
+        "decoder": upscaler.bundle.decoder,
         "back end": str(upscaler.choice),
         "libraries": ", ".join(f"{name} {version}" for name, version in engine_libraries().items()),
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ class _Where:
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.  [default: the engine library's choice]")
     ] = None
+    decoder: Annotated[
+        Literal["full", "light"], typer.Option(help="light is faster, where the model has one.")
+    ] = "full"
     engines: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="TensorRT engines of `tudsr build -o DIR`.  [default: the cache's]"),

@@ -135,8 +135,7 @@ class LoadedEngines:
         target = self._target(choice, backend)
         with self._lock:
             encoder, unet, decoder = (
-                self._engine(component, tile, backend, target)
-                for component in self._bundle.parts(index)
+                self._engine(component, tile, backend, target) for component in self._bundle.parts(index)
             )
             engines = (encoder, unet, decoder)
             return LoadedStage(engines, backend.chain(engines))

@@ -73,7 +73,12 @@ class LightDecoder(ModelMixin, ConfigMixin):
             self.decoder = DecoderTiny(latent_channels, 3, blocks, channels[::-1], 2, "relu", "nearest")
         else:
             self.decoder = Decoder(
-                latent_channels, 3, ("UpDecoderBlock2D",) * levels, channels, layers_per_block, norm_num_groups
+                latent_channels,
+                3,
+                ("UpDecoderBlock2D",) * levels,
+                channels,
+                layers_per_block,
+                norm_num_groups,
             )
 
     def forward(self, z_H: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,10 @@ class BuildOptions:
         tuple[int, ...],
         typer.Option(metavar="PX", help="Only for tiles of that size; repeatable.  [default: all sizes]"),
     ] = ()
+    decoder: Annotated[
+        Literal["full", "light"] | None,
+        typer.Option(help="Only for that decoder, where the bundle has both.  [default: both]"),
+    ] = None
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
     ] = False
