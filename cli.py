@@ -27,7 +27,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptions
-from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
+from tudsr_runtime.bench.options import BenchOptions, LatencyOptions, Table3Options
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_serve.options import ServeOptions
 from tudsr_train.options import TrainOptions
@@ -315,8 +315,11 @@ def bench_latency(options: LatencyOptions) -> None:
 
 @bench_app.command("table3")
 @_from_options
-def bench_table3(options: BenchOptions) -> None:
-    """Time the four rows of the paper's Table 3, beside the published figures."""
+def bench_table3(options: Table3Options) -> None:
+    """Time the four rows of the paper's Table 3, beside the published figures.
+
+    How long it will take is said first.
+    """
     from tudsr_runtime.bench.command import table3
 
     table3(options)

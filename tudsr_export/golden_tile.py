@@ -17,8 +17,8 @@ GOLDEN = "golden"
 
 
 def write_golden(folder: Path, tile: Tensor, outputs: list[Tensor], light: Sequence[Tensor] = ()) -> Golden:
-    """Write the tile, (1, 3, T, T) in [-1, 1] of whole levels, and the centre of every stage's output, also of
-    those with a light decoder.
+    """Write the tile, (1, 3, T, T) in [-1, 1] of whole levels, and the centre of every stage's output;
+    `light` are those with a light decoder.
 
     Returns how the manifest lists them.
     """

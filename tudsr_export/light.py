@@ -1,4 +1,4 @@
-"""The light decoder of a bundle: a part of its own, and how near its pictures must be to the full decoder's."""
+"""The light decoder of a bundle: a part of its own, and how near its pictures must be to the full one's."""
 
 from __future__ import annotations
 

@@ -334,8 +334,8 @@ class LightDecoderConfig:
     """The network that is distilled."""
 
     size: str = "half"
-    """half (the base's own decoder with fewer channels) or tiny (TAESD's: 64 channels throughout, no norms, no
-    attention). Ours."""
+    """half (the base's own decoder with fewer channels) or tiny (TAESD's: 64 channels throughout, no norms,
+    no attention). Ours."""
     width: float = 0.5
     """Channels of `half` as a share of the base's own. Ours."""
 
@@ -364,7 +364,7 @@ class DecoderConfig:
     M: tuple[int, ...] = (4,)
     """Upsampling factors of these. Ours."""
     posterior: str = "sample"
-    """sample or mode of E's distribution. Ours: its noise is about what half arithmetic and a backbone add."""
+    """sample or mode of E's distribution. Ours: no latent of a backbone is exact either."""
     data: Pictures = field(default_factory=Data)
     softness: Softness = field(default_factory=Softness)
     degradation: Recipe = field(default_factory=RealESRGAN)

@@ -142,9 +142,7 @@ def test_a_bundle_without_one_says_so(bundles: Callable[[str, str], Path]) -> No
 def test_one_that_is_too_far_from_the_full_decoder_is_not_published(plain: Source, tmp_path: Path) -> None:
     G = Generator.load(plain.base)
     light = make_light(G, tmp_path / "light", noise=0.1)
-    with pytest.raises(
-        NotFiniteError, match="light_vs_full, stage1: 26.* is below the limit of 30"
-    ) as raised:
+    with pytest.raises(NotFiniteError, match=r"light_vs_full, stage1: 26\..* is below") as raised:
         export(plain.plan(tmp_path / "out", stages=(1,), light_decoder=light))
     assert "train it longer" in str(raised.value.hint)
     assert not (tmp_path / "out").exists()

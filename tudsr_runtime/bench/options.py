@@ -53,3 +53,12 @@ class BenchOptions(_Where):
 @dataclass(frozen=True)
 class LatencyOptions(BenchOptions, _Picture):
     """The options of `tudsr bench latency`; a dataclass takes the fields of its last parent first."""
+
+
+@dataclass(frozen=True)
+class Table3Options(BenchOptions):
+    """The options of `tudsr bench table3`."""
+
+    rows: Annotated[
+        int, typer.Option(min=1, max=4, help="How many of the four rows, the cheapest first.")
+    ] = 4

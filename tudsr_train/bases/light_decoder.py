@@ -1,4 +1,4 @@
-"""A small decoder that stands in for that of an `AutoencoderKL`: most of a one-step restorer's arithmetic is there.
+"""A small decoder that stands in for that of an `AutoencoderKL`, which is most of a restorer's arithmetic.
 
     DECODER/config.json, diffusion_pytorch_model.safetensors    diffusers' own two files
     DECODER/tudsr_decoder.json                                  `DecoderRecord`
