@@ -65,5 +65,5 @@ def _distance(vgg16: str) -> tuple[str, DISTS]:
         name = dists_name(vgg16)
         return name, DISTS.load(DistsConfig(vgg16, averaged=name != "DISTS"))
     except TrainingError as error:
-        hint = (error.hint or "").replace("`dists.vgg16`", "--vgg16")
+        hint = (error.hint or "").partition(", or set `dists.weights`")[0].replace("`dists.vgg16`", "--vgg16")
         raise BundleError(str(error), hint=hint or None) from error

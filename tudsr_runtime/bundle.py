@@ -73,6 +73,12 @@ class Bundle:
         return dataclasses.replace(self, decoder=name)
 
     @property
+    def title(self) -> str:
+        """What people call it: its name, with the decoder where that is not its own."""
+        light = "" if self.decoder == DECODERS[0] else f" with its {self.decoder} decoder"
+        return self.manifest.name + light
+
+    @property
     def decoders(self) -> tuple[str, ...]:
         """Those of `DECODERS` that the bundle has."""
         return DECODERS if self.manifest.has_light_decoders else DECODERS[:1]

@@ -172,7 +172,7 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         decoder=options.decoder,
         notify=lambda text: terminal.note(f"note: {text}"),
     )
-    terminal.note(made.choice.in_short(bundle.manifest.name))
+    terminal.note(made.choice.in_short(made.bundle.title))
     _build_missing(made, terminal)
     return made
 

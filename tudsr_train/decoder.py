@@ -88,6 +88,8 @@ class LightDecoding(Training[DecoderConfig]):
         G.unet = _NoBackbone(G.unet.config)
         torch.manual_seed(config.seed)
         self.light = light_decoder(G, config.model.size, config.model.width).to(self.device)
+        if config.optimization.compile:
+            self.light.compile(dynamic=False)
         if config.optimization.gradient_checkpointing:
             self.light.enable_gradient_checkpointing()
         return G, dict(self.light.named_parameters()), {"base": G.base_sha256}

@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 
 def test_ea_dists_is_learned_from_too(stable_diffusion_like_base: Path, pool: Data, tmp_path: Path) -> None:
     config = replace(
-        decoder_config(stable_diffusion_like_base, pool, "tiny", steps=1),
+        decoder_config(stable_diffusion_like_base, pool, steps=1, gradient_checkpointing=True),
         loss=LossWeights(ea_dists=1.0, mae=1.0),
         dists=DistsConfig("random", "random"),
     )

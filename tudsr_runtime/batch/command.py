@@ -20,7 +20,6 @@ from tudsr_runtime.batch.pipes import Plain, without_pipes
 from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.batch.target_size import target_size
-from tudsr_runtime.bundle import DECODERS
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
@@ -135,11 +134,11 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         wrap=options.wrap,
         decoder=options.decoder,
     ) as upscaler:
-        terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
-        manifest, light = upscaler.bundle.manifest, upscaler.bundle.decoder != DECODERS[0]
-        terminal.detail(f"bundle: {manifest.name}, {manifest.precision}{', light decoder' * light}")
-        if not light and len(upscaler.bundle.decoders) > 1:
-            terminal.detail("the bundle has a light decoder as well: --decoder light")
+        bundle = upscaler.bundle
+        terminal.note(upscaler.choice.in_short(bundle.title))
+        terminal.detail(f"bundle: {bundle.title}, {bundle.manifest.precision}")
+        for other in set(bundle.decoders) - {bundle.decoder}:
+            terminal.detail(f"the bundle has another decoder as well: --decoder {other}")
         terminal.detail(f"back end: {upscaler.choice}")
         yield upscaler
 
