@@ -25,7 +25,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
 from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptions
-from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
+from tudsr_runtime.bench.options import BenchOptions, LatencyOptions, Table3Options
 from tudsr_runtime.engines.options import engines_option, threads_option
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_serve.options import ServeOptions
@@ -69,7 +69,7 @@ class _EvalGroup(TyperGroup):
 
 
 app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
-train_app = _group("Train the base model and the LoRA adapter of each stage.")
+train_app = _group("Train the base model, the LoRA adapter of each stage, and a light decoder.")
 bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
@@ -228,11 +228,14 @@ def bundle_verify(
     precision: Annotated[str, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16.")] = "auto",
     threads: Annotated[int | None, threads_option()] = None,
     engines: Annotated[Path | None, engines_option()] = None,
+    decoder: Annotated[
+        typing.Literal["full", "light"], typer.Option(help="The decoder that runs, where there are both.")
+    ] = "full",
 ) -> None:
     """Compare every file of a bundle with its manifest, and run its golden tile."""
     from tudsr_runtime.bundle_command import bundle_verify as run
 
-    run(bundle, backend, device, precision, threads, engines)
+    run(bundle, backend, device, precision, threads, engines, decoder)
 
 
 @bundle_app.command("list")
@@ -306,8 +309,11 @@ def bench_latency(options: LatencyOptions) -> None:
 
 @bench_app.command("table3")
 @_from_options
-def bench_table3(options: BenchOptions) -> None:
-    """Time the four rows of the paper's Table 3, beside the published figures."""
+def bench_table3(options: Table3Options) -> None:
+    """Time the four rows of the paper's Table 3, beside the published figures.
+
+    How long it will take is said first.
+    """
     from tudsr_runtime.bench.command import table3
 
     table3(options)
@@ -389,6 +395,16 @@ def train_stage2(options: TrainOptions) -> None:
         from tudsr_train.command import run
 
         run("stage2", options)
+
+
+@train_app.command("decoder")
+@_from_options
+def train_decoder(options: TrainOptions) -> None:
+    """Distil a light decoder from the base's own, for `tudsr upscale --decoder light`."""
+    with _needs("train"):
+        from tudsr_train.command import run
+
+        run("decoder", options)
 
 
 @train_app.command("plot")

@@ -46,6 +46,8 @@ class BundleFacts:
     golden: Golden
     islands: Mapping[str, Any]
     """What of a component stays in float32."""
+    light_decoder: str | None = None
+    """Name of the component that may decode in the place of the base's own."""
     overlap: int | None = None
     """The least overlap of tiles that the seams were measured to be good with."""
 
@@ -65,7 +67,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
             facts.base.latent_margin,
         ),
         precision=facts.plan.precision,
-        stages=tuple(_stage(stage, facts.base) for stage in facts.stages),
+        stages=tuple(_stage(stage, facts) for stage in facts.stages),
         components=facts.components,
         provenance=_provenance(facts),
         numerics=numerics,
@@ -77,9 +79,10 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
     (folder / MODEL_CARD).write_text(model_card(manifest, facts.plan.about), encoding="utf-8")
 
 
-def _stage(stage: StageSettings, base: Generator) -> Stage:
-    alpha_t = float(base.alphas_cumprod[stage.timestep])
-    return Stage(stage.name, stage.factor, stage.timestep, alpha_t, stage.encoder, stage.unet, DECODER)
+def _stage(stage: StageSettings, facts: BundleFacts) -> Stage:
+    alpha_t = float(facts.base.alphas_cumprod[stage.timestep])
+    components = stage.encoder, stage.unet, DECODER, facts.light_decoder
+    return Stage(stage.name, stage.factor, stage.timestep, alpha_t, *components)
 
 
 def list_component(folder: Path, graphs: Sequence[Graph]) -> Component:

@@ -77,6 +77,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
     timesteps = _timesteps(options.timesteps, sorted(adapters))
     about = _text("--about", options.about) if options.about else ""
     plans = _plans(options.plans, len(adapters)) if options.plans else ()
+    if options.vgg16 is not None and options.light_decoder is None:
+        raise UsageError("--vgg16 judges a light decoder, and there is none", hint="--light-decoder DIR")
     for edge in options.tile:
         if not MIN_TILE <= edge <= MAX_TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {MAX_TILE} px, not {edge}")
@@ -97,6 +99,8 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         options.batch,
         options.tile or None,
         plans,
+        options.light_decoder,
+        options.vgg16,
     )
 
 

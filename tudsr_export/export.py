@@ -17,6 +17,7 @@ from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
 from tudsr_export.layouts import StageAdapter, read_adapter
+from tudsr_export.light import Light
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
 from tudsr_export.part import Graph, Part, write_graphs
 from tudsr_export.plan import ExportPlan, Shape
@@ -59,7 +60,7 @@ def export_bundle(plan: ExportPlan, report: Report, notify: Notify) -> None:
         for stage, adapter in adapters.items():
             export.stage(stage, adapter)
         export.autoencoder()
-        facts = export.facts(write_golden(folder, export.tiles[0], export.outputs))
+        facts = export.facts(write_golden(folder, export.tiles[0], export.outputs, export.light_outputs))
         write_bundle_files(folder, facts, report.as_json())
         export.forget()
         export.trip.compare(folder, plan.precision, report)
@@ -106,6 +107,14 @@ class _Export:
         encoder, decoder = vae_graphs(base.vae)
         self.encoder = Part(BASE_ENCODER, encoder.eval(), ("image", "z_L"), plan.precision)
         self.decoder = Part(DECODER, decoder.eval(), ("z_H", "image"), plan.precision)
+        self.light: Light | None = None
+        if plan.light_decoder is not None:
+            self.light = Light(plan.light_decoder, base, plan.precision, plan.vgg16, self.tiles[0])
+
+    @property
+    def light_outputs(self) -> list[Tensor]:
+        """As `outputs`, with the light decoder; none where there is none."""
+        return self.light.outputs if self.light else []
 
     def stage(self, stage: int, adapter: StageAdapter) -> None:
         """Merge, fold and export one stage's UNet; the references move on through the stage."""
@@ -127,7 +136,11 @@ class _Export:
         self.decoder.calibrate(z_H, images, self.report, f"{DECODER}, {settings.name}")
         self.now = [image.clamp(-1, 1) for image in images]
         self.outputs.append(self.now[0])
-        self._halve((encoder, unet, self.decoder), settings.name)
+        halved = self._halve((encoder, unet, self.decoder), self.now, settings.name)
+        if self.light is not None:
+            light = self.light.compare(z_H, self.now, settings.name, self.report)
+            self._halve((encoder, unet, self.light.part), light, f"{settings.name}, light decoder")
+        self.halved = halved
         if encoder is not self.encoder:
             self._write(encoder)
         self._write(unet)
@@ -138,6 +151,8 @@ class _Export:
         if any(stage.encoder == BASE_ENCODER for stage in self.stages):
             self._write(self.encoder)
         self._write(self.decoder)
+        if self.light is not None:
+            self._write(self.light.part)
 
     def facts(self, golden: Golden) -> BundleFacts:
         """All that is known in the end, but for the figures."""
@@ -145,7 +160,14 @@ class _Export:
             name: list_component(self.folder / name, graphs) for name, graphs in sorted(self.graphs.items())
         }
         return BundleFacts(
-            self.plan, self.base, tuple(self.stages), components, golden, self.islands, self.seams.overlap
+            self.plan,
+            self.base,
+            tuple(self.stages),
+            components,
+            golden,
+            self.islands,
+            self.light.part.name if self.light else None,
+            self.seams.overlap,
         )
 
     def forget(self) -> None:
@@ -178,11 +200,16 @@ class _Export:
         """The photograph through the generator, for what the bundle will make of it; and the seams."""
         alpha_t = self.base.alphas_cumprod[settings.timestep]
 
-        def restore(x: Tensor) -> Tensor:
+        def latent(x: Tensor) -> Tensor:
             z_L = generator.encode(x)
             prediction = generator.predict(z_L, settings.timestep)
-            return generator.decode(one_step(z_L, prediction, alpha_t, settings.formula))
+            return one_step(z_L, prediction, alpha_t, settings.formula)
 
+        def restore(x: Tensor) -> Tensor:
+            return generator.decode(latent(x))
+
+        if self.light is not None:
+            self.light.through(latent)
         self.trip.through(restore)
         self.seams.through(restore, settings.name, self.report)
 
@@ -191,20 +218,20 @@ class _Export:
             return self.encoder
         return Part(settings.encoder, VaeEncoder(generator.vae).eval(), ("image", "z_L"), self.plan.precision)
 
-    def _halve(self, parts: tuple[Part, Part, Part], subject: str) -> None:
-        """The gate half_vs_float32, with more float32 islands where it fails."""
+    def _halve(self, parts: tuple[Part, Part, Part], expected: list[Tensor], subject: str) -> list[Tensor]:
+        """The gate half_vs_float32, with more float32 islands where it fails; what it was measured of."""
         if self.plan.precision == "fp32":
-            return
+            return self.halved
         halved = self._in_half(parts)
         for _ in range(HALF_RETRIES):
-            if self._decibels(halved) >= float(HALF.limit or 0):
+            if _decibels(halved, expected) >= float(HALF.limit or 0):
                 break
             part = max(parts, key=lambda p: p.candidate()[0])
             part.keep_in_float32(part.candidate()[1])
             self.notify(f"{subject}: half is not exact enough; {part.name} keeps {_named(part)} in float32")
             halved = self._in_half(parts)
-        self.report.psnr(HALF, subject, torch.cat(halved), torch.cat(self.now), span=2)
-        self.halved = halved
+        self.report.psnr(HALF, subject, torch.cat(halved), torch.cat(expected), span=2)
+        return halved
 
     def _in_half(self, parts: tuple[Part, Part, Part]) -> list[Tensor]:
         images = []
@@ -213,11 +240,6 @@ class _Export:
                 x = part.run(x)
             images.append(x.clamp(-1, 1))
         return images
-
-    def _decibels(self, halved: list[Tensor]) -> float:
-        """PSNR of the tiles; -1 where any value is NaN."""
-        found = psnr_db(torch.cat(halved), torch.cat(self.now), span=2)
-        return IDENTICAL_DB if found is None else -1 if math.isnan(found) else found
 
     def _write(self, part: Part) -> None:
         """Export one part for every shape, compare, and forget it."""
@@ -250,6 +272,12 @@ class _Export:
                 f"{settings.name}: the prompt embedding differs from the one that it was trained with; "
                 "text encoders round differently on another machine or version"
             )
+
+
+def _decibels(halved: list[Tensor], expected: list[Tensor]) -> float:
+    """PSNR of the tiles; -1 where any value is NaN."""
+    found = psnr_db(torch.cat(halved), torch.cat(expected), span=2)
+    return IDENTICAL_DB if found is None else -1 if math.isnan(found) else found
 
 
 def _named(part: Part) -> str:

@@ -4,6 +4,8 @@
     baked_vs_merged     each module that is exported, in torch, against the generator; relative, float32
     fp16_range          largest value inside each module and of each q k^T, outside of its float32 islands
     half_vs_float32     whole pictures in torch, all stages so far, half against float32; PSNR
+    light_vs_full       pictures of a light decoder against the full one's, of the same latents; PSNR, and
+                        light_vs_full_dists: DISTS, where its VGG16 is named
     onnx_vs_torch       each graph in ONNX Runtime against the generator in float32; largest error, or PSNR
     runtime_vs_torch    a photograph through the bundle and tudsr's own runtime, against the generator; PSNR
     seams               blended tiles against one tile across their seam, for two overlaps; PSNR, no limit
@@ -55,6 +57,10 @@ FP16_RANGE = Gate("fp16_range", 65504 / 4)
 # By PSNR and not by the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts one
 # pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
 HALF = Gate("half_vs_float32", 45.0, least=True)
+# Stable Diffusion's full decoder gives photographs back at about 24 dB (COCO, as its authors publish), and
+# restorers that people call good are 0.06 of dists[hed] from them (benchmarks/results/rivals.md).
+LIGHT = Gate("light_vs_full", 30.0, least=True)
+LIGHT_DISTS = Gate("light_vs_full_dists", 0.05)
 ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", 55.0, least=True)}
 RUNTIME = {
     "fp32": Gate("runtime_vs_torch", 60.0, least=True),
@@ -62,6 +68,13 @@ RUNTIME = {
 }
 SEAMS = Gate("seams", None, least=True)
 ENGINES = Gate("tensorrt_rtx", None, unit="MB of activations")
+HINTS = {
+    **dict.fromkeys((FP16_RANGE.name, HALF.name), "--precision fp32"),
+    **dict.fromkeys(
+        (LIGHT.name, LIGHT_DISTS.name), "train it longer or wider (docs/light-decoder.md), or leave it out"
+    ),
+}
+"""What may help where a gate fails."""
 IDENTICAL_DB = 200.0
 """The PSNR of equal pictures, which has no finite value."""
 
@@ -121,7 +134,7 @@ class Report:
             raise NotFiniteError(
                 f"{gate.name}, {measurement.subject}: {measurement.value:{spec}} is {side} {limit}; "
                 "nothing is published",
-                hint="--precision fp32" if gate in (FP16_RANGE, HALF) else None,
+                hint=HINTS.get(gate.name),
             )
 
     def as_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from tudsr_runtime.manifest import Golden
 GOLDEN = "golden"
 
 
-def write_golden(folder: Path, tile: Tensor, outputs: list[Tensor]) -> Golden:
-    """Write the tile, (1, 3, T, T) in [-1, 1] of whole levels, and the centre of every stage's output.
+def write_golden(folder: Path, tile: Tensor, outputs: list[Tensor], light: Sequence[Tensor] = ()) -> Golden:
+    """Write the tile, (1, 3, T, T) in [-1, 1] of whole levels, and the centre of every stage's output;
+    `light` are those with a light decoder.
 
     Returns how the manifest lists them.
     """
@@ -26,7 +28,9 @@ def write_golden(folder: Path, tile: Tensor, outputs: list[Tensor]) -> Golden:
     picture = place / "input.png"
     Image.fromarray(levels).save(picture, optimize=True)
     files = []
-    for number, output in enumerate(outputs, 1):
-        files.append(place / f"stage{number}.f32")
-        files[-1].write_bytes(centre(output.numpy()).astype("<f4").tobytes())
-    return Golden(bundle_file(picture, folder), tuple(bundle_file(file, folder) for file in files))
+    for kind, pictures in (("", outputs), ("_light", light)):
+        for number, output in enumerate(pictures, 1):
+            files.append(place / f"stage{number}{kind}.f32")
+            files[-1].write_bytes(centre(output.numpy()).astype("<f4").tobytes())
+    listed = tuple(bundle_file(file, folder) for file in files)
+    return Golden(bundle_file(picture, folder), listed[: len(outputs)], listed[len(outputs) :])

@@ -24,7 +24,7 @@ Licence of the weights: {licence}.
 | --- | --- | --- | --- | --- |
 {stages}
 
-{plans}## Graphs
+{plans}{light}## Graphs
 
 | component | input | output | size |
 | --- | --- | --- | --- |
@@ -68,6 +68,15 @@ is taken. `--factors` chooses others.
 """
 
 
+LIGHT_SECTION = """\
+## Light decoder
+
+`--decoder light` runs `vae_decoder_light` in the place of `vae_decoder`: less arithmetic, and pictures that
+differ from the full decoder's by what `light_vs_full` says below.
+
+"""
+
+
 def model_card(manifest: Manifest, about: str = "") -> str:
     """The text of README.md for a bundle that `tudsr export` wrote; `about` (Markdown) stands first in it."""
     base, tools = manifest.provenance["base"], manifest.provenance["tools"]
@@ -86,6 +95,7 @@ def model_card(manifest: Manifest, about: str = "") -> str:
             for s in manifest.stages
         ),
         plans=_plans(manifest.plans),
+        light=LIGHT_SECTION if manifest.has_light_decoders else "",
         components=_rows(
             (
                 f"`{name}`",

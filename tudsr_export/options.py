@@ -61,6 +61,14 @@ class ExportOptions:
             help="Factors that were measured to be good, by benchmarks/plans.py.  [default: none listed]",
         ),
     ] = None
+    light_decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Add a decoder of `tudsr train decoder`: docs/light-decoder.md."),
+    ] = None
+    vgg16: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ID", help="VGG16 to compare it with the full decoder by, as DISTS does."),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False
     engine: Annotated[
         tuple[str, ...],

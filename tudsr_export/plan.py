@@ -49,6 +49,10 @@ class ExportPlan:
     """Further tile sizes of every graph, besides `tile`; None: those that a base of its size gets."""
     plans: tuple[MeasuredPlan, ...] = ()
     """The factors that the bundle was measured to be good for."""
+    light_decoder: Path | None = None
+    """Folder of a light decoder to add; None for none."""
+    vgg16: str | None = None
+    """VGG16 of the DISTS that it is compared by; None: by PSNR alone."""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

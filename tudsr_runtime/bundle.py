@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -11,7 +12,7 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 
-from tudsr_runtime.errors import BundleError
+from tudsr_runtime.errors import BundleError, UsageError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
@@ -19,6 +20,7 @@ from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manife
 
 __all__ = [
     "BUILTIN_BUNDLES",
+    "DECODERS",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "Bundle",
@@ -35,6 +37,8 @@ __all__ = [
 
 BUILTIN_BUNDLES = ("nano",)
 MANIFEST_NAME = "bundle.json"
+DECODERS = ("full", "light")
+"""What may decode, where a bundle has both: the base's own decoder, and a smaller one distilled from it."""
 MAX_MANIFEST_BYTES = 1 << 20
 UNLISTED = frozenset({MANIFEST_NAME, "README.md", "LICENSE", "NOTICE"})
 """Files that a bundle may hold without listing them: none of them is ever loaded as part of a model."""
@@ -44,13 +48,52 @@ UNLISTED = frozenset({MANIFEST_NAME, "README.md", "LICENSE", "NOTICE"})
 class Bundle:
     """An opened bundle. Immutable, so it may be shared between threads.
 
-    `sha256` is that of the bytes of bundle.json, which in turn holds the hash of every other file.
+    `sha256` is that of the bytes of bundle.json, which in turn holds the hash of every other file. `decoder`
+    is the one of `DECODERS` that its stages run with.
     """
 
     folder: Path
     manifest: Manifest
     sha256: str
+    decoder: str = DECODERS[0]
     _sound: set[BundleFile] = field(default_factory=set, compare=False, repr=False)
+
+    def with_decoder(self, name: str) -> Bundle:
+        """The same bundle, whose stages run with the decoder of that name.
+
+        Raises:
+            UsageError: no such name. BundleError: the bundle has no light decoder.
+        """
+        if name not in DECODERS:
+            raise UsageError(f"decoder must be {' or '.join(DECODERS)}, not {name!r}")
+        if name not in self.decoders:
+            raise BundleError(
+                f"bundle {self.manifest.name} has no light decoder",
+                hint="--decoder full; tudsr export --light-decoder adds one (docs/light-decoder.md)",
+            )
+        return dataclasses.replace(self, decoder=name)
+
+    @property
+    def title(self) -> str:
+        """What people call it: its name, with the decoder where that is not its own."""
+        light = "" if self.decoder == DECODERS[0] else f" with its {self.decoder} decoder"
+        return self.manifest.name + light
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Those of `DECODERS` that the bundle has."""
+        return DECODERS if self.manifest.has_light_decoders else DECODERS[:1]
+
+    def parts(self, stage: int) -> tuple[str, str, str]:
+        """The components that a stage (from 0) runs: encoder, UNet and decoder."""
+        found = self.manifest.stages[stage]
+        light = found.light_decoder if self.decoder == "light" else None
+        return found.encoder, found.unet, light or found.decoder
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The components that any stage runs."""
+        return frozenset(part for stage in range(len(self.manifest.stages)) for part in self.parts(stage))
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -120,8 +163,7 @@ class Bundle:
 
         Raises BundleError: a component has no graph of that size.
         """
-        found = self.manifest.stages[stage]
-        each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
+        each = [self.variant(name, tile=tile).macs for name in self.parts(stage)]
         return None if None in each else sum(macs for macs in each if macs is not None)
 
     def weights(self, stage: int, tile: int, precision: str | None = None) -> int:
@@ -129,9 +171,9 @@ class Bundle:
 
         Raises BundleError: a component has no graph of that size.
         """
-        found = self.manifest.stages[stage]
-        names = (found.encoder, found.unet, found.decoder)
-        files = {f for name in names for f in self.variant(name, preferred=precision, tile=tile).files}
+        files = {
+            f for name in self.parts(stage) for f in self.variant(name, preferred=precision, tile=tile).files
+        }
         return sum(file.bytes for file in files)
 
     def path(self, variant: Variant) -> Path:

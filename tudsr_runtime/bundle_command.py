@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
+from tudsr_runtime.bundle import DECODERS, Bundle, Manifest, open_bundle
 from tudsr_runtime.engines.backend import AUTO
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
@@ -37,11 +37,14 @@ def _facts(opened: Bundle) -> Iterator[tuple[str, object]]:
         "overlap",
         f"at least {manifest.overlap} px (measured)" if manifest.overlap else "not measured, 128 px",
     )
+    yield "decoders", " and ".join(opened.decoders)
     for number, stage in enumerate(manifest.stages):
-        counted = {tile: opened.macs(number, tile) for tile in opened.tiles}
-        takes = (f"{macs / 1e12:.3g} at {tile} px" for tile, macs in counted.items() if macs is not None)
-        if shown := ", ".join(takes):
-            yield f"TMAC of {stage.name}", shown
+        for name in opened.decoders:
+            view = opened.with_decoder(name)
+            counted = {tile: view.macs(number, tile) for tile in opened.tiles}
+            takes = (f"{macs / 1e12:.3g} at {tile} px" for tile, macs in counted.items() if macs is not None)
+            if shown := ", ".join(takes):
+                yield f"TMAC of {stage.name}", shown + ("; light decoder" if name == "light" else "")
     base = manifest.provenance.get("base")
     if isinstance(base, dict):
         yield "base", f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
@@ -92,6 +95,7 @@ def bundle_verify(
     precision: str = AUTO,
     threads: int | None = None,
     engines: Path | None = None,
+    decoder: str = DECODERS[0],
 ) -> None:
     """Compare every file of a bundle with its manifest, then what a back end makes of its golden tile.
 
@@ -100,7 +104,7 @@ def bundle_verify(
         NotFiniteError: the back end computes something else than what was exported.
         UsageError, DeviceError: as `tudsr_runtime.engines.select.select`.
     """
-    opened, terminal = open_bundle(bundle, verify=True), Terminal()
+    opened, terminal = open_bundle(bundle, verify=True).with_decoder(decoder), Terminal()
     files = opened.manifest.files()
     size = sum(file.bytes for file in files) / 1e6
     terminal.result(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.bundle import Bundle, BundleFile
 from tudsr_runtime.engines.backend import Choice, Notify
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, NotFiniteError
@@ -70,7 +70,7 @@ def golden_figures(bundle: Bundle, engines: LoadedEngines) -> list[Figure]:
     golden = bundle.manifest.golden
     if golden is None:
         return []
-    bundle.check((golden.input, *golden.outputs))
+    bundle.check((golden.input, *_stored(bundle, golden)))
     return list(_figures(bundle, golden, engines))
 
 
@@ -87,7 +87,9 @@ def require_close(figures: list[Figure]) -> None:
 
 def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator[Figure]:
     x = read_tile(bundle, golden)
-    for index, (stage, stored) in enumerate(zip(bundle.manifest.stages, golden.outputs, strict=True)):
+    for index, (stage, stored) in enumerate(
+        zip(bundle.manifest.stages, _stored(bundle, golden), strict=True)
+    ):
         output = engines.stage(index).run(x)
         if not np.isfinite(output).all():
             raise NotFiniteError(f"{stage.name} made NaN or infinity of the golden tile")
@@ -101,6 +103,11 @@ def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator
         mean_square = float(np.square(difference).mean())
         decibels = -10 * math.log10(mean_square) if mean_square else math.inf
         yield Figure(stage.name, decibels, float(np.abs(difference).max()))
+
+
+def _stored(bundle: Bundle, golden: Golden) -> tuple[BundleFile, ...]:
+    """What the stages made of the tile with the decoder that runs."""
+    return golden.light if bundle.decoder == "light" else golden.outputs
 
 
 def read_tile(bundle: Bundle, golden: Golden) -> FloatArray:

@@ -103,7 +103,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Stage:
-    """One one-step diffusion stage: the factor it was trained for, its timestep, and its three components."""
+    """One one-step diffusion stage: the factor it was trained for, its timestep, and its three components.
+
+    `light_decoder`, which may be missing, can take the place of `decoder`.
+    """
 
     name: str
     factor: int
@@ -112,6 +115,7 @@ class Stage:
     encoder: str
     unet: str
     decoder: str
+    light_decoder: str | None = dataclasses.field(default=None, metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
@@ -140,10 +144,13 @@ class Latent:
 @dataclass(frozen=True)
 class Golden:
     """One tile to check engines with: `input` a PNG; per stage, the centre of what it makes of the one
-    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden_tile`)."""
+    before, clamped: raw little-endian float32 NCHW in [-1, 1] (`tudsr_runtime.golden_tile`).
+
+    `light` is the same with the light decoders, none where the bundle has none."""
 
     input: BundleFile
     outputs: tuple[BundleFile, ...]
+    light: tuple[BundleFile, ...] = dataclasses.field(default=(), metadata=OMITTED_IF_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,13 @@ class Manifest:
         if self.golden is not None:
             outputs, stages = len(self.golden.outputs), len(self.stages)
             _require(outputs == stages, f"golden has {outputs} outputs for {stages} stages")
+            light, wanted = len(self.golden.light), stages if self.has_light_decoders else 0
+            _require(light == wanted, f"golden has {light} outputs of light decoders, not {wanted}")
+
+    @property
+    def has_light_decoders(self) -> bool:
+        """Whether the stages have them: all or none."""
+        return self.stages[0].light_decoder is not None
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -271,7 +285,7 @@ class Manifest:
             for variant in component.variants:
                 yield from variant.files
         if self.golden is not None:
-            yield from (self.golden.input, *self.golden.outputs)
+            yield from (self.golden.input, *self.golden.outputs, *self.golden.light)
 
     def _check_files(self) -> None:
         files = self.files()
@@ -288,6 +302,11 @@ class Manifest:
             self._check_role(stage.unet, "latent", "latent")
             self._check_role(stage.decoder, "latent", "image")
             used |= {stage.encoder, stage.unet, stage.decoder}
+            if stage.light_decoder is not None:
+                self._check_role(stage.light_decoder, "latent", "image")
+                used.add(stage.light_decoder)
+        light = {stage.light_decoder is None for stage in self.stages}
+        _require(len(light) == 1, "every stage has a light_decoder, or none has")
         _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
 
     def _check_role(self, name: str, source: str, target: str) -> None:

@@ -1,6 +1,6 @@
 """How long this machine takes for one tile of each size, as `tudsr bench tiles` has measured it.
 
-<cache>/tile-times/<bundle sha256>.json: seconds by machine and back end, then by stage and size in px.
+<cache>/tile-times/<bundle sha256>.json: seconds by machine, card and back end, then by stage and size in px.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bundle import Bundle
-from tudsr_runtime.engines.backend import Choice, Notify
+from tudsr_runtime.engines.backend import Choice, Notify, split_device
 from tudsr_runtime.files import cache_folder, make_folder
+from tudsr_runtime.installation import nvidia_smi
 from tudsr_runtime.tiling.cost import SECONDS, TileCosts
 from tudsr_runtime.typed import parse_json, read_typed
 
@@ -34,7 +35,11 @@ def stored_times(bundle: Bundle, choice: Choice, threads: int | None, notify: No
     except ValueError as error:
         notify(f"{path} is damaged ({str(error)[:80]}) and not used; tudsr bench tiles measures again")
         return None
-    found = stored.get(_place(choice, threads), {})
+    if not stored:
+        return None
+    # Earlier versions named no card.
+    known = (_place(bundle, choice, threads), _place(bundle, choice, threads, named=False))
+    found = next((stored[place] for place in known if place in stored), {})
     try:
         places = ((stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles)
         return TileCosts(
@@ -56,7 +61,7 @@ def store_times(bundle: Bundle, choice: Choice, threads: int | None, times: Time
     here: dict[str, dict[str, float]] = {}
     for (stage, tile), seconds in times.items():
         here.setdefault(str(stage), {})[str(tile)] = seconds
-    stored[_place(choice, threads)] = here
+    stored[_place(bundle, choice, threads)] = here
     make_folder(path.parent, private=True)
     with atomic_write(path) as file:
         file.write((json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
@@ -67,10 +72,14 @@ def _path(bundle: Bundle) -> Path:
     return cache_folder() / "tile-times" / f"{bundle.sha256}.json"
 
 
-def _place(choice: Choice, threads: int | None) -> str:
-    """What the times depend on besides bundle, stage and size."""
+def _place(bundle: Bundle, choice: Choice, threads: int | None, named: bool = True) -> str:
+    """What the times depend on besides bundle, stage and size; `named`: with the NVIDIA cards that are there,
+    by name and memory, since a machine may get another one."""
     precision = choice.precision.name if choice.precision else "auto"
-    return f"{platform.node()}, {choice.backend} on {choice.device}, {precision}, threads {threads or 'auto'}"
+    cards = nvidia_smi("name,memory.total") if named and split_device(choice.device)[0] == "cuda" else None
+    where = choice.device + (f" ({cards})" if cards else "")
+    light = "" if bundle.decoder == "full" else f", {bundle.decoder} decoder"
+    return f"{platform.node()}, {choice.backend} on {where}, {precision}, threads {threads or 'auto'}{light}"
 
 
 def _read(path: Path) -> _Stored:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tudsr_runtime.bundle import Bundle, open_bundle
+from tudsr_runtime.bundle import DECODERS, Bundle, open_bundle
 from tudsr_runtime.calls import Calls
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.choose import Asked, choose
@@ -70,6 +70,7 @@ class Upscaler:
         sanity: False lets tiles pass that kept nothing of the input, as models of random weights make them.
         notify: told in plain words when something is done otherwise than planned.
         tile: the only size of tiles in px to use; None for those of the bundle that take the least time.
+        decoder: "full", or "light" for the smaller decoder that a bundle may have beside its own.
         wrap: "x" for pictures whose left and right edge meet, such as 360-degree panoramas, "xy" for tiles of
             a texture, "none".
         engines: folder of engines that `tudsr build` made, for the back ends tensorrt and tensorrt-rtx; None
@@ -96,6 +97,7 @@ class Upscaler:
         engines: Path | None = None,
         tile: int | None = None,
         wrap: str = "none",
+        decoder: str = DECODERS[0],
     ) -> None:
         arguments = locals()
         self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
@@ -113,9 +115,8 @@ class Upscaler:
         self.color = color
         """Name of the colour correction."""
         self._sanity = sanity
-        self.bundle = (
-            bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
-        )
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False, notify=notify)
+        self.bundle = opened.with_decoder(decoder)
         manifest = self.bundle.manifest
         if tile is not None and tile not in self.bundle.tiles:
             sizes = ", ".join(map(str, self.bundle.tiles))
@@ -145,6 +146,7 @@ class Upscaler:
             # Left out where it is none, so that what earlier versions made counts as done.
             **({} if tile is None else {"tile": tile}),
             **_said_wrap(wrap),
+            **({} if decoder == DECODERS[0] else {"decoder": decoder}),
         }
         """What the result depends on besides bundle, picture, factors and size."""
 

@@ -169,11 +169,12 @@ def _upscaler(bundle: Bundle, options: ServeOptions, terminal: Terminal) -> Upsc
         precision=options.precision,
         threads=options.threads,
         engines=options.engines,
+        decoder=options.decoder,
         notify=terminal.remark,
     )
-    terminal.note(made.choice.in_short(bundle.manifest.name))
+    terminal.note(made.choice.in_short(made.bundle.title))
     # All sizes of tiles: who knows what will be asked for.
-    build_missing(bundle, made.choice, bundle.places, terminal)
+    build_missing(made.bundle, made.choice, made.bundle.places, terminal)
     return made
 
 

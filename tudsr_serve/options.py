@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ class ServeOptions:
         tuple[str, ...],
         typer.Option(metavar="nano|DIR", help="A model that may be asked for; repeatable.  [default: nano]"),
     ] = ()
+    decoder: Annotated[
+        Literal["full", "light"], typer.Option(help="light is faster, where all of these models have one.")
+    ] = "full"
     token_file: Annotated[
         Path | None,
         typer.Option(

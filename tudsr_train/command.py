@@ -1,4 +1,4 @@
-"""`tudsr train base|stage1|stage2`."""
+"""`tudsr train base|stage1|stage2|decoder`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
 from tudsr_train.options import TrainOptions
 
-STAGES = ("base", "stage1", "stage2")
+STAGES = ("base", "stage1", "stage2", "decoder")
 
 
 def run(stage: str, options: TrainOptions) -> None:
-    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config` or `Stage2Config`, or a shipped one's
-    name (`find_config`).
+    """Train one stage, by a YAML file of `BaseConfig`, `Stage1Config`, `Stage2Config` or `DecoderConfig`, or
+    a shipped one's name (`find_config`).
 
     Raises:
         UsageError: an unknown stage. TrainingError: a bad configuration or bad data. BundleError: base or
@@ -30,8 +30,8 @@ def run(stage: str, options: TrainOptions) -> None:
 
 
 def _run(stage: str, options: TrainOptions) -> None:
-    from tudsr_train import base, stage1, stage2
-    from tudsr_train.config import BaseConfig, Stage1Config, Stage2Config, StageConfig
+    from tudsr_train import base, decoder, stage1, stage2
+    from tudsr_train.config import BaseConfig, DecoderConfig, Stage1Config, Stage2Config, StageConfig
     from tudsr_train.config_file import find_config, load_config, to_yaml
     from tudsr_train.training import Training
 
@@ -39,6 +39,7 @@ def _run(stage: str, options: TrainOptions) -> None:
         "base": (BaseConfig, base.Base),
         "stage1": (Stage1Config, stage1.Stage1),
         "stage2": (Stage2Config, stage2.Stage2),
+        "decoder": (DecoderConfig, decoder.LightDecoding),
     }
     kind, prepared = table[stage]
     path, said = find_config(options.config)

@@ -268,8 +268,7 @@ class AdapterConfig:
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
-        if self.posterior not in ("sample", "mode"):
-            raise TrainingError(f"posterior is {self.posterior!r}; sample and mode are known")
+        _require_posterior(self.posterior)
 
 
 @dataclass(frozen=True)
@@ -330,7 +329,69 @@ class Stage2Config(AdapterConfig):
         _require(self, "", 1, "N")
 
 
-StageConfig = BaseConfig | Stage1Config | Stage2Config
+@dataclass(frozen=True)
+class LightDecoderConfig:
+    """The network that is distilled."""
+
+    size: str = "half"
+    """half (the base's own decoder with fewer channels) or tiny (TAESD's: 64 channels throughout, no norms,
+    no attention). Ours."""
+    width: float = 0.5
+    """Channels of `half` as a share of the base's own. Ours."""
+
+    def __post_init__(self) -> None:
+        if self.size not in ("half", "tiny"):
+            raise TrainingError(f"model: size is {self.size!r}; half and tiny are known")
+        if not 0 < self.width <= 1:
+            raise TrainingError(f"model: width is a share above 0 and up to 1, not {self.width}")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """`tudsr train decoder`: a light decoder, distilled from the base's own. Not in the paper."""
+
+    base: str = ""
+    """Folder or hub id of the base whose decoder is to be copied, in the diffusers layout."""
+    out: str = ""
+    """Folder of the result; its state lies beside it, in `out`.run. `--out` comes first."""
+    seed: int = 0
+    """Seed of the first weights and of every draw. Ours."""
+    R: int = 256
+    """Side of a training picture, pixels. Ours; most of a decoder looks no further."""
+    model: LightDecoderConfig = field(default_factory=LightDecoderConfig)
+    degraded_prob: float = 0.3
+    """Share of batches whose latents are of degraded pictures, enlarged by M. Ours."""
+    M: tuple[int, ...] = (4,)
+    """Upsampling factors of these. Ours."""
+    posterior: str = "sample"
+    """sample or mode of E's distribution. Ours: no latent of a backbone is exact either."""
+    data: Pictures = field(default_factory=Data)
+    softness: Softness = field(default_factory=Softness)
+    degradation: Recipe = field(default_factory=RealESRGAN)
+    loss: LossWeights = field(default_factory=LossWeights)
+    dists: DistsConfig = field(default_factory=DistsConfig)
+    validation: Validation = field(default_factory=Validation)
+    optimization: Optimization = field(
+        default_factory=lambda: Optimization(
+            steps=50_000, batch_size=4, accumulation=1, lr=2e-4, schedule="cosine", ema=0.999
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _check_shared(self)
+        _require_posterior(self.posterior)
+        if not 0 <= self.degraded_prob <= 1:
+            raise TrainingError(f"degraded_prob is a share from 0 to 1, not {self.degraded_prob}")
+        if self.loss.gan:
+            raise TrainingError(f"loss.gan is {self.loss.gan}, but a decoder is trained without an adversary")
+
+
+StageConfig = BaseConfig | Stage1Config | Stage2Config | DecoderConfig
+
+
+def _require_posterior(name: str) -> None:
+    if name not in ("sample", "mode"):
+        raise TrainingError(f"posterior is {name!r}; sample and mode are known")
 
 
 def _check_shared(config: StageConfig) -> None:

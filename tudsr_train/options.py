@@ -1,4 +1,4 @@
-"""The options of `tudsr train base|stage1|stage2`: name, type, default and help of each, once."""
+"""The options of `tudsr train base|stage1|stage2|decoder`: name, type, default and help of each, once."""
 
 from dataclasses import dataclass
 from pathlib import Path

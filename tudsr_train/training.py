@@ -131,6 +131,13 @@ class Training(Generic[C]):
         """All pairs of the run, by number."""
         return self.draw(self.config.data, self.task, self.config.degradation, self.config.seed, length)
 
+    def validation_pairs(self) -> PairDataset:
+        """Validation pictures: of `validation.path`, else what is held out of the data, else of the same from
+        another seed."""
+        config, seed = self.config, self.config.seed + VALIDATION_SEED
+        data, count = config.validation.data(config.data), config.validation.images
+        return self.draw(data, self.task, config.degradation, seed, count, held_out=True)
+
     def algorithm(self, number: int, x_L: Tensor, x_H: Tensor) -> Iterator[Loss]:
         """Yield the losses of batch `number`, as `Loop` asks for them."""
         raise NotImplementedError
@@ -231,17 +238,10 @@ class Training(Generic[C]):
         )
 
     def _grid(self) -> Grid:
-        """Validation pictures: of `validation.path`, else what is held out of the data, else of the same from
-        another seed."""
+        """What shows validation pictures."""
         config, dists = self.config, self.gan.losses.dists
-        data, count = config.validation.data(config.data), config.validation.images
-        seed = config.seed + VALIDATION_SEED
-        return Grid(
-            lambda: self.draw(data, self.task, config.degradation, seed, count, held_out=True),
-            self.columns,
-            self.device,
-            (dists_name(config.dists.vgg16), dists) if dists is not None else None,
-        )
+        distance = (dists_name(config.dists.vgg16), dists) if dists is not None else None
+        return Grid(self.validation_pairs, self.columns, self.device, distance)
 
 
 class AdapterTraining(Training[A]):

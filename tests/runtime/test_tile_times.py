@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from tudsr_runtime import tile_times
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import Choice, Precision
 from tudsr_runtime.tile_times import store_times, stored_times
@@ -42,6 +43,30 @@ def test_times_are_those_of_the_same_place_only(bundle: Bundle) -> None:
     store_times(bundle, HERE, 2, dict.fromkeys(PLACES, 5.0))
     assert stored_times(bundle, HERE, None, said.append) == found, "the others stay"
     assert not said
+
+
+def test_times_of_one_card_are_not_those_of_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two RTX 4090 differ in nothing that matters; a 4090 in the place of a 3060 does."""
+    cards = ["NVIDIA GeForce RTX 3060, 12288 MiB"]
+    monkeypatch.setattr(tile_times, "nvidia_smi", lambda query: {"name,memory.total": cards[0]}[query])
+    on_gpu = replace(HERE, device="cuda:0")
+    path = store_times(bundle, on_gpu, None, TIMES)
+    assert stored_times(bundle, on_gpu, None, pytest.fail) is not None
+    cards[0] = "NVIDIA GeForce RTX 4090, 24564 MiB"
+    assert stored_times(bundle, on_gpu, None, pytest.fail) is None
+    store_times(bundle, on_gpu, None, dict.fromkeys(PLACES, 2.0))
+    cards[0] = "NVIDIA GeForce RTX 3060, 12288 MiB"
+    found = stored_times(bundle, on_gpu, None, pytest.fail)
+    assert found is not None
+    assert found.per_tile == TIMES
+    # a CPU's times go by the machine alone, and so does what was kept before cards were told apart
+    earlier = json.loads(path.read_text())
+    name = next(name for name in earlier if "3060" in name)
+    path.write_text(json.dumps({name.replace(f" ({cards[0]})", ""): earlier[name]}))
+    cards[0] = "NVIDIA GeForce RTX 4090, 24564 MiB"
+    assert stored_times(bundle, on_gpu, None, pytest.fail) == found
+    store_times(bundle, HERE, None, TIMES)
+    assert not any("on cpu (" in name for name in json.loads(path.read_text()))
 
 
 def test_times_of_some_sizes_alone_are_not_compared(bundle: Bundle) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tudsr_train.config import Lora, Optimization, Stage1Config, Stage2Config, Validation
+from tudsr_train.config import (
+    DecoderConfig,
+    LightDecoderConfig,
+    Lora,
+    Optimization,
+    Stage1Config,
+    Stage2Config,
+    Validation,
+)
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.sources import Data
 from tudsr_train.discriminators.base import DiscriminatorConfig
@@ -46,3 +54,18 @@ def stage1_config(base: Path, data: Data, **changes: Any) -> Stage1Config:
 def stage2_config(base: Path, stage1: Path, data: Data, **changes: Any) -> Stage2Config:
     """Stage 2 on pictures of 128 pixels, in chunks of 64."""
     return Stage2Config(stage1=str(stage1), M=(1,), **_common(base, data, changes))
+
+
+def decoder_config(base: Path, data: Data, size: str = "half", **changes: Any) -> DecoderConfig:
+    """A light decoder on pictures of 32 pixels."""
+    return DecoderConfig(
+        base=str(base),
+        R=32,
+        M=(2,),
+        model=LightDecoderConfig(size),
+        data=data,
+        degradation=Degradation(),
+        loss=LossWeights(mae=1.0),
+        validation=Validation(every=2, images=1),
+        optimization=optimization(**changes),
+    )

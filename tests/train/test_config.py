@@ -10,7 +10,16 @@ import pytest
 
 from tests import tracked
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.config import BaseConfig, Lora, Optimization, Stage1Config, Stage2Config, Validation
+from tudsr_train.config import (
+    BaseConfig,
+    DecoderConfig,
+    LightDecoderConfig,
+    Lora,
+    Optimization,
+    Stage1Config,
+    Stage2Config,
+    Validation,
+)
 from tudsr_train.config_file import docstrings, load_config, to_yaml
 
 
@@ -73,6 +82,7 @@ KINDS: dict[str, type] = {
     "base-texture": BaseConfig,
     "stage1": Stage1Config,
     "stage2": Stage2Config,
+    "decoder": DecoderConfig,
 }
 
 
@@ -103,7 +113,19 @@ def test_tudsr_s_is_trained_as_the_paper_says() -> None:
         assert (weights.mse, weights.edges) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", [Optimization, Lora, Validation, BaseConfig, Stage1Config, Stage2Config])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Optimization,
+        Lora,
+        Validation,
+        BaseConfig,
+        Stage1Config,
+        Stage2Config,
+        DecoderConfig,
+        LightDecoderConfig,
+    ],
+)
 def test_every_default_says_where_it_comes_from(kind: type) -> None:
     told = docstrings(kind)
     for field in dataclasses.fields(kind):

@@ -135,9 +135,13 @@ def open_upscaler(options: UpscaleOptions, terminal: Terminal) -> Iterator[Upsca
         notify=terminal.remark,
         engines=options.engines,
         wrap=options.wrap,
+        decoder=options.decoder,
     ) as upscaler:
-        terminal.note(upscaler.choice.in_short(upscaler.bundle.manifest.name))
-        terminal.detail(f"bundle: {upscaler.bundle.manifest.name}, {upscaler.bundle.manifest.precision}")
+        bundle = upscaler.bundle
+        terminal.note(upscaler.choice.in_short(bundle.title))
+        terminal.detail(f"bundle: {bundle.title}, {bundle.manifest.precision}")
+        for other in set(bundle.decoders) - {bundle.decoder}:
+            terminal.detail(f"the bundle has another decoder as well: --decoder {other}")
         terminal.detail(f"back end: {upscaler.choice}")
         yield upscaler
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tudsr_runtime.atomic import atomic_write
 from tudsr_runtime.bench.latency import measure_latency
 from tudsr_runtime.bench.measure import describe_clocks, describe_machine, describe_memory
-from tudsr_runtime.bench.options import BenchOptions, LatencyOptions
+from tudsr_runtime.bench.options import BenchOptions, LatencyOptions, Table3Options
 from tudsr_runtime.bench.report import facts_markdown, latency_markdown, latency_record
-from tudsr_runtime.bench.table3 import PUBLISHED, measure_rows, row_record, table_markdown
+from tudsr_runtime.bench.table3 import PUBLISHED, forecast, measure_rows, row_record, table_markdown
 from tudsr_runtime.bench.tiles import measure_tiles, tile_record, tiles_markdown
 from tudsr_runtime.engines.choose import build_missing
 from tudsr_runtime.files import make_folder
 from tudsr_runtime.installation import engine_libraries
-from tudsr_runtime.terminal import Terminal
+from tudsr_runtime.terminal import Terminal, clock, counted
 from tudsr_runtime.tile_times import store_times
 from tudsr_runtime.upscaler import Upscaler
 
@@ -31,12 +32,15 @@ def latency(options: LatencyOptions) -> None:
     _publish(options, "latency", facts, latency_markdown(found), latency_record(found))
 
 
-def table3(options: BenchOptions) -> None:
-    """Time the paper's four rows. Raises as `Upscaler.upscale`, and OutputError."""
+def table3(options: Table3Options) -> None:
+    """Time the paper's four rows, or the first of them. Raises as `Upscaler.upscale`, and OutputError."""
     terminal = Terminal()
-    with _upscaler(options, terminal, _of_table3) as upscaler:
+    with _upscaler(options, terminal, partial(_of_table3, options.rows)) as upscaler:
+        how = options.warmup, options.repeats, options.rows
+        runs = f"{counted(options.rows, 'row')} of {options.warmup + options.repeats} rounds"
+        terminal.note(f"about {clock(forecast(upscaler, *how))} for {runs}")
         rows = []
-        for row in measure_rows(upscaler, options.warmup, options.repeats):
+        for row in measure_rows(upscaler, *how):
             terminal.note(f"{row.plan.output_width} px: {row.whole.p50:.3f} s")
             rows.append(row)
         facts = _facts(upscaler, options)
@@ -60,8 +64,8 @@ def tiles(options: BenchOptions) -> None:
     terminal.note(f"kept in {kept}: sizes of tiles are chosen by it from now on")
 
 
-def _of_table3(upscaler: Upscaler) -> Iterator[tuple[int, int]]:
-    for row in PUBLISHED:
+def _of_table3(rows: int, upscaler: Upscaler) -> Iterator[tuple[int, int]]:
+    for row in PUBLISHED[:rows]:
         yield from row.plan(upscaler).places
 
 
@@ -80,6 +84,7 @@ def _upscaler(
         sanity=False,
         notify=terminal.remark,
         engines=options.engines,
+        decoder=options.decoder,
     )
     build_missing(upscaler.bundle, upscaler.choice, set(places(upscaler)), terminal)
     return upscaler
@@ -90,6 +95,7 @@ def _facts(upscaler: Upscaler, options: BenchOptions) -> dict[str, object]:
     return {
         "bundle": f"{manifest.name}, {manifest.precision}, sha256 {upscaler.bundle.sha256[:16]}",
         "weights": manifest.provenance.get("weights", "as exported"),
+        "decoder": upscaler.bundle.decoder,
         "back end": str(upscaler.choice),
         "libraries": ", ".join(f"{name} {version}" for name, version in engine_libraries().items()),
         "runs": f"{options.repeats} after {options.warmup} for warm-up, one picture at a time",

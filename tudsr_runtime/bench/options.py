@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ class _Where:
         "auto"
     )
     threads: Annotated[int | None, threads_option()] = None
+    decoder: Annotated[
+        Literal["full", "light"], typer.Option(help="light is faster, where the model has one.")
+    ] = "full"
     engines: Annotated[Path | None, engines_option()] = None
 
 
@@ -43,3 +46,12 @@ class BenchOptions(_Where):
 @dataclass(frozen=True)
 class LatencyOptions(BenchOptions, _Picture):
     """The options of `tudsr bench latency`; a dataclass takes the fields of its last parent first."""
+
+
+@dataclass(frozen=True)
+class Table3Options(BenchOptions):
+    """The options of `tudsr bench table3`."""
+
+    rows: Annotated[
+        int, typer.Option(min=1, max=4, help="How many of the four rows, the cheapest first.")
+    ] = 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tudsr_runtime.batch.estimate import Estimator
 from tudsr_runtime.bench.latency import run_engines, sample_picture
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.tiling.plan import Plan, plan_upscale
@@ -36,6 +37,8 @@ PUBLISHED = (
     Published(256, 8, 2.2848),
 )
 PUBLISHED_GPU = "NVIDIA H800"
+PASSES = 2
+"""How often a row is run in each round: the engines alone, and from array to array."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,19 @@ class Row:
     whole: Durations
 
 
-def measure_rows(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Row]:
-    """The rows one by one, in the paper's two steps even if the bundle is good for fewer.
+def forecast(upscaler: Upscaler, warmup: int, repeats: int, rows: int = len(PUBLISHED)) -> float:
+    """Seconds that `measure_rows` will take, about, by a tile of each stage and size. Raises as it."""
+    estimator = Estimator(upscaler)
+    each = sum(estimator.seconds(published.plan(upscaler)) for published in PUBLISHED[:rows])
+    return PASSES * (warmup + repeats) * each
+
+
+def measure_rows(upscaler: Upscaler, warmup: int, repeats: int, rows: int = len(PUBLISHED)) -> Iterator[Row]:
+    """The first `rows` rows one by one, in the paper's two steps even if the bundle is good for fewer.
 
     Raises as `Upscaler.upscale`.
     """
-    for published in PUBLISHED:
+    for published in PUBLISHED[:rows]:
         image = sample_picture(published.side, published.side)
         plan = published.plan(upscaler)
         whole = measure(partial(upscaler.upscale, image, published.scale, plan.notation), warmup, repeats)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_write
-from tudsr_runtime.bundle import Bundle
+from tudsr_runtime.bundle import DECODERS, Bundle
 from tudsr_runtime.engines.backend import AUTO, Choice, Notify, Unavailable, split_device
 from tudsr_runtime.engines.select import BUILT, select
 from tudsr_runtime.engines.stages import in_float32
@@ -151,7 +151,9 @@ def _arithmetic(choice: Choice) -> str:
 
 def _answer(bundle: Bundle, choice: Choice) -> Path:
     kind, _ = split_device(choice.device)
-    depends = [bundle.sha256, _arithmetic(choice), processor(kind), *engine_libraries().items(), LEAST_DB]
+    decoder = [] if bundle.decoder == DECODERS[0] else [bundle.decoder]
+    libraries = engine_libraries().items()
+    depends = [bundle.sha256, *decoder, _arithmetic(choice), processor(kind), *libraries, LEAST_DB]
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()
     return cache_folder() / "golden" / f"{name}.json"
 

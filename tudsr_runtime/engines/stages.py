@@ -131,12 +131,11 @@ class LoadedEngines:
         self.close()
 
     def _stage(self, index: int, tile: int, choice: Choice) -> LoadedStage:
-        stage, backend = self._bundle.manifest.stages[index], open_backend(choice.backend)
+        backend = open_backend(choice.backend)
         target = self._target(choice, backend)
         with self._lock:
             encoder, unet, decoder = (
-                self._engine(component, tile, backend, target)
-                for component in (stage.encoder, stage.unet, stage.decoder)
+                self._engine(component, tile, backend, target) for component in self._bundle.parts(index)
             )
             engines = (encoder, unet, decoder)
             return LoadedStage(engines, backend.chain(engines))

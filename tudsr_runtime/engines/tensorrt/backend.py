@@ -299,8 +299,9 @@ def missing_engines(
         gpu = find_gpu(f"{name} has no GPU", "nvidia-smi shows GPUs and driver", split_device(device)[1])
         target = library.target(gpu)
         record = read_record(engine_folder(bundle, library, target, precision))
-        wanted = engine_variants(bundle, precision).values()
-        own = [variant for variant in wanted if variant.tile == bundle.manifest.tile]
+        wanted = engine_variants(bundle, precision)
+        # Engines of the bundle's own size go by their component's plain name.
+        own = [wanted[component] for component in sorted(bundle.running)]
         reason = record.misfit(library, target, own)
     except TudsrError as error:
         return Unavailable(str(error), error.hint or build)

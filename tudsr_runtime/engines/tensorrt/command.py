@@ -77,12 +77,14 @@ def build(options: BuildOptions) -> None:
     library = open_library(options.engine)
     target, reason = choose_target(library, options.target)
     terminal.note(f"{library.name} {library.version} for {target} ({reason}), bundle {opened.manifest.name}")
-    wanted = Wanted(opened, library, target, options.precision, _of_sizes(opened, options.tile))
+    wanted = Wanted(
+        opened, library, target, options.precision, _chosen(opened, options.tile, options.decoder)
+    )
     if options.compare:
         require_both(library, target)  # before minutes are spent on building
     found = _ensure(wanted, options.output, terminal)
     if options.compare:
-        _compare(wanted, found.path, options.tile or opened.tiles, terminal)
+        _compare(wanted, found.path, options.tile or opened.tiles, options.decoder, terminal)
     if options.as_json:
         terminal.json({"folder": str(found.path), "built": found.built, **dataclasses.asdict(found.record)})
         return
@@ -106,23 +108,23 @@ def triton(bundle: str, repository: Path, engines: list[Path]) -> None:
     terminal.note(f"{len(names)} models; tritonserver --model-repository={repository}")
 
 
-def _of_sizes(bundle: Bundle, sizes: Collection[int]) -> frozenset[str] | None:
-    """The names of all engines for tiles of these sizes; None, for all, where none is given."""
+def _chosen(bundle: Bundle, sizes: Collection[int], decoder: str | None) -> frozenset[str] | None:
+    """The names of all engines for tiles of these sizes, of all without any, and for that decoder, or for
+    both; None where that is all."""
     for size in sizes:
         if size not in bundle.tiles:
             known = ", ".join(map(str, bundle.tiles))
             raise UsageError(f"--tile {size}: {bundle.manifest.name} has tiles of {known} px")
-    names = {engine_name(bundle, name, size) for name in bundle.manifest.components for size in sizes}
-    return frozenset(names) or None
+    if not sizes and decoder is None:
+        return None
+    components = bundle.with_decoder(decoder).running if decoder else bundle.manifest.components
+    return frozenset(engine_name(bundle, name, size) for name in components for size in sizes or bundle.tiles)
 
 
 def engines_of(bundle: Bundle, places: Iterable[tuple[int, int]]) -> frozenset[str]:
     """The names of the engines that stages (from 0) need for tiles of a size in px: (stage, size) of each."""
-    stages = bundle.manifest.stages
     return frozenset(
-        engine_name(bundle, component, tile)
-        for stage, tile in places
-        for component in (stages[stage].encoder, stages[stage].unet, stages[stage].decoder)
+        engine_name(bundle, component, tile) for stage, tile in places for component in bundle.parts(stage)
     )
 
 
@@ -169,11 +171,14 @@ def build_missing(
     _ensure(wanted, None, terminal, thorough=False)
 
 
-def _compare(wanted: Wanted, folder: Path, sizes: Collection[int], terminal: Terminal) -> None:
+def _compare(
+    wanted: Wanted, folder: Path, sizes: Collection[int], decoder: str | None, terminal: Terminal
+) -> None:
     """A line for each engine; of one that is wrong, the layers where it begins to be."""
     wrong: list[Compared] = []
     precision = wanted.precision or wanted.bundle.manifest.precision
-    for one in compare_engines(wanted.bundle, folder, wanted.library, precision, sizes):
+    decoders = (decoder,) if decoder else wanted.bundle.decoders
+    for one in compare_engines(wanted.bundle, folder, wanted.library, precision, sizes, decoders):
         terminal.note(_difference(one.difference))
         wrong += [] if one.difference.close else [one]
     for one in wrong:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.bundle import Bundle, Variant
+from tudsr_runtime.bundle import DECODERS, Bundle, Variant
 from tudsr_runtime.engines.backend import Backend, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.engines.tensorrt.cuda import find_gpu
@@ -59,9 +59,14 @@ class Compared:
 
 
 def compare_engines(
-    bundle: Bundle, folder: Path, library: Library, precision: str, sizes: Collection[int]
+    bundle: Bundle,
+    folder: Path,
+    library: Library,
+    precision: str,
+    sizes: Collection[int],
+    decoders: Collection[str] = DECODERS[:1],
 ) -> Iterator[Compared]:
-    """Run every engine of a folder and its graph, for each of these sizes of tiles in px.
+    """Run every engine of a folder and its graph, for each of these sizes of tiles in px and these decoders.
 
     Raises:
         DeviceError: an engine cannot run here.
@@ -70,9 +75,10 @@ def compare_engines(
     ours, reference = open_backend(library.name), open_backend("onnxruntime")
     for tile in sizes:
         results: dict[str, FloatArray] = {}
-        for stage in bundle.manifest.stages:
+        views = [bundle.with_decoder(name) for name in decoders]
+        for parts in (view.parts(stage) for view in views for stage in range(len(bundle.manifest.stages))):
             x = _picture(bundle, tile)
-            for component in (stage.encoder, stage.unet, stage.decoder):
+            for component in parts:
                 variant = bundle.variant(component, precision=precision, tile=tile)
                 graph = bundle.path(variant)
                 if component not in results:

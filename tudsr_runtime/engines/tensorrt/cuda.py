@@ -11,6 +11,9 @@ from tudsr_runtime.errors import DeviceError, MemoryExhausted
 from tudsr_runtime.installation import install_hint
 
 OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+INSUFFICIENT_DRIVER = "cudaErrorInsufficientDriver"
+CUDA_13_DRIVER = 580
+"""From which driver on CUDA 13 runs, on Linux and Windows; cuda-bindings 13 has its runtime inside."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,23 @@ def find_gpu(what: str, hint: str, number: int = 0) -> Gpu:
     status, count = cuda.cudaGetDeviceCount()
     if int(status) or number >= count:
         reason = status_text(cuda, status) if int(status) else f"there are {count} CUDA devices"
-        raise DeviceError(f"{what}: {reason}", hint=hint)
+        raise DeviceError(f"{what}: {reason}", hint=_about_driver(reason) or hint)
     status, properties = cuda.cudaGetDeviceProperties(number)
     if int(status):
         raise DeviceError(f"{what}: {status_text(cuda, status)}", hint=hint)
     name = properties.name
     text = name.decode(errors="replace").strip("\0") if isinstance(name, bytes) else str(name)
     return Gpu(text, f"sm{properties.major}{properties.minor}", int(properties.totalGlobalMem))
+
+
+def _about_driver(reason: str) -> str | None:
+    """What to do about a driver that is too old; None where it is something else."""
+    if INSUFFICIENT_DRIVER not in reason:
+        return None
+    return (
+        f"where there is an NVIDIA GPU, a driver of {CUDA_13_DRIVER} or later, which CUDA 13 needs; "
+        "nvidia-smi shows it"
+    )
 
 
 def call(cuda: Any, function: str, *arguments: Any) -> Any:

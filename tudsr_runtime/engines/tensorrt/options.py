@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,10 @@ class BuildOptions:
         tuple[int, ...],
         typer.Option(metavar="PX", help="Only for tiles of that size; repeatable.  [default: all sizes]"),
     ] = ()
+    decoder: Annotated[
+        Literal["full", "light"] | None,
+        typer.Option(help="Only for that decoder, where the bundle has both.  [default: both]"),
+    ] = None
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print layers, precisions, fusions and memory.")
     ] = False

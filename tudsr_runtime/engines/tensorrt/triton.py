@@ -4,6 +4,7 @@
     REPOSITORY/nano_stage1/config.pbtxt, 1/                     the three of a stage in one: x_L -> x_H
     REPOSITORY/nano_unet_stage1_tensorrt/..., 1/sm89.plan       the same from TensorRT's engines, if given
     REPOSITORY/nano_unet_stage1-256, nano_stage1-256            the same for another size of tiles
+    REPOSITORY/nano_stage1_light                                the same with the bundle's light decoder
 
 An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; cutting
 into tiles and blending them stays with the client. Latents never leave the server.
@@ -14,10 +15,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
-from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
+from tudsr_runtime.bundle import DECODERS, Bundle, TensorSpec, Variant
 from tudsr_runtime.engines.tensorrt.record import (
     EngineRecord,
     engine_name,
@@ -73,9 +75,11 @@ def _write_size(
         _write_onnx(repository, _name(bundle, component, tile), bundle, variant, placed)
         if SUFFIX in suffixes:
             _write_plans(repository, _name(bundle, component, tile) + SUFFIX, variant, records)
-    for stage in bundle.manifest.stages:
-        for suffix in suffixes:
-            _write_ensemble(repository, bundle, stage, tile, suffix)
+    for number, stage in enumerate(bundle.manifest.stages):
+        for suffix, decoder in product(suffixes, bundle.decoders):
+            light = "" if decoder == DECODERS[0] else f"_{decoder}"
+            name = _name(bundle, stage.name, tile) + light + suffix
+            _write_ensemble(repository, name, bundle.with_decoder(decoder), number, tile, suffix)
 
 
 def _name(bundle: Bundle, part: str, tile: int) -> str:
@@ -141,11 +145,10 @@ def _write_plans(
     _configure(repository, name, [*lines, f'default_model_filename: "{first}.plan"'])
 
 
-def _write_ensemble(repository: Path, bundle: Bundle, stage: Stage, tile: int, suffix: str) -> None:
-    name = _name(bundle, stage.name, tile) + suffix
+def _write_ensemble(repository: Path, name: str, bundle: Bundle, stage: int, tile: int, suffix: str) -> None:
     _make(repository, name)
     passed = ("x_L", "z_L", "z_H", "x_H")
-    components = (stage.encoder, stage.unet, stage.decoder)
+    components = bundle.parts(stage)
     variants = [bundle.variant(component, tile=tile) for component in components]
     ends = [TensorSpec(passed[0], variants[0].inputs[0].dtype, variants[0].inputs[0].shape)]
     ends.append(TensorSpec(passed[-1], variants[-1].outputs[0].dtype, variants[-1].outputs[0].shape))
