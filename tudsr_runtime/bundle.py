@@ -14,7 +14,17 @@ from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
-from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
+from tudsr_runtime.manifest import (
+    BundleFile,
+    Component,
+    Golden,
+    Latent,
+    Manifest,
+    NetworkStage,
+    Stage,
+    TensorSpec,
+    Variant,
+)
 
 __all__ = [
     "BUILTIN_BUNDLES",
@@ -26,6 +36,7 @@ __all__ = [
     "Golden",
     "Latent",
     "Manifest",
+    "NetworkStage",
     "Stage",
     "TensorSpec",
     "Variant",
@@ -115,7 +126,7 @@ class Bundle:
         Raises BundleError: a component has no graph of that size.
         """
         found = self.manifest.stages[stage]
-        each = [self.variant(name, tile=tile).macs for name in (found.encoder, found.unet, found.decoder)]
+        each = [self.variant(name, tile=tile).macs for name in found.components]
         return None if None in each else sum(macs for macs in each if macs is not None)
 
     def weights(self, stage: int, tile: int, precision: str | None = None) -> int:
@@ -123,10 +134,13 @@ class Bundle:
 
         Raises BundleError: a component has no graph of that size.
         """
-        found = self.manifest.stages[stage]
-        names = (found.encoder, found.unet, found.decoder)
+        names = self.manifest.stages[stage].components
         files = {f for name in names for f in self.variant(name, preferred=precision, tile=tile).files}
         return sum(file.bytes for file in files)
+
+    def source_edge(self, stage: int, tile: int) -> int:
+        """Px a side of what a stage (from 0) reads for a tile of that size."""
+        return self.manifest.stages[stage].source_edge(tile)
 
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""

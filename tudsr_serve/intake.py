@@ -25,7 +25,6 @@ from tudsr_runtime.errors import OutputError, TudsrError, UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
 from tudsr_runtime.pictures.read import read_header
 from tudsr_runtime.pictures.write import Encoding
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Full, TooLarge, renamed
 from tudsr_serve.form import read_form
@@ -158,11 +157,8 @@ class Intake:
 
     def _request(self, folder: Path, options: UpscaleOptions) -> Request:
         size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-        scale = options.scale
-        if scale is None and size is None and options.factors is None:
-            scale = DEFAULT_SCALE
         return Request(
-            scale=scale,
+            scale=options.scale,
             factors=options.factors,
             size=size,
             output=folder,

@@ -25,7 +25,7 @@ from tudsr_runtime.errors import UsageError
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.write import Encoding
 from tudsr_runtime.terminal import Terminal
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 
@@ -186,11 +186,8 @@ def make_request(plain: Plain, options: UpscaleOptions, suffix: str | None, agai
     """What the options ask for of every picture. Raises UsageError: they contradict each other."""
     inputs, output, to_stdout = plain.inputs, plain.output, plain.to_stdout
     size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-    scale = options.scale
-    if scale is None and size is None and options.factors is None:
-        scale = DEFAULT_SCALE
     return Request(
-        scale=scale,
+        scale=options.scale,
         factors=options.factors,
         size=size,
         output=output,

@@ -122,7 +122,7 @@ def engines_of(bundle: Bundle, places: Iterable[tuple[int, int]]) -> frozenset[s
     return frozenset(
         engine_name(bundle, component, tile)
         for stage, tile in places
-        for component in (stages[stage].encoder, stages[stage].unet, stages[stage].decoder)
+        for component in stages[stage].components
     )
 
 

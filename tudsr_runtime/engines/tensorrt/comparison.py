@@ -71,8 +71,8 @@ def compare_engines(
     for tile in sizes:
         results: dict[str, FloatArray] = {}
         for stage in bundle.manifest.stages:
-            x = _picture(bundle, tile)
-            for component in (stage.encoder, stage.unet, stage.decoder):
+            x = _picture(bundle, tile, stage.source_edge(tile))
+            for component in stage.components:
                 variant = bundle.variant(component, precision=precision, tile=tile)
                 graph = bundle.path(variant)
                 if component not in results:
@@ -171,12 +171,12 @@ class _Polygraphy:
         return self._trt.ModifyNetworkOutputs(parsed, outputs=self._constants.MARK_ALL)
 
 
-def _picture(bundle: Bundle, tile: int) -> FloatArray:
-    """The golden tile, or noise where the bundle has none of that size."""
+def _picture(bundle: Bundle, tile: int, edge: int) -> FloatArray:
+    """What a stage reads, `edge` px a side: the golden tile, or noise where there is none of that size."""
     golden = bundle.manifest.golden
     if golden is not None and tile == bundle.manifest.tile:
         return read_tile(bundle, golden)
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, tile, tile)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
 
 
 def _run(backend: Backend, graph: Path, variant: Variant, target: Target, x: FloatArray) -> FloatArray:

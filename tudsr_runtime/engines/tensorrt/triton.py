@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
-from tudsr_runtime.bundle import Bundle, Stage, TensorSpec, Variant
+from tudsr_runtime.bundle import Bundle, NetworkStage, Stage, TensorSpec, Variant
 from tudsr_runtime.engines.tensorrt.record import (
     EngineRecord,
     engine_name,
@@ -141,11 +141,13 @@ def _write_plans(
     _configure(repository, name, [*lines, f'default_model_filename: "{first}.plan"'])
 
 
-def _write_ensemble(repository: Path, bundle: Bundle, stage: Stage, tile: int, suffix: str) -> None:
+def _write_ensemble(
+    repository: Path, bundle: Bundle, stage: Stage | NetworkStage, tile: int, suffix: str
+) -> None:
     name = _name(bundle, stage.name, tile) + suffix
     _make(repository, name)
-    passed = ("x_L", "z_L", "z_H", "x_H")
-    components = (stage.encoder, stage.unet, stage.decoder)
+    components = stage.components
+    passed = ("x_L", "x_H") if isinstance(stage, NetworkStage) else ("x_L", "z_L", "z_H", "x_H")
     variants = [bundle.variant(component, tile=tile) for component in components]
     ends = [TensorSpec(passed[0], variants[0].inputs[0].dtype, variants[0].inputs[0].shape)]
     ends.append(TensorSpec(passed[-1], variants[-1].outputs[0].dtype, variants[-1].outputs[0].shape))
