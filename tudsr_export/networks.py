@@ -88,7 +88,9 @@ def read_network(origin: Path) -> Network:
         NotFiniteError: the checkpoint holds NaN or infinity.
     """
     spandrel = import_spandrel()
-    state = spandrel.canonicalize_state_dict(_load(origin))
+    saved = _load(origin)
+    with misread(f"{origin}: no weights in this checkpoint"):
+        state = spandrel.canonicalize_state_dict(saved)
     _require_honest(origin, state)
     try:
         with misread(f"{origin}: the network cannot be built from this checkpoint"):

@@ -5,8 +5,8 @@
     REPOSITORY/nano_unet_stage1_tensorrt/..., 1/sm89.plan       the same from TensorRT's engines, if given
     REPOSITORY/nano_unet_stage1-256, nano_stage1-256            the same for another size of tiles
 
-An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; cutting
-into tiles and blending them stays with the client. Latents never leave the server.
+An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; a network
+takes it as it is. Cutting into tiles and blending them stays with the client. Latents never leave the server.
 """
 
 from __future__ import annotations
