@@ -101,7 +101,7 @@ def export(folder: Path, precision: str) -> dict[str, Any]:
     make_base(base)
     stage1, stage2 = make_adapters(base, folder)
     started, used = time.monotonic(), time.process_time()
-    run(ExportOptions(base, folder / "bundle", stage1, stage2, precision=precision, name="full"))
+    run(ExportOptions(folder / "bundle", base, stage1, stage2, precision=precision, name="full"))
     seconds, processor = time.monotonic() - started, time.process_time() - used
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bundle = open_bundle(folder / "bundle")

@@ -40,6 +40,25 @@ def synthetic_tile(tile: int) -> Tensor:
     return _enlarged(F.interpolate(pixels, scale_factor=1 / STAGE_FACTOR, mode="area"), tile)
 
 
+def network_tiles(edge: int) -> list[Tensor]:
+    """The same two, (1, 3, edge, edge) in [-1, 1], as a network reads them that enlarges by itself: small."""
+    return [_whole_levels(_enlarged(_photo_crop(STAGE_FACTOR * edge), edge)), small_synthetic_tile(edge)]
+
+
+def small_synthetic_tile(edge: int) -> Tensor:
+    """A synthetic picture of the training kind, reduced four times."""
+    pixels = torch.from_numpy(SyntheticImages(size=STAGE_FACTOR * edge, num_textures=4)[0])
+    return F.interpolate(pixels.permute(2, 0, 1)[None], size=(edge, edge), mode="area") * 2 - 1
+
+
+def network_photo(edge: int) -> NDArray[np.float32]:
+    """The photograph, mirrored where it does not reach, for two overlapping tiles of `edge` px beside each
+    other: (edge, edge * 5 / 4, 3) in [0, 1]."""
+    height, width = edge, edge * 5 // 4
+    levels = np.pad(photo(), ((0, max(0, height - 128)), (0, max(0, width - 160)), (0, 0)), mode="symmetric")
+    return levels[:height, :width].astype(np.float32) / np.float32(255)
+
+
 def runtime_photo(tile: int) -> NDArray[np.float32]:
     """A part of the photograph, (h, w, 3) float32 in [0, 1], for a trip through the whole runtime.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
-from tudsr_export.plan import ExportPlan
+from tudsr_export.plan import ExportPlan, NetworkPlan
 from tudsr_runtime.engines.tensorrt.command import build, triton
 from tudsr_runtime.engines.tensorrt.library import choose_target, open_library
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
@@ -24,16 +24,17 @@ EXPORTED_PRECISIONS = ("fp16", "fp32")
 
 
 def run(options: ExportOptions, tile: int = TILE) -> None:
-    """Export a base and one or two LoRA adapters as the bundle `options.output`, for tiles of `tile` px.
+    """Export a base and one or two LoRA adapters, or a network, as the bundle `options.output`, for tiles of
+    `tile` px.
 
     Writes the bundle's path to stdout, then those of the engines of `--engine` and the models of `--triton`;
     what was chosen, and the figures of the gates, to stderr. The caller has nothing to print.
 
     Raises:
         UsageError: no adapter, or an option without a meaning (exit 2).
-        BundleError: base or adapter missing, damaged or misfit (exit 5).
-        DeviceError: no such engine library or GPU, which is said before the export; or an engine cannot be
-            built, which leaves the bundle (exit 6).
+        BundleError: base, adapter or network missing, damaged or misfit (exit 5).
+        DeviceError: no such engine library or GPU, or no spandrel, which is said before the export; or an
+            engine cannot be built, which leaves the bundle (exit 6).
         OutputError: the output exists, or cannot be written (exit 8).
         NotFiniteError: the graphs do not compute what the adapters do (exit 9); nothing is written.
     """
@@ -45,13 +46,12 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
     if options.licence == UNKNOWN_LICENCE:
         _notify("licence of the weights: unspecified (--licence says it; it follows from the base's licence)")
 
-    from tudsr_export.export import export_bundle
     from tudsr_export.gates import Report
 
     make_folder(options.output.resolve().parent)
     report = Report()
     try:
-        export_bundle(plan, report, _notify)
+        _export(plan, report)
     finally:
         _show(report)
     sys.stdout.write(f"{options.output}\n")
@@ -62,10 +62,26 @@ def run(options: ExportOptions, tile: int = TILE) -> None:
         triton(str(options.output), options.triton, [])
 
 
-def _plan(options: ExportOptions, tile: int) -> ExportPlan:
+def _export(plan: ExportPlan | NetworkPlan, report: Report) -> None:
+    if isinstance(plan, NetworkPlan):
+        from tudsr_export.network_export import export_network
+
+        export_network(plan, report, _notify)
+    else:
+        from tudsr_export.export import export_bundle
+
+        export_bundle(plan, report, _notify)
+
+
+def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
     """The plan that the options make; PyTorch is not imported yet."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
-    if not adapters:
+    if options.from_spandrel is not None:
+        _require_no_diffusion(options)
+    elif options.base is None:
+        hint = "--base DIR with --stage1 or --stage2, or --from-spandrel FILE"
+        raise UsageError("no base model to export", hint=hint)
+    elif not adapters:
         raise UsageError("there is nothing to export", hint="--stage1 ADAPTER, --stage2 ADAPTER, or both")
     if options.precision not in EXPORTED_PRECISIONS:
         raise UsageError(f"precision must be {' or '.join(EXPORTED_PRECISIONS)}, not {options.precision!r}")
@@ -76,13 +92,28 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         )
     timesteps = _timesteps(options.timesteps, sorted(adapters))
     about = _text("--about", options.about) if options.about else ""
-    plans = _plans(options.plans, len(adapters)) if options.plans else ()
+    plans = _plans(options.plans, len(adapters) or 2) if options.plans else ()
     if options.vgg16 is not None and options.light_decoder is None:
         raise UsageError("--vgg16 judges a light decoder, and there is none", hint="--light-decoder DIR")
     for edge in options.tile:
         if not MIN_TILE <= edge <= MAX_TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {MAX_TILE} px, not {edge}")
 
+    if options.from_spandrel is not None:
+        return NetworkPlan(
+            options.from_spandrel,
+            options.output,
+            options.precision,
+            name,
+            options.licence,
+            options.overwrite,
+            tile,
+            about,
+            options.batch,
+            options.tile or None,
+            plans,
+        )
+    assert options.base is not None
     return ExportPlan(
         options.base,
         adapters,
@@ -102,6 +133,21 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan:
         options.light_decoder,
         options.vgg16,
     )
+
+
+def _require_no_diffusion(options: ExportOptions) -> None:
+    """UsageError where --from-spandrel stands beside what only diffusion has."""
+    given = {
+        "--base": options.base,
+        "--stage1": options.stage1,
+        "--stage2": options.stage2,
+        "--timesteps": options.timesteps,
+        "--prompt": options.prompt,
+        "--no-merge-lora": None if options.merge_lora else True,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} has no meaning with --from-spandrel", hint=f"leave {name} out")
 
 
 def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:

@@ -166,7 +166,7 @@ def _read_diffusers(file: Path) -> StageAdapter:
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import convert_unet_state_dict_to_peft, get_peft_kwargs
 
-    weights, metadata = _load_safetensors(file)
+    weights, metadata = load_safetensors(file)
     with misread(f"{file}: not a LoRA of a UNet in diffusers' layout"):
         weights, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(weights)
         if any(key.startswith("text_encoder") for key in weights):
@@ -183,9 +183,9 @@ def _read_diffusers(file: Path) -> StageAdapter:
     return StageAdapter(file, "diffusers", file_sha256(file), (PeftLora(_config(file, known), weights),))
 
 
-def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, and what the file says of its LoRA's rank and alpha."""
-    with misread(f"{file}: the adapter cannot be read"):
+def load_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the file says of its LoRA's rank and alpha. Raises BundleError."""
+    with misread(f"{file}: the file cannot be read"):
         with safe_open(file, "pt") as opened:
             stored = parse_json((opened.metadata() or {}).get(DIFFUSERS_METADATA, "{}"))
         weights = load_file(file)
@@ -204,7 +204,9 @@ def _config(file: Path, values: Mapping[str, Any]) -> LoraConfig:
 
 
 def _read_pickle(file: Path) -> StageAdapter:
-    saved = _load_pickle(file)
+    saved = load_pickle(file)
+    if not isinstance(saved, dict):
+        raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint, but a {type(saved).__name__}")
     with misread(f"{file}: the checkpoint is incomplete"):
         if "lora_rank_unet_pix" in saved:
             return _pisa_sr(file, saved)
@@ -213,13 +215,16 @@ def _read_pickle(file: Path) -> StageAdapter:
     raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint", hint="a PEFT folder")
 
 
-def _load_pickle(file: Path) -> dict[str, Any]:
-    """Weights, numbers and text from a pickle; one that holds anything else is refused before it is run."""
+def load_pickle(file: Path) -> Any:
+    """Weights, numbers and text from a pickle; one that holds anything else is refused before it is run.
+
+    Raises BundleError.
+    """
     try:
         with warnings.catch_warnings():
             # Of pickle protocols: what cannot be read becomes an error below.
             warnings.simplefilter("ignore", UserWarning)
-            saved = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BundleError(
             f"{file}: refused, for it holds more than weights, which could be code ({_reason(error)})",
@@ -229,9 +234,6 @@ def _load_pickle(file: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         raise BundleError(f"{file}: the checkpoint cannot be read: {_reason(error)}") from error
-    if not isinstance(saved, dict):
-        raise BundleError(f"{file}: neither OSEDiff's nor PiSA-SR's checkpoint, but a {type(saved).__name__}")
-    return saved
 
 
 def _reason(error: Exception) -> str:

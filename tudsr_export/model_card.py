@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec
+from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, Stage, TensorSpec, Variant
 from tudsr_runtime.manifest import MeasuredPlan
 
 TEMPLATE = """\
@@ -77,6 +77,78 @@ differ from the full decoder's by what `light_vs_full` says below.
 """
 
 
+NETWORK_TEMPLATE = """\
+# {name}
+
+An image super-resolution network for `tudsr`: {architecture}, which enlarges x{factor}, on fixed tiles of
+{tile} x {tile} pixels, as one ONNX graph (opset {opset}, {precision}). It is no diffusion model.
+
+    tudsr upscale photo.png --bundle THIS_FOLDER
+
+Licence of the weights: {licence}.
+{about}
+## Scales
+
+{scales}
+
+{plans}## Graphs
+
+| component | input | output | size |
+| --- | --- | --- | --- |
+{components}
+
+Images are NCHW in [-1, 1].
+
+## Made from
+
+`{file}` (sha256 `{sha256}`),
+read by spandrel and exported by tudsr {version} with {tools}.
+The hashes of all files are in `{manifest}`.
+
+## How exact the graphs are
+
+| gate | of | figure | limit | largest error |
+| --- | --- | --- | --- | --- |
+{figures}
+
+`baked_vs_merged` is the relative error, in float32, of the module that is exported against what spandrel
+computes; `fp16_range` is the largest value inside the graph, which float16 must hold; `half_vs_float32`
+compares whole tiles in PyTorch, half against float32; `onnx_vs_torch` each graph in ONNX Runtime with the
+float32 PyTorch network; `runtime_vs_torch` a photograph through tudsr's own runtime with the PyTorch network.
+`tudsr bundle verify THIS_FOLDER` repeats the check with the golden tile in `golden/` on the machine where the
+bundle runs.
+"""
+
+
+def network_card(manifest: Manifest, about: str = "") -> str:
+    """The same for a bundle whose stages are a network."""
+    made, factor = manifest.provenance["network"], manifest.own_factors[0]
+    twice = len(manifest.stages) == 2
+    variants = [(name, component.variants[0]) for name, component in manifest.components.items()]
+    return NETWORK_TEMPLATE.format(
+        name=manifest.name,
+        architecture=made["architecture"],
+        factor=factor,
+        about=f"\n{about.strip()}\n" if about.strip() else "",
+        tile=manifest.tile,
+        opset=variants[0][1].opset,
+        precision=manifest.precision,
+        licence=manifest.licence,
+        scales=f"Up to x{factor} the network runs once"
+        + (f", beyond that twice (x{factor**2})" if twice else "")
+        + "; what it makes is then resized to the scale asked for."
+        + (f" `--factors {factor}x-` runs it once at any scale." if twice else ""),
+        plans=_plans(manifest.plans),
+        components=_components(variants),
+        file=made["file"],
+        sha256=made["sha256"],
+        version=manifest.tudsr_version,
+        tools=", ".join(f"{tool} {number}" for tool, number in manifest.provenance["tools"].items()),
+        manifest=MANIFEST_NAME,
+        figures=_rows(row for gate, entry in manifest.numerics.items() for row in _gate_rows(gate, entry)),
+    )
+
+
 def model_card(manifest: Manifest, about: str = "") -> str:
     """The text of README.md for a bundle that `tudsr export` wrote; `about` (Markdown) stands first in it."""
     base, tools = manifest.provenance["base"], manifest.provenance["tools"]
@@ -93,18 +165,11 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         stages=_rows(
             (s.name, f"x{s.factor}", str(s.timestep), f"{s.alpha_cumprod:.6f}", f"`{s.unet}`")
             for s in manifest.stages
+            if isinstance(s, Stage)
         ),
         plans=_plans(manifest.plans),
         light=LIGHT_SECTION if manifest.has_light_decoders else "",
-        components=_rows(
-            (
-                f"`{name}`",
-                _port(variant.inputs[0]),
-                _port(variant.outputs[0]),
-                f"{sum(file.bytes for file in variant.files) / 1e6:.1f} MB",
-            )
-            for name, variant in variants
-        ),
+        components=_components(variants),
         base=base["id"],
         base_sha256=base["sha256"],
         version=manifest.tudsr_version,
@@ -114,6 +179,18 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         tools=", ".join(f"{tool} {number}" for tool, number in tools.items()),
         manifest=MANIFEST_NAME,
         figures=_rows(row for gate, entry in manifest.numerics.items() for row in _gate_rows(gate, entry)),
+    )
+
+
+def _components(variants: Iterable[tuple[str, Variant]]) -> str:
+    return _rows(
+        (
+            f"`{name}`",
+            _port(variant.inputs[0]),
+            _port(variant.outputs[0]),
+            f"{sum(file.bytes for file in variant.files) / 1e6:.1f} MB",
+        )
+        for name, variant in variants
     )
 
 

@@ -13,13 +13,22 @@ UNKNOWN_LICENCE = "unspecified"
 class ExportOptions:
     """What `tudsr export` is told."""
 
-    base: Annotated[Path, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")]
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")]
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Base model, in the layout of diffusers.")
+    ] = None
     stage1: Annotated[
         Path | None,
         typer.Option(metavar="ADAPTER", help="Of stage 1: a PEFT folder, .safetensors, or .pkl of a peer."),
     ] = None
     stage2: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="Likewise of stage 2.")] = None
+    from_spandrel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="In place of base and adapters: a network such as Real-ESRGAN, .pth or .safetensors.",
+        ),
+    ] = None
     merge_lora: Annotated[
         bool,
         typer.Option(
@@ -44,7 +53,7 @@ class ExportOptions:
         tuple[int, ...],
         typer.Option(
             metavar="PX",
-            help="Another tile size of every graph; repeatable.  [default: 256 and 576 of a large base]",
+            help="Another tile size of every graph; repeatable.  [default: 256 and 576 of large bases]",
         ),
     ] = ()
     name: Annotated[str | None, typer.Option(help="The bundle's name.  [default: that of its folder]")] = None

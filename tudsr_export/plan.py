@@ -57,6 +57,32 @@ class ExportPlan:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """Every size that graphs are exported for, the bundle's own first."""
-        own = Shape(1, self.tile)
-        more = (*(Shape(n, self.tile) for n in self.batches), *(Shape(1, edge) for edge in self.tiles or ()))
-        return tuple(dict.fromkeys((own, *more)))
+        return _shapes(self.tile, self.batches, self.tiles or ())
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """A checkpoint of a network that enlarges by itself, and where its bundle goes; as in `ExportPlan`."""
+
+    checkpoint: Path
+    output: Path
+    precision: str
+    name: str
+    licence: str
+    overwrite: bool = False
+    tile: int = TILE
+    """Px of what the network writes; the greatest that it can have up to this is taken."""
+    about: str = ""
+    batches: tuple[int, ...] = ()
+    tiles: tuple[int, ...] | None = None
+    plans: tuple[MeasuredPlan, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every size that graphs are exported for, the bundle's own first."""
+        return _shapes(self.tile, self.batches, self.tiles or ())
+
+
+def _shapes(tile: int, batches: tuple[int, ...], tiles: tuple[int, ...]) -> tuple[Shape, ...]:
+    more = (*(Shape(n, tile) for n in batches), *(Shape(1, edge) for edge in tiles))
+    return tuple(dict.fromkeys((Shape(1, tile), *more)))

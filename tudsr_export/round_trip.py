@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tudsr_export.calibration import runtime_photo
+from tudsr_export.calibration import network_photo, runtime_photo
 from tudsr_export.gates import RUNTIME, Report
 from tudsr_runtime.planes import FloatArray
 from tudsr_runtime.tiling.axis import OVERLAP
@@ -28,18 +28,27 @@ class RoundTrip:
     and the manifest make of the tiles.
     """
 
-    def __init__(self, tile: int, stages: int) -> None:
-        """`tile` is the bundle's own size, to which both sides keep."""
-        self._tile, self._overlap, self._photo = tile, min(OVERLAP, tile // 2), runtime_photo(tile)
+    def __init__(self, tile: int, stages: int, factor: int | None = None) -> None:
+        """`tile` is the bundle's own size, to which both sides keep; `factor` that of a network, which is run
+        once."""
+        self._tile, self._overlap = tile, min(OVERLAP, tile // 2)
+        self._photo = network_photo(tile // factor) if factor else runtime_photo(tile)
         height, width = self._photo.shape[:2]
         plan = plan_upscale(
-            width, height, SCALES[stages], None, stages=stages, tile=tile, overlap=self._overlap
+            width,
+            height,
+            factor or SCALES[stages],
+            stages=stages,
+            tile=tile,
+            overlap=self._overlap,
+            own=(factor,) if factor else (),
         )
         self._factors, self._left = plan.notation, list(plan.stages)
         self._now: FloatArray = np.ascontiguousarray(self._photo.transpose(2, 0, 1) * 2 - 1)
 
     def through(self, restore: Callable[[Tensor], Tensor]) -> None:
-        """Send the picture through the next stage; `restore` maps a tile (1, 3, T, T) to another."""
+        """Send the picture through the next stage; `restore` maps a tile (1, 3, T, T) to what the
+        stage makes of it."""
 
         def run(tile: FloatArray) -> FloatArray:
             result: FloatArray = restore(torch.from_numpy(tile)).numpy()

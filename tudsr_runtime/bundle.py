@@ -16,7 +16,17 @@ from tudsr_runtime.errors import BundleError, UsageError
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
-from tudsr_runtime.manifest import BundleFile, Component, Golden, Latent, Manifest, Stage, TensorSpec, Variant
+from tudsr_runtime.manifest import (
+    BundleFile,
+    Component,
+    Golden,
+    Latent,
+    Manifest,
+    NetworkStage,
+    Stage,
+    TensorSpec,
+    Variant,
+)
 
 __all__ = [
     "BUILTIN_BUNDLES",
@@ -29,6 +39,7 @@ __all__ = [
     "Golden",
     "Latent",
     "Manifest",
+    "NetworkStage",
     "Stage",
     "TensorSpec",
     "Variant",
@@ -84,11 +95,10 @@ class Bundle:
         """Those of `DECODERS` that the bundle has."""
         return DECODERS if self.manifest.has_light_decoders else DECODERS[:1]
 
-    def parts(self, stage: int) -> tuple[str, str, str]:
-        """The components that a stage (from 0) runs: encoder, UNet and decoder."""
+    def parts(self, stage: int) -> tuple[str, ...]:
+        """The components that a stage (from 0) runs: encoder, UNet and decoder, or a network."""
         found = self.manifest.stages[stage]
-        light = found.light_decoder if self.decoder == "light" else None
-        return found.encoder, found.unet, light or found.decoder
+        return (*found.components[:-1], found.decoders[-1]) if self.decoder == "light" else found.components
 
     @property
     def running(self) -> frozenset[str]:
@@ -175,6 +185,10 @@ class Bundle:
             f for name in self.parts(stage) for f in self.variant(name, preferred=precision, tile=tile).files
         }
         return sum(file.bytes for file in files)
+
+    def source_edge(self, stage: int, tile: int) -> int:
+        """Px a side of what a stage (from 0) reads for a tile of that size."""
+        return self.manifest.stages[stage].source_edge(tile)
 
     def path(self, variant: Variant) -> Path:
         """Where the ONNX graph of `variant` lies."""

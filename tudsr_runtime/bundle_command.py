@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tudsr_runtime.bundle import DECODERS, Bundle, Manifest, open_bundle
+from tudsr_runtime.bundle import DECODERS, Bundle, Manifest, NetworkStage, open_bundle
 from tudsr_runtime.engines.backend import AUTO
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
@@ -48,6 +48,9 @@ def _facts(opened: Bundle) -> Iterator[tuple[str, object]]:
     base = manifest.provenance.get("base")
     if isinstance(base, dict):
         yield "base", f"{base.get('id')}, sha256 {str(base.get('sha256'))[:12]}"
+    network = manifest.provenance.get("network")
+    if isinstance(network, dict):
+        yield "network", f"{network.get('architecture')}, sha256 {str(network.get('sha256'))[:12]}"
 
 
 def _stages_and_graphs(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -55,7 +58,10 @@ def _stages_and_graphs(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for stage in manifest.stages:
         adapter = adapters.get(stage.name, {}) if isinstance(adapters, dict) else {}
         kind = f"; {adapter.get('layout', 'tudsr')} adapter, rank {adapter.get('rank')}" if adapter else ""
-        yield stage.name, f"x{stage.factor}, timestep {stage.timestep}{kind}"
+        if isinstance(stage, NetworkStage):
+            yield stage.name, f"x{stage.factor}, {stage.network} alone, no diffusion"
+        else:
+            yield stage.name, f"x{stage.factor}, timestep {stage.timestep}{kind}"
     for scale in sorted({plan.scale for plan in manifest.plans}):
         good = ", ".join(plan.factors for plan in manifest.plans if plan.scale == scale)
         yield f"good up to x{scale:g}", f"factors {good} (measured)"

@@ -1,7 +1,8 @@
 """The golden tile of a bundle: one picture, and what every stage made of it in float32 where it was exported.
 
 A machine that runs the tile and gets the same is set up right, whatever its back end, driver and device.
-Every stage gets the clamped output of the one before; only the centre of a tile is stored and compared.
+Every stage gets the clamped output of the one before, a network its centre as far as it reads it; only the
+centre of a tile is stored and compared.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class Figure:
 
 def centre(output: FloatArray) -> FloatArray:
     """The centre (1, 3, T / CENTRE, T / CENTRE) of a tile (1, 3, T, T)."""
-    edge = output.shape[-1] // CENTRE
-    begin = (output.shape[-1] - edge) // 2
-    return output[:, :, begin : begin + edge, begin : begin + edge]
+    return middle(output, output.shape[-1] // CENTRE)
+
+
+def middle(x: FloatArray, edge: int) -> FloatArray:
+    """The middle (1, 3, edge, edge) of a tile."""
+    begin = (x.shape[-1] - edge) // 2
+    return x[:, :, begin : begin + edge, begin : begin + edge]
 
 
 def run_golden(
@@ -86,11 +91,11 @@ def require_close(figures: list[Figure]) -> None:
 
 
 def _figures(bundle: Bundle, golden: Golden, engines: LoadedEngines) -> Iterator[Figure]:
-    x = read_tile(bundle, golden)
+    x, tile = read_tile(bundle, golden), bundle.manifest.tile
     for index, (stage, stored) in enumerate(
         zip(bundle.manifest.stages, _stored(bundle, golden), strict=True)
     ):
-        output = engines.stage(index).run(x)
+        output = engines.stage(index).run(np.ascontiguousarray(middle(x, stage.source_edge(tile))))
         if not np.isfinite(output).all():
             raise NotFiniteError(f"{stage.name} made NaN or infinity of the golden tile")
         x = np.clip(output, -1, 1)
@@ -111,12 +116,15 @@ def _stored(bundle: Bundle, golden: Golden) -> tuple[BundleFile, ...]:
 
 
 def read_tile(bundle: Bundle, golden: Golden) -> FloatArray:
-    """The picture: (1, 3, T, T) in [-1, 1]. Raises BundleError if it is of another size."""
+    """The picture: what the first stage reads, (1, 3, T, T) in [-1, 1]; of a network (1, 3, T / M, T / M).
+
+    Raises BundleError if it is of another size.
+    """
     path = Path(bundle.folder / golden.input.path)
     with Image.open(path) as picture:
         levels = np.asarray(picture.convert("RGB"), np.float32)
-    tile = bundle.manifest.tile
-    if levels.shape != (tile, tile, 3):
-        raise BundleError(f"{path} is {levels.shape[1]} x {levels.shape[0]} px, the tile is {tile} x {tile}")
+    edge = bundle.source_edge(0, bundle.manifest.tile)
+    if levels.shape != (edge, edge, 3):
+        raise BundleError(f"{path} is {levels.shape[1]} x {levels.shape[0]} px, the tile is {edge} x {edge}")
     x: FloatArray = np.ascontiguousarray(levels.transpose(2, 0, 1)[None]) / np.float32(127.5) - 1
     return x

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tudsr_runtime.errors import BundleError
-from tudsr_runtime.factors import MAX_SCALE, parse_factors, product
+from tudsr_runtime.factors import MAX_SCALE, Factors, parse_factors, product
 from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 
 SCHEMA_VERSION = 1
+NETWORK_SCHEMA = 2
+"""The schema of a bundle whose stages are networks, which an earlier tudsr does not know."""
+READABLE = (SCHEMA_VERSION, NETWORK_SCHEMA)
 MIN_TILE, MAX_TILE = 64, 4096
 MAX_PLANS = 64
 MAX_MACS = 10**18
@@ -123,6 +126,50 @@ class Stage:
         _require(self.timestep >= 0, f"timestep must not be negative, not {self.timestep}")
         _require(0 < self.alpha_cumprod <= 1, f"alpha_cumprod must be in (0, 1], not {self.alpha_cumprod}")
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that a tile passes, in order."""
+        return self.encoder, self.unet, self.decoder
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The full decoder, and the light one if there is one."""
+        return (self.decoder,) if self.light_decoder is None else (self.decoder, self.light_decoder)
+
+    def source_edge(self, tile: int) -> int:
+        """Px a side of what the stage reads for a tile of that size: its canvas is enlarged before."""
+        return tile
+
+
+@dataclass(frozen=True)
+class NetworkStage:
+    """A stage that is one graph, which itself enlarges: a tile of `tile / factor` px becomes one of `tile`.
+
+    Two stages of one bundle may name the same network, which then runs twice.
+    """
+
+    name: str
+    factor: int
+    network: str
+
+    def __post_init__(self) -> None:
+        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(1 <= self.factor <= 16, f"factor must be 1 to 16, not {self.factor}")
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The one component."""
+        return (self.network,)
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """None: the network writes pixels itself."""
+        return ()
+
+    def source_edge(self, tile: int) -> int:
+        """Px a side of what the network reads for a tile of that size."""
+        return tile // self.factor
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -207,7 +254,8 @@ class Manifest:
 
     `tile` is the size in px that the model was made for, and that every component has a graph for. What may
     be missing: `plans`, the factors that the bundle was measured to be good for; `overlap`, the least overlap
-    of neighbouring tiles in px that its seams were measured to be good with.
+    of neighbouring tiles in px that its seams were measured to be good with. `latent` is None where the
+    stages are networks.
 
     Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.
     """
@@ -217,9 +265,9 @@ class Manifest:
     tudsr_version: str
     licence: str
     tile: int
-    latent: Latent
+    latent: Latent | None
     precision: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | NetworkStage, ...]
     components: dict[str, Component]
     provenance: dict[str, Any]
     numerics: dict[str, Any]
@@ -233,14 +281,16 @@ class Manifest:
         _require(1 <= len(self.stages) <= 2, f"there must be one or two stages, not {len(self.stages)}")
         fits = MIN_TILE <= self.tile <= MAX_TILE
         _require(fits, f"tile must be {MIN_TILE} to {MAX_TILE} px, not {self.tile}")
-        whole = self.tile % self.latent.pixels_per_cell == 0
-        _require(whole, f"tile {self.tile} is no multiple of {self.latent.pixels_per_cell} pixels per cell")
+        self._check_kind()
         overlap, half = self.overlap, self.tile // 2
         fits = overlap is None or MIN_OVERLAP <= overlap <= half
         _require(fits, f"overlap must be {MIN_OVERLAP} to {half} px, not {overlap}")
         self._check_components()
         self._check_files()
         _check_plans(self.plans, len(self.stages))
+        for plan in self.plans:
+            fixed = all(self.own_factors[stage] == n for stage, n in self._fixed(plan.factors))
+            _require(fixed, f"plan {plan.factors} has other factors than the networks'")
         if self.golden is not None:
             outputs, stages = len(self.golden.outputs), len(self.stages)
             _require(outputs == stages, f"golden has {outputs} outputs for {stages} stages")
@@ -250,7 +300,7 @@ class Manifest:
     @property
     def has_light_decoders(self) -> bool:
         """Whether the stages have them: all or none."""
-        return self.stages[0].light_decoder is not None
+        return len(self.stages[0].decoders) > 1
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -265,9 +315,10 @@ class Manifest:
         except ValueError as error:
             raise BundleError(f"not valid JSON: {error}") from None
         version = value.get("schema_version") if isinstance(value, dict) else None
-        if isinstance(value, dict) and (type(version) is not int or version != SCHEMA_VERSION):
+        if isinstance(value, dict) and (type(version) is not int or version not in READABLE):
+            known = " and ".join(map(str, READABLE))
             raise BundleError(
-                f"schema_version is {str(version)[:20]!r}, this tudsr reads {SCHEMA_VERSION}",
+                f"schema_version is {str(version)[:20]!r}, this tudsr reads {known}",
                 hint="use the tudsr version that wrote the bundle, or export it again",
             )
         return read_typed(cls, value, BundleError, whole="the manifest")
@@ -275,6 +326,26 @@ class Manifest:
     def to_json(self) -> str:
         """The text of bundle.json: keys in a fixed order, two spaces, a newline at the end."""
         return json.dumps(_plain(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @property
+    def own_factors(self) -> tuple[int, ...]:
+        """The factors of stages that enlarge by themselves, which can be no other; none of diffusion's."""
+        return tuple(stage.factor for stage in self.stages if isinstance(stage, NetworkStage))
+
+    def _fixed(self, factors: str) -> Factors:
+        return parse_factors(factors) if self.own_factors else ()
+
+    def _check_kind(self) -> None:
+        """All stages are of one kind, and the tile divides as that kind needs it."""
+        own = self.own_factors
+        if not own:
+            _require(self.latent is not None, "latent must not be null where stages have an autoencoder")
+            cell = self.latent.pixels_per_cell if self.latent else 1
+            _require(self.tile % cell == 0, f"tile {self.tile} is no multiple of {cell} pixels per cell")
+            return
+        _require(len(own) == len(self.stages), "either all stages are networks or none")
+        _require(self.schema_version == NETWORK_SCHEMA, f"networks need schema_version {NETWORK_SCHEMA}")
+        _require(self.latent is None, "latent must be null where the stages are networks")
 
     def files(self) -> tuple[BundleFile, ...]:
         """Every file that the manifest lists, each once."""
@@ -298,15 +369,17 @@ class Manifest:
             _require(NAME.fullmatch(name) is not None, f"component {name[:120]!r} is not a plain name")
         used = set()
         for stage in self.stages:
-            self._check_role(stage.encoder, "image", "latent")
-            self._check_role(stage.unet, "latent", "latent")
-            self._check_role(stage.decoder, "latent", "image")
-            used |= {stage.encoder, stage.unet, stage.decoder}
-            if stage.light_decoder is not None:
-                self._check_role(stage.light_decoder, "latent", "image")
-                used.add(stage.light_decoder)
-        light = {stage.light_decoder is None for stage in self.stages}
-        _require(len(light) == 1, "every stage has a light_decoder, or none has")
+            if isinstance(stage, NetworkStage):
+                self._check_role(stage.network, f"1/{stage.factor}", "image")
+            else:
+                self._check_role(stage.encoder, "image", "latent")
+                self._check_role(stage.unet, "latent", "latent")
+                for decoder in stage.decoders:
+                    self._check_role(decoder, "latent", "image")
+            used |= {*stage.components, *stage.decoders}
+        _require(
+            len({len(s.decoders) for s in self.stages}) == 1, "every stage has a light_decoder, or none has"
+        )
         _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
 
     def _check_role(self, name: str, source: str, target: str) -> None:
@@ -324,12 +397,18 @@ class Manifest:
                 )
 
     def _shapes(self, name: str, tile: int) -> dict[str, tuple[int, int, int]]:
-        """Shapes of image and latent for a tile of that size, which need not be the bundle's."""
-        cell = self.latent.pixels_per_cell
-        fits = MIN_TILE <= tile <= MAX_TILE and tile % cell == 0
-        _require(fits, f"{name}: tile {tile} is not {MIN_TILE} to {MAX_TILE} px and a multiple of {cell}")
-        edge = tile // cell + 2 * self.latent.margin
-        return {"image": (3, tile, tile), "latent": (self.latent.channels, edge, edge)}
+        """Shapes of image, latent and what networks read, for a tile of any size."""
+        # Half a tile, the most that tiles overlap, has to be a whole number of a network's input pixels.
+        multiples = [2 * n for n in self.own_factors] or [self.latent.pixels_per_cell if self.latent else 1]
+        for multiple in multiples:
+            fits = MIN_TILE <= tile <= MAX_TILE and tile % multiple == 0
+            expected = f"{MIN_TILE} to {MAX_TILE} px and a multiple of {multiple}"
+            _require(fits, f"{name}: tile {tile} is not {expected}")
+        shapes = {"image": (3, tile, tile)}
+        if self.latent is not None:
+            edge = tile // self.latent.pixels_per_cell + 2 * self.latent.margin
+            shapes["latent"] = (self.latent.channels, edge, edge)
+        return shapes | {f"1/{n}": (3, tile // n, tile // n) for n in self.own_factors}
 
 
 def _plain(value: Any) -> Any:

@@ -40,8 +40,9 @@ def read_typed(
 ) -> T:
     """`tree` as the dataclass `kind`.
 
-    Fields may be int, float, str, bool, another dataclass, `dict[str, ...]`, a tuple, one of these or None,
-    and Any. An int stands for a float too. What a `__post_init__` complains of by ValueError gets its place.
+    Fields may be int, float, str, bool, another dataclass, one of several, `dict[str, ...]`, a tuple, one of
+    these or None, and Any. An int stands for a float too. What a `__post_init__` complains of by ValueError
+    gets its place.
 
     Args:
         error: makes the exception to raise of a message.
@@ -69,7 +70,8 @@ class Reader:
         """Read a value as `read` does, but by none of the special ways on this level."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is types.UnionType:
-            return None if value is None else self.read(arguments[0], value, where)
+            absent = value is None and types.NoneType in arguments
+            return None if absent else self.read(_likeliest(arguments, value), value, where)
         if origin is tuple:
             return self._tuple(arguments, value, where)
         if origin is dict:
@@ -125,6 +127,14 @@ class Reader:
     def misfit(self, where: str, complaint: str) -> Exception:
         """The error to raise about what is at `where`."""
         return self.error(f"{_short(where) or self.whole} {complaint}")
+
+
+def _likeliest(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Of several dataclasses the one that shares most keys with the value; else the first kind."""
+    records = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if len(records) < 2 or not isinstance(value, dict):
+        return kinds[0]
+    return max(records, key=lambda kind: len(value.keys() & typing.get_type_hints(kind).keys()))
 
 
 Special = Callable[[Reader, Any, Any, str], Any]

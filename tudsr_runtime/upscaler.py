@@ -193,6 +193,7 @@ class Upscaler:
             overlap=min(self._overlap, max(tiles) // 2),
             plans=manifest.plans,
             costs=self._costs,
+            own=manifest.own_factors,
         )
 
     @overload
@@ -231,7 +232,8 @@ class Upscaler:
         Args:
             image: an array (h, w) or (h, w, c) with c = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; uint8,
                 uint16, or float32 in [0, 1]; sRGB-encoded. Or a Pillow image; EXIF orientation is applied.
-            scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8.
+            scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8, or of a bundle
+                that is a network the factor of that.
             factors: None to choose by the scale, else "4x2", "4x-" (stage 1 alone) or "-x4" (stage 2 alone).
             progress: called after each tile, from another thread, with the number of tiles done and of all.
             size: (width, height) of the result in px, in the place of `scale`.

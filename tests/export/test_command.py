@@ -27,7 +27,7 @@ from tudsr_runtime.upscaler import Upscaler
 
 def run(base: Path, stage1: Path | None, stage2: Path | None, output: Path, **options: Any) -> None:
     """With tiles of a few px: those of 512 take minutes."""
-    command.run(ExportOptions(base, output, stage1, stage2, **options), tile=TILE)
+    command.run(ExportOptions(output, base, stage1, stage2, **options), tile=TILE)
 
 
 def test_the_path_is_the_only_thing_on_stdout(nano, tmp_path, capsys):

@@ -18,7 +18,7 @@ from tudsr_train.generator import Generator
 
 def assert_refused(base: Path, stage1: Path, stage2: Path | None, output: Path, capsys) -> None:
     with pytest.raises(BundleError) as caught:
-        command.run(ExportOptions(base, output, stage1, stage2), tile=TILE)
+        command.run(ExportOptions(output, base, stage1, stage2), tile=TILE)
     assert caught.value.exit_code == 5
     assert len(str(caught.value)) < 500
     shown = capsys.readouterr()

@@ -22,6 +22,7 @@ from tudsr_runtime.bundle import (
     Component,
     Latent,
     Manifest,
+    NetworkStage,
     Stage,
     TensorSpec,
     Variant,
@@ -232,3 +233,41 @@ def tudsr(
     yield run
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose one graph repeats every pixel 4 x 4 times; it may run twice. Tiles of 64 and 128 px."""
+    pytest.importorskip("onnx", reason="building test bundles needs onnx")
+    return write_network_bundle(tmp_path_factory.mktemp("bundles") / "network")
+
+
+def write_network_bundle(folder: Path, factor: int = 4, tile: int = 64) -> Path:
+    (folder / "network").mkdir(parents=True)
+    variants = tuple(_network_variant(folder, factor, edge) for edge in (tile, 2 * tile))
+    stages = tuple(NetworkStage(f"stage{n}", factor, "network") for n in (1, 2))
+    made = {"network": {"architecture": "Repeater", "sha256": "0" * 64, "file": "x.pth"}}
+    components = {"network": Component(variants)}
+    manifest = Manifest(2, "net", "0.1.0", "MIT", tile, None, "fp32", stages, components, made, {})
+    (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def _network_variant(folder: Path, factor: int, tile: int) -> Variant:
+    from onnx import TensorProto, helper
+
+    shapes = [1, 3, tile // factor, tile // factor], [1, 3, tile, tile]
+    scales = helper.make_tensor("s", TensorProto.FLOAT, [4], [1.0, 1.0, factor, factor])
+    node = helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    ends = [
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in zip("xy", shapes, strict=True)
+    ]
+    made = helper.make_graph([node], "g", *ends, initializer=[scales])
+    path = folder / "network" / f"model_{tile}.onnx"
+    opset = helper.make_opsetid("", 17)
+    path.write_bytes(helper.make_model(made, opset_imports=[opset], ir_version=8).SerializeToString())
+    file = BundleFile(f"network/{path.name}", file_sha256(path), path.stat().st_size)
+    source, target = (TensorSpec(n, "float32", tuple(s)) for n, s in zip("xy", shapes, strict=True))
+    return Variant(file.path, (file,), 1, tile, "fp32", 17, (source,), (target,), macs=tile**2)

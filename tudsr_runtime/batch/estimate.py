@@ -30,7 +30,8 @@ class Estimator:
         place = stage.stage, stage.columns.tile
         if place not in self._seconds:
             run = self.upscaler.stage(stage).run
-            tile = np.random.default_rng(0).uniform(-1, 1, (1, 3, place[1], place[1])).astype(np.float32)
+            edge = stage.source[0].tile
+            tile = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
             run(tile)
             started = time.monotonic()
             run(tile)

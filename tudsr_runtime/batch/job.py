@@ -19,7 +19,7 @@ from tudsr_runtime.pictures.read import Header, Metadata, read_header, read_pict
 from tudsr_runtime.pictures.write import Encoding, check_format_limits
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.tiling.cost import SECONDS
-from tudsr_runtime.tiling.plan import DEFAULT_SCALE, Plan
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.upscaler import Upscaler
 
 Again = Callable[[Path, float], str]
@@ -62,14 +62,13 @@ class Request:
         single: bool,
         to_stdout: bool = False,
     ) -> Request:
-        """What the options ask for: by DEFAULT_SCALE if they say nothing of the size.
+        """What the options ask for; where they say nothing of the size, the bundle does.
 
         Raises UsageError: they contradict each other.
         """
         size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-        silent = (options.scale, size, options.factors) == (None, None, None)
         return cls(
-            scale=DEFAULT_SCALE if silent else options.scale,
+            scale=options.scale,
             factors=options.factors,
             size=size,
             output=output,

@@ -27,7 +27,8 @@ class UpscaleOptions:
     scale: Annotated[
         float | None,
         typer.Option(
-            rich_help_panel=SIZE, help="Enlarge by this, 1 to 32.  [default: 8, or the product of --factors]"
+            rich_help_panel=SIZE,
+            help="Enlarge by this, 1 to 32.  [default: 8, the product of --factors, or a network's]",
         ),
     ] = None
     width: Annotated[

@@ -19,7 +19,7 @@ from tudsr_runtime.pictures.read import read_header, read_picture
 from tudsr_runtime.pictures.write import write_picture
 from tudsr_runtime.planes import FloatArray, PlanarView
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.tiling.plan import Plan
+from tudsr_runtime.tiling.plan import Plan, StagePlan
 from tudsr_runtime.tiling.resample import Rows, upsample_stream
 from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler
@@ -30,8 +30,9 @@ class Latency:
     """What was measured of one plan.
 
     `parts` are each measured alone, one after the other, engines as one tile times the number of tiles;
-    `engines` are encoder, UNet and decoder as the pipeline runs them, several tiles at a time where that
-    pays. In `array to array` and `file to file` the parts overlap, so these may take less than their sum.
+    `engines` are encoder, UNet and decoder, or a network, as the pipeline runs them, several tiles at a time
+    where that pays. In `array to array` and `file to file` the parts overlap, so these may take less than
+    their sum.
     """
 
     plan: Plan
@@ -84,7 +85,7 @@ def _host_parts(
 ) -> dict[str, Durations]:
     """What numpy does: enlarging canvases; cutting, checking and blending tiles; matching colours."""
     x = PlanarView(image)
-    runs = [_identity] * len(plan.stages)
+    runs = [partial(_unchanged, stage.factor if stage.enlarges else 1) for stage in plan.stages]
     bands = list(run_stages(x, plan.stages, runs))
     match = color_method(DEFAULT_COLOR)
     resample = timed(lambda: _drain(_canvases(x, plan)))
@@ -105,12 +106,12 @@ def _host_parts(
 def _engine_parts(
     upscaler: Upscaler, plan: Plan, timed: Callable[[Callable[[], object]], Durations]
 ) -> dict[str, Durations]:
-    """Encoder, UNet and decoder, each alone, over all tiles."""
-    totals: dict[str, list[Durations]] = {"encoder": [], "UNet": [], "decoder": []}
+    """Encoder, UNet and decoder, or the one network, each alone, over all tiles."""
+    totals: dict[str, list[Durations]] = {}
     for stage in plan.stages:
-        x = _tile(stage.columns.tile)
-        for name, engine in zip(totals, upscaler.stage(stage).engines, strict=True):
-            totals[name].append(timed(partial(engine.run, x)).times(stage.tiles))
+        x, names = _tile(stage), ("network",) if stage.enlarges else ("encoder", "UNet", "decoder")
+        for name, engine in zip(names, upscaler.stage(stage).engines, strict=True):
+            totals.setdefault(name, []).append(timed(partial(engine.run, x)).times(stage.tiles))
             x = engine.run(x)
     return {name: _sum(found) for name, found in totals.items()}
 
@@ -118,12 +119,13 @@ def _engine_parts(
 def run_engines(upscaler: Upscaler, plan: Plan) -> None:
     """All tiles of the plan through the engines, with nothing around them."""
     for stage in plan.stages:
-        runner, x = upscaler.stage(stage), _tile(stage.columns.tile)
+        runner, x = upscaler.stage(stage), _tile(stage)
         with ThreadPoolExecutor(runner.parallel) as pool:
             _drain(pool.map(lambda _, run=runner.run, x=x: run(x), range(stage.tiles)))
 
 
-def _tile(size: int) -> FloatArray:
+def _tile(stage: StagePlan) -> FloatArray:
+    size = stage.source[0].tile
     return np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
 
 
@@ -135,7 +137,9 @@ def _sum(found: list[Durations]) -> Durations:
 def _canvases(x: PlanarView, plan: Plan) -> Rows:
     rows, height = iter([x[:, 0 : plan.height]]), plan.height
     for stage in plan.stages:
-        rows, height = upsample_stream(rows, height, stage.factor), height * stage.factor
+        if not stage.enlarges:
+            rows = upsample_stream(rows, height, stage.factor)
+        height *= stage.factor
     return rows
 
 
@@ -153,8 +157,9 @@ def _write(source: Path, large: NDArray[np.uint8], target: Path) -> None:
     write_picture(picture, bands, large.shape[1], large.shape[0], target)
 
 
-def _identity(x: FloatArray) -> FloatArray:
-    return x
+def _unchanged(factor: int, x: FloatArray) -> FloatArray:
+    """What stands for a stage at no cost."""
+    return x if factor == 1 else x.repeat(factor, axis=2).repeat(factor, axis=3)
 
 
 def _drain(items: Iterable[object]) -> None:

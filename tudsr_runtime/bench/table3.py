@@ -25,8 +25,9 @@ class Published:
 
     def plan(self, upscaler: Upscaler) -> Plan:
         """The plan with the factors of the paper, or of the bundle's one stage."""
-        stages = len(upscaler.bundle.manifest.stages)
-        factors = plan_upscale(self.side, self.side, self.scale, stages=stages).notation
+        manifest = upscaler.bundle.manifest
+        stages, own = len(manifest.stages), manifest.own_factors
+        factors = plan_upscale(self.side, self.side, self.scale, stages=stages, own=own).notation
         return upscaler.plan(self.side, self.side, self.scale, factors)
 
 

@@ -38,15 +38,16 @@ def measure_tiles(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Til
     for stage, tile in upscaler.bundle.places:
         axis = plan_axis(tile, tile, tile // 2)
         runner = upscaler.stage(StagePlan(stage, 1, axis, axis))
-        some = measure(partial(_run, runner, tile), warmup, repeats)
+        edge = upscaler.bundle.source_edge(stage, tile)
+        some = measure(partial(_run, runner, edge), warmup, repeats)
         each = some.times(1 / runner.parallel)
         macs = upscaler.bundle.macs(stage, tile)
         yield TileTime(stage, tile, each, None if macs is None else macs / 1e12)
 
 
-def _run(runner: LoadedStage, tile: int) -> None:
-    """As many tiles as the engines take at a time."""
-    x: FloatArray = np.random.default_rng(0).uniform(-1, 1, (1, 3, tile, tile)).astype(np.float32)
+def _run(runner: LoadedStage, edge: int) -> None:
+    """As many tiles, read with `edge` px a side, as the engines take at a time."""
+    x: FloatArray = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
     with ThreadPoolExecutor(runner.parallel) as pool:
         list(pool.map(runner.run, [x] * runner.parallel))
 

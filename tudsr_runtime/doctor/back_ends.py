@@ -76,7 +76,7 @@ def try_tile(bundle: Bundle, name: str, device: str) -> Finding:
 def _tile(check: str, bundle: Bundle, name: str, device: str) -> Finding:
     choice, _ = choose(bundle, Asked(name, device))
     precision = choice.precision or Precision(bundle.manifest.precision, "the bundle's")
-    edge = bundle.manifest.tile
+    edge = bundle.source_edge(0, bundle.manifest.tile)
     x = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
     with LoadedEngines(bundle, choice) as engines:
         figures = golden_figures(bundle, engines)

@@ -31,12 +31,12 @@ SMALL_MODEL = 100_000_000
 
 @dataclass(frozen=True)
 class LoadedStage:
-    """Encoder, UNet and decoder of one stage as one unit, the way stages are trained.
+    """Encoder, UNet and decoder of one stage as one unit, the way stages are trained; or its one network.
 
     `chain` is the back end's own way through all three, if it has one.
     """
 
-    engines: tuple[Engine, Engine, Engine]
+    engines: tuple[Engine, ...]
     chain: TileFunction | None
 
     @property
@@ -45,13 +45,15 @@ class LoadedStage:
         return min(engine.parallel for engine in self.engines)
 
     def run(self, x: FloatArray) -> FloatArray:
-        """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped. Raises as `Engine.run`."""
+        """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped; a network reads
+        (1, 3, T / M, T / M). Raises as `Engine.run`."""
         with under_way():
             return self.chain(x) if self.chain else self._one_by_one(x)
 
     def _one_by_one(self, x: FloatArray) -> FloatArray:
-        encoder, unet, decoder = self.engines
-        return decoder.run(unet.run(encoder.run(x)))
+        for engine in self.engines:
+            x = engine.run(x)
+        return x
 
 
 class LoadedEngines:
@@ -134,10 +136,8 @@ class LoadedEngines:
         backend = open_backend(choice.backend)
         target = self._target(choice, backend)
         with self._lock:
-            encoder, unet, decoder = (
-                self._engine(component, tile, backend, target) for component in self._bundle.parts(index)
-            )
-            engines = (encoder, unet, decoder)
+            parts = self._bundle.parts(index)
+            engines = tuple(self._engine(component, tile, backend, target) for component in parts)
             return LoadedStage(engines, backend.chain(engines))
 
     def _engine(self, component: str, tile: int, backend: Backend, target: Target) -> Engine:

@@ -42,6 +42,11 @@ class Axis:
     starts: tuple[int, ...]
     ramp: int
 
+    def divided(self, factor: int) -> Axis:
+        """The same tiles on a canvas `factor` times smaller, to be read alone: there is no ramp."""
+        starts = tuple(start // factor for start in self.starts)
+        return Axis(self.length // factor, self.tile // factor, starts, 0)
+
     @property
     def padded(self) -> int:
         """Extent of the canvas after padding, in px."""
@@ -75,11 +80,14 @@ class Axis:
         return weights
 
 
-def plan_axis(length: int, tile: int = TILE, overlap: int = OVERLAP) -> Axis:
+def plan_axis(length: int, tile: int = TILE, overlap: int = OVERLAP, step: int = 1) -> Axis:
     """The fewest tiles that cover `length` px with at least `overlap` px in common, spread evenly.
 
     n = 1 if length <= tile, else ceil((length - overlap) / (tile - overlap));
     start_i = round(i (length - tile) / (n - 1)).
+
+    All of it is counted in steps of `step` px, of which `length` and `tile / 2` are multiples; the overlap is
+    rounded up to one.
 
     Raises:
         ValueError: `length` is not positive, or `overlap` is not in [17, tile / 2].
@@ -90,8 +98,9 @@ def plan_axis(length: int, tile: int = TILE, overlap: int = OVERLAP) -> Axis:
         raise ValueError(f"overlap must be {MIN_OVERLAP} to {tile // 2} px, not {overlap}")
     if length <= tile:
         return Axis(length, tile, (0,), 0)
+    overlap = math.ceil(overlap / step) * step
     n = math.ceil((length - overlap) / (tile - overlap))
-    starts = tuple(round(i * (length - tile) / (n - 1)) for i in range(n))
+    starts = tuple(step * round(i * ((length - tile) // step) / (n - 1)) for i in range(n))
     strides = [b - a for a, b in itertools.pairwise(starts)]
     ramp = min(MAX_RAMP, tile - max(strides) - 2 * DEAD_MARGIN)
     if n > 2:

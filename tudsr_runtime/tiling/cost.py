@@ -49,13 +49,19 @@ class Cut:
 
 
 def cuts(
-    width: int, height: int, stage: int, sizes: Sequence[int], overlap: int, costs: TileCosts | None
+    width: int,
+    height: int,
+    stage: int,
+    sizes: Sequence[int],
+    overlap: int,
+    costs: TileCosts | None,
+    step: int = 1,
 ) -> tuple[Cut, ...]:
     """The ways to cut a canvas for `stage`, the one to take first.
 
     With costs, the cheapest; of those that are hardly dearer, the one of the fewest tiles. Without, the
     smallest size that holds the whole canvas, else the greatest. A size whose half is less than `overlap` is
-    considered only where it needs no overlap.
+    considered only where it needs no overlap. Tiles start at multiples of `step` px.
 
     Raises:
         ValueError: `overlap` is less than tiles need, or more than half of the greatest size.
@@ -65,10 +71,10 @@ def cuts(
     edge = max(width, height)
     if costs is None:
         size = min((size for size in sizes if size >= edge), default=greatest)
-        return (_cut(width, height, size, overlap),)
+        return (_cut(width, height, size, overlap, step),)
     possible = [size for size in sizes if size >= edge or overlap <= size // 2]
     found = [
-        _cut(width, height, size, overlap, costs.per_tile[stage, size])
+        _cut(width, height, size, overlap, step, costs.per_tile[stage, size])
         for size in sorted(possible, reverse=True)
     ]
     found.sort(key=lambda cut: cut.cost or 0)
@@ -77,8 +83,8 @@ def cuts(
     return (best, *(cut for cut in found if cut is not best))
 
 
-def _cut(width: int, height: int, size: int, overlap: int, each: float | None = None) -> Cut:
+def _cut(width: int, height: int, size: int, overlap: int, step: int, each: float | None = None) -> Cut:
     least = min(overlap, size // 2)
-    columns, rows = plan_axis(width, size, least), plan_axis(height, size, least)
+    columns, rows = (plan_axis(side, size, least, step) for side in (width, height))
     tiles = len(columns.starts) * len(rows.starts)
     return Cut(columns, rows, None if each is None else each * tiles)

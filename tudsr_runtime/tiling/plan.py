@@ -27,7 +27,8 @@ ROWS_OF_TILES = 6
 class StagePlan:
     """One pass over a canvas: stage `stage` of the bundle (from 0), its `factor`, and the tiles per axis.
 
-    `weighed` are the ways to cut the canvas that there were, the one that was taken first.
+    `weighed` are the ways to cut the canvas that there were, the one that was taken first. `enlarges`: the
+    stage's graph reads the picture and makes the canvas itself.
     """
 
     stage: int
@@ -35,6 +36,13 @@ class StagePlan:
     columns: Axis
     rows: Axis
     weighed: tuple[Cut, ...] = ()
+    enlarges: bool = False
+
+    @property
+    def source(self) -> tuple[Axis, Axis]:
+        """Where along columns and rows of what it reads its tiles lie."""
+        factor = self.factor if self.enlarges else 1
+        return self.columns.divided(factor), self.rows.divided(factor)
 
     @property
     def tiles(self) -> int:
@@ -160,6 +168,7 @@ def plan_upscale(
     overlap: int = OVERLAP,
     plans: Sequence[MeasuredPlan] = (),
     costs: TileCosts | None = None,
+    own: Sequence[int] = (),
 ) -> Plan:
     """Plan the upscaling of a width x height picture.
 
@@ -167,7 +176,8 @@ def plan_upscale(
     antialiased resize then meets the scale: output side = floor(side scale + 0.5), or `size` exactly.
 
     Args:
-        scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8.
+        scale: 1 to 32; None means what `size` says, else the product of `factors`, else 8, or the first of
+            `own`.
         factors: None to choose by the scale, else "4x2" (both stages), "4x-" (stage 1) or "-x4" (stage 2).
         size: (width, height) of the result in px, in the place of `scale`; each side 1 to 32 times as long.
         stages: how many stages the bundle has, 1 or 2.
@@ -180,6 +190,7 @@ def plan_upscale(
             `scale`, the one that costs least (without `costs`: has the fewest pixels in tiles) is taken;
             where there is none, or where they cost more than the factors that are taken without figures,
             these are.
+        own: the factor of each stage, where these are networks that enlarge by themselves and by no other.
 
     Raises:
         UsageError: scale, factors or overlap is invalid.
@@ -195,14 +206,15 @@ def plan_upscale(
             raise UsageError(f"scale {scale} and size {size} both say how large the result is; give one")
         scale = _scale_to(_checked_size(size), width, height)
     elif scale is None and factors is None:
-        scale = DEFAULT_SCALE
-    canvases = _Canvases(width, height, (tile,) if isinstance(tile, int) else tile, overlap, costs)
+        scale = own[0] if own else DEFAULT_SCALE
+    tiles = (tile,) if isinstance(tile, int) else tile
+    canvases = _Canvases(width, height, tiles, overlap, costs, bool(own))
     if factors is not None:
-        chosen = _asked(factors, stages)
+        chosen = _asked(factors, stages, own)
         scale, why = float(product(chosen)) if scale is None else _checked(scale), "as asked"
     else:
         scale = _checked(scale)
-        chosen, why = _choose(scale, stages, plans, canvases)
+        chosen, why = _choose(scale, stages, plans, canvases, own)
     output = size or (math.floor(width * scale + 0.5), math.floor(height * scale + 0.5))
     planned = canvases.stages(chosen)
     return Plan(width, height, scale, *output, planned, _reason(scale, chosen, why), costs)
@@ -248,6 +260,7 @@ class _Canvases:
     tiles: Sequence[int]
     overlap: int
     costs: TileCosts | None
+    enlarge: bool = False
 
     def stages(self, chosen: Factors) -> tuple[StagePlan, ...]:
         planned = []
@@ -255,10 +268,12 @@ class _Canvases:
         for stage, factor in chosen:
             width, height = width * factor, height * factor
             try:
-                weighed = cuts(width, height, stage, self.tiles, self.overlap, self.costs)
+                step = factor if self.enlarge else 1
+                weighed = cuts(width, height, stage, self.tiles, self.overlap, self.costs, step)
             except ValueError as error:
                 raise UsageError(str(error)) from None
-            planned.append(StagePlan(stage, factor, weighed[0].columns, weighed[0].rows, weighed))
+            axes = weighed[0].columns, weighed[0].rows
+            planned.append(StagePlan(stage, factor, *axes, weighed, self.enlarge))
         return tuple(planned)
 
     def cost(self, chosen: Factors) -> tuple[float, int]:
@@ -273,19 +288,20 @@ class _Canvases:
 
 
 def _choose(
-    scale: float, stages: int, plans: Sequence[MeasuredPlan], canvases: _Canvases
+    scale: float, stages: int, plans: Sequence[MeasuredPlan], canvases: _Canvases, own: Sequence[int]
 ) -> tuple[Factors, str]:
     """The factors to run, and why: the cheapest that the bundle's figures or the rule without them allow."""
     limit = min((plan.scale for plan in plans if plan.scale >= scale), default=None)
     listed = sorted((plan for plan in plans if plan.scale == limit), key=lambda plan: -plan.psnr_db)
     best = min(listed, key=lambda plan: canvases.cost(parse_factors(plan.factors)), default=None)
-    unmeasured = _without_figures(scale, stages)
+    unmeasured = _by_networks(scale, own) if own else _without_figures(scale, stages)
+    why = _why_networks(scale, unmeasured, own) if own else _why(scale, unmeasured, stages)
     if best is None:
-        return unmeasured, _why(scale, unmeasured, stages)
+        return unmeasured, why
     measured = parse_factors(best.factors)
     # What serves a large scale may cost more than what the rule has for a smaller one.
     if product(unmeasured) >= scale and canvases.cost(unmeasured) < canvases.cost(measured):
-        return unmeasured, _why(scale, unmeasured, stages)
+        return unmeasured, why
     figures = f"{best.psnr_db:.2f} dB, SSIM {best.ssim:.3f}"
     return measured, f"the cheapest that the bundle is good for up to x{limit:g} (measured: {figures})"
 
@@ -298,7 +314,19 @@ def _without_figures(scale: float, stages: int) -> Factors:
     return tuple(enumerate(pair))
 
 
-def _asked(factors: object, stages: int) -> Factors:
+def _by_networks(scale: float, own: Sequence[int]) -> Factors:
+    """The fewest stages, from the first, whose product reaches `scale`; else all."""
+    runs = [tuple(enumerate(own[: count + 1])) for count in range(len(own))]
+    return next((run for run in runs if product(run) >= scale), runs[-1])
+
+
+def _why_networks(scale: float, chosen: Factors, own: Sequence[int]) -> str:
+    if scale > product(chosen):
+        return f"the most that the network's x{own[0]} comes to"
+    return f"the network enlarges x{own[0]}" + (" each time" if len(chosen) > 1 else "")
+
+
+def _asked(factors: object, stages: int, own: Sequence[int]) -> Factors:
     try:
         chosen = parse_factors(factors)
     except ValueError as error:
@@ -306,6 +334,13 @@ def _asked(factors: object, stages: int) -> Factors:
         raise UsageError(str(error), hint=hint) from None
     if chosen[-1][0] >= stages:
         raise BundleError(f"factors {factors!r} ask for stage 2, the bundle has {stages} stage", hint='"4x-"')
+    wrong = [n for stage, n in chosen if own and n != own[stage]]
+    if wrong:
+        possible = [format_factors(tuple(enumerate(own[: count + 1]))) for count in range(len(own))]
+        raise UsageError(
+            f"factors {factors!r}: the bundle's network enlarges x{own[0]}, and not x{wrong[0]}",
+            hint=" or ".join(f'"{text}"' for text in possible) + "; --scale resizes what it makes",
+        )
     return chosen
 
 

@@ -3,6 +3,7 @@
     input rows -> upsample by M -> canvas rows -> tiles -> stage 1 -> blended rows
                -> upsample by N -> canvas rows -> tiles -> stage 2 -> blended rows
 
+A stage that is a network enlarges by itself: it reads tiles of the rows, and they are blended as a canvas.
 Where a stage's strength is below 1, its blended rows are drawn towards the Lanczos enlargement of its input.
 Tiles run in threads of their own, a few ahead of their blending, so that the engines never wait for numpy.
 Nothing is rounded on the way. All arrays are float32 in [-1, 1]; rows are (3, rows, width), tiles (1, 3, T,
@@ -22,7 +23,14 @@ from tudsr_runtime.errors import DeviceError, MemoryExhausted, NotFiniteError
 from tudsr_runtime.planes import FloatArray, Planes, TileFunction
 from tudsr_runtime.tiling.axis import Axis, padding_index
 from tudsr_runtime.tiling.plan import StagePlan
-from tudsr_runtime.tiling.resample import BLOCK_ROWS, RowBuffer, Rows, resize_stream, upsample_stream
+from tudsr_runtime.tiling.resample import (
+    BLOCK_ROWS,
+    RowBuffer,
+    Rows,
+    area_average,
+    resize_stream,
+    upsample_stream,
+)
 from tudsr_runtime.tiling.run_ahead import run_ahead
 from tudsr_runtime.tiling.sanity import find_fault
 
@@ -79,8 +87,8 @@ def run_stages(
         seconds, strengths = again or [None] * len(runs), strength or [1.0] * len(runs)
         for plan, run, second, s in zip(plans, runs, seconds, strengths, strict=True):
             rows, faithful = tee(rows) if s < 1 else (rows, rows)
-            canvas = upsample_stream(rows, height, plan.factor)
-            upright = Runner(plan.stage, run, second, sanity)
+            canvas = rows if plan.enlarges else upsample_stream(rows, height, plan.factor)
+            upright = Runner(plan.stage, run, second, sanity, plan.factor if plan.enlarges else 1)
             checked = upright.turned_tile if turned else upright.tile
             rows = run_stage(canvas, plan, checked, count, pool, parallel)
             if s < 1:
@@ -100,7 +108,7 @@ def run_stage(
     pool: ThreadPoolExecutor,
     parallel: int = 1,
 ) -> Rows:
-    """One stage over the rows of its canvas; yields the blended rows of the same canvas."""
+    """One stage over the rows of what it reads; yields the blended rows of its canvas."""
     # One more than run at a time, so that an engine that becomes free finds the next tile ready.
     results = run_ahead(run, _tiles(RowBuffer(canvas), plan), pool, parallel + 1)
     ramp = np.zeros((3, 0, plan.columns.length), np.float32)
@@ -127,8 +135,8 @@ def draw_towards_lanczos(rows: Rows, lanczos: Rows, strength: float) -> Rows:
 
 
 def _tiles(source: RowBuffer, plan: StagePlan) -> Iterator[Tile]:
-    """The tiles of a canvas, row by row, each an array of its own."""
-    across, down = plan.columns, plan.rows
+    """The tiles of what a stage reads, row by row, each an array of its own."""
+    across, down = plan.source
     for i, top in enumerate(down.starts):
         source.drop(top)
         window = _pad(source.rows(top, min(top + down.tile, down.length)), down, across)
@@ -154,26 +162,34 @@ def _blend_row(
 
 @dataclass(frozen=True)
 class Runner:
-    """A stage, what its bad tiles are run through, and whether they are looked at (see `run_stages`)."""
+    """A stage, what its bad tiles are run through, and whether they are looked at (see `run_stages`).
+
+    `enlarges`: how many times larger than what it reads the stage makes a tile by itself.
+    """
 
     stage: int
     run: TileFunction
     again: TileFunction | None
     sanity: bool
+    enlarges: int = 1
 
     def tile(self, tile: Tile) -> FloatArray:
         """One tile through the stage, checked and clamped: (3, T, T)."""
         result = self.run(tile.pixels)[0]
-        fault = find_fault(tile.pixels[0], result, self.sanity)
+        fault = self._fault(tile, result)
         place = f"stage {self.stage + 1}, tile row {tile.row + 1}, column {tile.column + 1}"
         if fault is not None and self.again is not None:
             result = _second_try(tile, self.again, f"the model {fault} in {place}")
-            fault = find_fault(tile.pixels[0], result, self.sanity)
+            fault = self._fault(tile, result)
         if fault is not None:
             hint = "another bundle" if self.again else "--precision fp32, with a bundle that has it"
             raise NotFiniteError(f"the model {fault} in {place}", hint=hint)
         clamped: FloatArray = np.clip(result, -1, 1)
         return clamped
+
+    def _fault(self, tile: Tile, result: FloatArray) -> str | None:
+        reduced = area_average(result, self.enlarges) if self.enlarges > 1 else result
+        return find_fault(tile.pixels[0], reduced, self.sanity)
 
     def turned_tile(self, tile: Tile) -> FloatArray:
         """The same of a tile of a transposed canvas, transposed again."""

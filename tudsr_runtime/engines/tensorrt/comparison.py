@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,9 @@ def compare_engines(
     for tile in sizes:
         results: dict[str, FloatArray] = {}
         views = [bundle.with_decoder(name) for name in decoders]
-        for parts in (view.parts(stage) for view in views for stage in range(len(bundle.manifest.stages))):
-            x = _picture(bundle, tile)
-            for component in parts:
+        for view, (index, stage) in product(views, enumerate(bundle.manifest.stages)):
+            x = _picture(bundle, tile, stage.source_edge(tile))
+            for component in view.parts(index):
                 variant = bundle.variant(component, precision=precision, tile=tile)
                 graph = bundle.path(variant)
                 if component not in results:
@@ -177,12 +178,12 @@ class _Polygraphy:
         return self._trt.ModifyNetworkOutputs(parsed, outputs=self._constants.MARK_ALL)
 
 
-def _picture(bundle: Bundle, tile: int) -> FloatArray:
-    """The golden tile, or noise where the bundle has none of that size."""
+def _picture(bundle: Bundle, tile: int, edge: int) -> FloatArray:
+    """What a stage reads, `edge` px a side: the golden tile, or noise where there is none of that size."""
     golden = bundle.manifest.golden
     if golden is not None and tile == bundle.manifest.tile:
         return read_tile(bundle, golden)
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, tile, tile)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
 
 
 def _run(backend: Backend, graph: Path, variant: Variant, target: Target, x: FloatArray) -> FloatArray:

@@ -6,8 +6,8 @@
     REPOSITORY/nano_unet_stage1-256, nano_stage1-256            the same for another size of tiles
     REPOSITORY/nano_stage1_light                                the same with the bundle's light decoder
 
-An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; cutting
-into tiles and blending them stays with the client. Latents never leave the server.
+An ensemble takes one tile, already upsampled, (1, 3, T, T) in [-1, 1], and gives the restored one; a network
+takes it as it is. Cutting into tiles and blending them stays with the client. Latents never leave the server.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def _write_plans(
 
 def _write_ensemble(repository: Path, name: str, bundle: Bundle, stage: int, tile: int, suffix: str) -> None:
     _make(repository, name)
-    passed = ("x_L", "z_L", "z_H", "x_H")
     components = bundle.parts(stage)
+    passed = ("x_L", "x_H") if len(components) == 1 else ("x_L", "z_L", "z_H", "x_H")
     variants = [bundle.variant(component, tile=tile) for component in components]
     ends = [TensorSpec(passed[0], variants[0].inputs[0].dtype, variants[0].inputs[0].shape)]
     ends.append(TensorSpec(passed[-1], variants[-1].outputs[0].dtype, variants[-1].outputs[0].shape))
