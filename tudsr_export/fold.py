@@ -7,6 +7,7 @@ what falls away is inputs (timestep, prompt) and the layers that only served the
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from diffusers import ModelMixin
@@ -16,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError
-from tudsr_train.generator import one_step_weights
+from tudsr_train.step import one_step_weights
 
 
 class Constant(nn.Module):
@@ -85,21 +86,21 @@ def bake_prompt(unet: ModelMixin, prompt_embeds: Tensor) -> None:
 
 
 @torch.no_grad()
-def bake_one_step(unet: ModelMixin, alpha_t: float, formula: str) -> float:
-    """Scale `conv_out` so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
-    a, b = one_step_weights(alpha_t, formula)
-    conv = plain(unet.conv_out)
-    for parameter in conv.parameters(recurse=False):
+def bake_one_step(unet: ModelMixin, level: float, formula: str, output_layer: str = "conv_out") -> float:
+    """Scale the last layer so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
+    a, b = one_step_weights(level, formula)
+    layer = unet.get_submodule(output_layer)
+    for parameter in plain(layer).parameters(recurse=False):
         parameter.mul_(b)
-    if isinstance(unet.conv_out, BaseTunerLayer):
-        for product in unet.conv_out.lora_B.values():
+    if isinstance(layer, BaseTunerLayer):
+        for product in layer.lora_B.values():
             product.weight *= b
     return float(a)
 
 
-def plain(layer: nn.Conv2d | BaseTunerLayer) -> nn.Conv2d:
-    """The layer itself, below a LoRA that is attached to it."""
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+def plain(layer: nn.Module) -> nn.Conv2d:
+    """The layer itself, a convolution or a linear one, below a LoRA that is attached to it."""
+    return cast(nn.Conv2d, layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer)
 
 
 @torch.no_grad()

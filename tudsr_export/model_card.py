@@ -20,8 +20,8 @@ Licence of the weights: {licence}.
 {about}
 ## Stages
 
-| stage | trained for | timestep | alphas_cumprod | UNet |
-| --- | --- | --- | --- | --- |
+| stage | trained for | timestep | a | b | backbone |
+| --- | --- | --- | --- | --- | --- |
 {stages}
 
 {plans}## Graphs
@@ -30,8 +30,8 @@ Licence of the weights: {licence}.
 | --- | --- | --- | --- |
 {components}
 
-Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula are inside
-the UNets.
+Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula, z_H = a z_L +
+b B(z_L, t, c), are inside the backbones.
 
 ## Made from
 
@@ -82,7 +82,7 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         precision=manifest.precision,
         licence=manifest.licence,
         stages=_rows(
-            (s.name, f"x{s.factor}", str(s.timestep), f"{s.alpha_cumprod:.6f}", f"`{s.unet}`")
+            (s.name, f"x{s.factor}", str(s.timestep), _weight(s.a), _weight(s.b), f"`{s.unet}`")
             for s in manifest.stages
         ),
         plans=_plans(manifest.plans),
@@ -128,6 +128,10 @@ def _gate_rows(gate: str, entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 "-" if entry["limit"] is None else _figure(entry["limit"], spec) + unit,
                 _figure(figures.get("largest"), ".2e"),
             )
+
+
+def _weight(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}"
 
 
 def _rows(cells: Iterable[tuple[str, ...]]) -> str:

@@ -177,7 +177,7 @@ class Lora:
     """Rank, and alpha, of the UNet's. Paper 4.1; alpha = rank in OMGSR."""
     targets: str = "standard"
     """standard: convolutions and attention (OMGSR); long: projections and feed-forward as well (OSEDiff,
-    PiSA-SR). The paper names none."""
+    PiSA-SR). The paper names none. Of a transformer: attention; feed-forward as well."""
     vae_encoder_rank: int = 0
     """Rank of a second one on the VAE's encoder; 0 for none, as the paper's text reads. 16 in OMGSR."""
 
@@ -191,7 +191,7 @@ class Lora:
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """Ends of the names of the UNet's layers that get a LoRA."""
+        """Ends of the names of the layers of a UNet that get a LoRA."""
         return TARGET_LISTS[self.targets]
 
 

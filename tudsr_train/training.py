@@ -259,7 +259,7 @@ class AdapterTraining(Training[A]):
         its rank are others.
         """
         lora = self.config.lora
-        add_adapter(G, name, lora.rank, lora.target_modules)
+        add_adapter(G, name, lora.rank, G.backbone.lora_targets[lora.targets])
         if lora.vae_encoder_rank:
             add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
         theta = adapter_parameters(G, name)
@@ -320,10 +320,14 @@ def _require_own_result(out: Path, result_file: str) -> None:
 
 
 def _require_whole_cells(G: Generator, R: int) -> None:
-    multiple = G.pixels_per_cell * 2 ** (len(G.unet.config.block_out_channels) - 1)
+    multiple, most = G.multiple, G.backbone.most_cells(G.unet)
     if R % multiple or G.latent_margin * G.pixels_per_cell >= R:
         raise TrainingError(
             f"R is {R}, but {G.base_id} needs a multiple of {multiple}, larger than its margin"
+        )
+    if most is not None and R > most * G.pixels_per_cell:
+        raise TrainingError(
+            f"R is {R}, but {G.base_id} knows positions of at most {most * G.pixels_per_cell} px"
         )
 
 

@@ -138,8 +138,8 @@ def test_a_base_that_predicts_something_else_is_refused(tmp_path: Path, tiny_bas
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
     path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(BundleError, match="'sample'"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "score"}))
+    with pytest.raises(BundleError, match="'score'"):
         Generator.load(copy)
 
 
