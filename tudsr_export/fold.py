@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError
+from tudsr_train.backbones.unet import XL, UNet
 from tudsr_train.step import one_step_weights
 
 
@@ -44,10 +45,11 @@ class PerPicture(Constant):
 
 
 @torch.no_grad()
-def bake_timestep(unet: ModelMixin, timestep: int) -> None:
+def bake_timestep(unet: ModelMixin, timestep: int, pooled: Tensor | None = None) -> None:
     """Fold the time embedding of `timestep` into the bias of every residual block's first convolution.
 
-    A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone.
+    A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone, and in
+    Stable Diffusion XL on the pooled prompt (1, P) and on sizes, which are constants as well.
 
     Raises:
         BundleError: the UNet conditions on time, or on more than time, in another way.
@@ -55,6 +57,11 @@ def bake_timestep(unet: ModelMixin, timestep: int) -> None:
     _require_plain_conditioning(unet)
     sample = torch.zeros(1, 1, dtype=unet.dtype)
     embedding = unet.time_embedding(unet.get_time_embed(sample, torch.tensor([timestep])))
+    if pooled is not None:
+        added = {"text_embeds": pooled, "time_ids": UNet.sizes(unet, sample)}
+        embedding = embedding + unet.get_aug_embed(embedding, None, added)
+        unet.add_embedding = None
+        unet.register_to_config(addition_embed_type=None)
     if unet.time_embed_act is not None:
         embedding = unet.time_embed_act(embedding)
     for block in unet.modules():
@@ -67,7 +74,7 @@ def bake_timestep(unet: ModelMixin, timestep: int) -> None:
 
 def _require_plain_conditioning(unet: ModelMixin) -> None:
     for key in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
-        if unet.config.get(key) is not None:
+        if unet.config.get(key) not in (None, XL):
             raise BundleError(f"the base's UNet has {key} = {unet.config[key]!r}, which cannot be exported")
     shift = unet.config.get("resnet_time_scale_shift", "default")
     if shift != "default":

@@ -25,6 +25,8 @@ from tudsr_export.fold import (
     scaled_quant_conv,
 )
 from tudsr_export.fold_transformer import bake_constants, bake_positions
+from tudsr_export.linear_attention import guard_linear_attention
+from tudsr_train.backbones.backbone import POOLED
 from tudsr_train.bases.codec import Codec
 from tudsr_train.generator import Generator
 
@@ -60,7 +62,7 @@ class CodecEncoder(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = copy.deepcopy(vae)
+        self.vae = guard_linear_attention(copy.deepcopy(vae))
 
     def forward(self, image: Tensor) -> Tensor:
         return Codec(self.vae).encode(image)
@@ -73,7 +75,7 @@ class CodecDecoder(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = copy.deepcopy(vae)
+        self.vae = guard_linear_attention(copy.deepcopy(vae))
 
     def forward(self, z_H: Tensor) -> Tensor:
         return Codec(self.vae).decode(z_H)
@@ -92,7 +94,8 @@ class UnetStage(nn.Module):
     def __init__(self, generator: Generator, timestep: int, formula: str | None = None) -> None:
         super().__init__()
         self.unet = generator.unet
-        bake_timestep(self.unet, timestep)
+        pooled = generator.conditions.get(POOLED)
+        bake_timestep(self.unet, timestep, *(() if pooled is None else (pooled,)))
         bake_prompt(self.unet, generator.prompt_embeds)
         level = float(generator.level(timestep))
         # In half, a rounded c would change the contrast of the whole picture by up to 0.05 %; c is near 1, so
@@ -115,7 +118,7 @@ class TransformerStage(nn.Module):
         self, generator: Generator, timestep: int, formula: str | None = None, sides: Iterable[int] = ()
     ) -> None:
         super().__init__()
-        self.network, self.backbone = generator.unet, generator.backbone
+        self.network, self.backbone = guard_linear_attention(generator.unet), generator.backbone
         self.c = generator.conditions
         self.told = generator.noising.told(torch.tensor([timestep]), self.backbone.time_unit)
         z = torch.zeros(1, generator.codec.channels, *(self.backbone.cells(self.network),) * 2)

@@ -5,6 +5,7 @@ Libraries build what a config says before they look at its weights, and raise wh
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,13 +69,17 @@ def without_bars() -> Iterator[None]:
             one.enable_progress_bar()
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises OSError, and ValueError where it is something else, nested too deeply or huge."""
+def read_config(path: Path, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object. Raises OSError, and ValueError where it is something else, nested too deeply or huge.
+
+    Args:
+        infinite: whether -Infinity may stand in it, as in what diffusers writes of some schedulers.
+    """
     with open(path, "rb") as file:
         text = file.read(MOST_BYTES + 1)
     if len(text) > MOST_BYTES:
         raise ValueError(f"{path.name} is larger than {MOST_BYTES // 2**20} MiB")
-    tree = parse_json(text)
+    tree = json.loads(text) if infinite else parse_json(text)
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is no JSON object")
     return tree

@@ -197,7 +197,9 @@ class Generator(nn.Module):
                 part.enable_gradient_checkpointing()
 
     @classmethod
-    def load(cls, base: str | Path, prompt: str = "", prompt_file: str | Path = "") -> Generator:
+    def load(
+        cls, base: str | Path, prompt: str = "", prompt_file: str | Path = "", prompt_tokens: int = 0
+    ) -> Generator:
         """Load a base in the diffusers layout: unet/ or transformer/, vae/, scheduler/ and a prompt.
 
         Weights are float32, frozen.
@@ -206,6 +208,7 @@ class Generator(nn.Module):
             base: folder, or `owner/name` on the Hugging Face hub.
             prompt: fixed prompt, encoded once by the base's own text encoders (see `conditions_of`).
             prompt_file: safetensors file with an embedding to take instead.
+            prompt_tokens: how many tokens of the prompt are kept, the first ones; 0 for all.
 
         Raises BundleError (exit 5) where a part is missing, damaged or does not fit.
         """
@@ -236,6 +239,8 @@ class Generator(nn.Module):
                 f"but the {backbone.part} attends to {width}"
             )
         backbone.require(c, network, base_name(base))
+        if prompt_tokens:
+            c[PROMPT] = c[PROMPT][:, :prompt_tokens].contiguous()
         G = cls(
             vae.eval(),
             network.eval(),
@@ -265,7 +270,8 @@ class Generator(nn.Module):
 
 
 def _require_modest_configs(folder: Path) -> None:
-    for part in PARTS:
-        for name in ("config.json", "scheduler_config.json"):
-            if not part.startswith("tokenizer") and (folder / part / name).is_file():
-                require_modest(read_config(folder / part / name), f"{part}/{name}")
+    for part in (part for part in PARTS if not part.startswith("tokenizer")):
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        if (folder / part / name).is_file():
+            config = read_config(folder / part / name, infinite=part == "scheduler")
+            require_modest(config, f"{part}/{name}")

@@ -250,7 +250,8 @@ class AdapterTraining(Training[A]):
     def load_base(self) -> Generator:
         """The base with the configuration's prompt; torch is seeded for what is drawn next."""
         torch.manual_seed(self.config.seed)
-        return Generator.load(self.config.base, self.config.prompt, self.config.prompt_embeds)
+        c = self.config
+        return Generator.load(c.base, c.prompt, c.prompt_embeds, c.prompt_tokens)
 
     def add_adapter(self, G: Generator, name: str) -> dict[str, nn.Parameter]:
         """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from tudsr_runtime.errors import BundleError
 from tudsr_train.backbones.backbone import Backbone
+from tudsr_train.backbones.flux import Flux
+from tudsr_train.backbones.sana import Sana
 from tudsr_train.backbones.sd3 import SD3
 from tudsr_train.backbones.unet import UNet
 from tudsr_train.foreign import misread, read_config
 
-BACKBONES: dict[str, Backbone] = {one.name: one for one in (UNet(), SD3())}
+BACKBONES: dict[str, Backbone] = {one.name: one for one in (UNet(), SD3(), Sana(), Flux())}
 FOLDERS = ("unet", "transformer")
 
 
@@ -32,6 +34,6 @@ def find_backbone(base: str | Path, folder: Path) -> Backbone:
         raise BundleError(
             f"{base}: its {place}/ is a {str(name)[:80]}, which no one-step restorer can be made of here; known "
             f"are {', '.join(BACKBONES)}",
-            hint="a base of one of these classes: Stable Diffusion 1.5, 2.1, XL, 3 or 3.5",
+            hint="a base of one of these classes: Stable Diffusion 1.5 to 3.5, Sana, FLUX.1",
         )
     return BACKBONES[name]
