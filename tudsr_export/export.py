@@ -187,9 +187,7 @@ class _Export:
         def restore(x: Tensor) -> Tensor:
             z_L = generator.encode(x)
             prediction = generator.predict(z_L, settings.timestep)
-            return generator.decode(
-                generator.restored(z_L, prediction, settings.timestep, settings.formula)
-            )
+            return generator.decode(generator.restored(z_L, prediction, settings.timestep, settings.formula))
 
         self.trip.through(restore)
         self.seams.through(restore, settings.name, self.report)

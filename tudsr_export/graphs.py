@@ -1,6 +1,6 @@
 """The three modules that are exported, each with one input and one output and nothing left to choose.
 
-    VaeEncoder, CodecEncoder: image -> z_L          UnetStage, TransformerStage: z_L -> z_H
+    VaeEncoder, PosteriorEncoder, CodecEncoder: image -> z_L        UnetStage, TransformerStage: z_L -> z_H
     VaeDecoder, CodecDecoder: z_H -> image
 
 Images are (1, 3, T, T) in [-1, 1], latents are scaled (times the autoencoder's scaling factor).
@@ -53,6 +53,22 @@ class VaeDecoder(nn.Module):
 
     def forward(self, z_H: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z_H))
+
+
+class PosteriorEncoder(nn.Module):
+    """E of any other `AutoencoderKL`, shifted and scaled: the posterior's mode alone, for its variance, which
+    nobody needs, is an exponential that half cannot hold."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = copy.deepcopy(vae)
+        self.vae.decoder = nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        moments, codec = self.vae.get_submodule("encoder")(image), Codec(self.vae)
+        if codec.vae.quant_conv is not None:
+            moments = codec.vae.quant_conv(moments)
+        return codec.scaled(moments[:, : codec.channels])
 
 
 class CodecEncoder(nn.Module):
@@ -144,11 +160,13 @@ def stage_graph(generator: Generator, timestep: int, formula: str, sides: Iterab
 
 def vae_graphs(vae: ModelMixin) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of any kind of autoencoder."""
-    if isinstance(vae, AutoencoderKL) and vae.quant_conv is not None and vae.post_quant_conv is not None:
-        codec = Codec(vae)
-        if not (codec.shift_factor or codec.mean or codec.std):
-            return VaeEncoder(vae).eval(), VaeDecoder(vae).eval()
-    return CodecEncoder(vae).eval(), CodecDecoder(vae).eval()
+    if not isinstance(vae, AutoencoderKL):
+        return CodecEncoder(vae).eval(), CodecDecoder(vae).eval()
+    codec = Codec(vae)
+    plain = not (codec.shift_factor or codec.mean or codec.std)
+    if plain and vae.quant_conv is not None and vae.post_quant_conv is not None:
+        return VaeEncoder(vae).eval(), VaeDecoder(vae).eval()
+    return PosteriorEncoder(vae).eval(), CodecDecoder(vae).eval()
 
 
 def encoder_graph(vae: ModelMixin) -> nn.Module:

@@ -43,9 +43,7 @@ class MultiscaleLinearAttention(SanaMultiscaleLinearAttention):
 class LinearProcessor:
     """That of the transformer."""
 
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, *_: object, **__: object
-    ) -> Tensor:
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if attn.norm_q is not None:
             query = attn.norm_q(query)

@@ -138,7 +138,9 @@ class Stage:
         for key in kept:
             _require(getattr(self, key) is not None, f"stage {self.name} lacks {key!r}")
         for key in other:
-            _require(getattr(self, key) is None, f"stage {self.name} has {key!r}, which schema {schema} has not")
+            _require(
+                getattr(self, key) is None, f"stage {self.name} has {key!r}, which schema {schema} has not"
+            )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,11 @@ def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
     The decoder stays the base's own. Raises TrainingError (exit 10) where the autoencoder has no weights.
     """
     if not hasattr(generator.vae, "encoder") or not hasattr(generator.vae, "add_adapter"):
-        why = "its encoder has no weights, and so" if not hasattr(generator.vae, "encoder") else "its autoencoder"
+        why = (
+            "its encoder has no weights, and so"
+            if not hasattr(generator.vae, "encoder")
+            else "its autoencoder"
+        )
         raise TrainingError(
             f"{generator.base_id}: {why} can have no LoRA",
             hint="set lora.vae_encoder_rank to 0",

@@ -51,13 +51,16 @@ def misread(what: str, kind: type[TudsrError] = BundleError, *, hint: str | None
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, transformers and diffusers draw no bars of what they load; the hub's of downloads stay."""
+    """Within, transformers and diffusers draw no bars of what they load, and say nothing of parts of theirs that
+    are not installed; the hub's bars of downloads stay."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     wanted = [one for one in (transformers_logging, diffusers_logging) if one.is_progress_bar_enabled()]
     downloads = not are_progress_bars_disabled()
+    spoken = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     for one in wanted:
         one.disable_progress_bar()
     if downloads:
@@ -65,6 +68,7 @@ def without_bars() -> Iterator[None]:
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(spoken)
         for one in wanted:
             one.enable_progress_bar()
 

@@ -148,5 +148,3 @@ class Tokens:
 
     def _keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.found = inputs[0]
-
-

@@ -89,5 +89,3 @@ class UNet(Backbone):
             prompt, device=torch.device("cpu"), do_classifier_free_guidance=False
         )
         return {PROMPT: embeds.float(), POOLED: pooled.float()}
-
-

@@ -128,7 +128,9 @@ class Codec:
 
     @staticmethod
     def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor | None:
-        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1) if values else None
+        return (
+            torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1) if values else None
+        )
 
 
 def load_autoencoder(folder: Path) -> ModelMixin:

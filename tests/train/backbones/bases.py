@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderTiny,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -40,7 +41,7 @@ def make_sd3(folder: Path) -> None:
     SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=16,
-        pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
+        pos_embed_max_size=32, dual_attention_layers=(0,), qk_norm="rms_norm",
     ).save_pretrained(folder / "transformer")  # fmt: skip
     write_kl(folder)
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
@@ -76,20 +77,23 @@ def make_sana(folder: Path) -> None:
 
 
 def make_flux(folder: Path) -> None:
-    """FLUX.1-dev's layout: packed tokens, rotated by their place, guidance embedded; a CLIP and a T5."""
+    """FLUX.1-dev's layout: packed tokens, rotated by their place, guidance embedded; a CLIP and a T5. With a
+    small autoencoder of 16 channels (TAEF1)."""
     torch.manual_seed(5)
     FluxTransformer2DModel(
         in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
     ).save_pretrained(folder / "transformer")  # fmt: skip
-    write_kl(folder)
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    write_tiny(folder, 16)
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(
+        folder / "scheduler"
+    )
     write_clip(folder, "", projection_dim=None)
     write_t5(folder, "_2", width=16)
 
 
 def make_sdxl(folder: Path) -> None:
-    """SDXL-Turbo's layout: two encoders, a pooled prompt and sizes as conditions."""
+    """SDXL-Turbo's layout: two encoders, a pooled prompt and sizes as conditions. With a small autoencoder."""
     torch.manual_seed(6)
     UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, attention_head_dim=(2, 4),
@@ -98,12 +102,7 @@ def make_sdxl(folder: Path) -> None:
         addition_embed_type="text_time", addition_time_embed_dim=4, transformer_layers_per_block=(1, 2),
         projection_class_embeddings_input_dim=6 * 4 + 8,
     ).save_pretrained(folder / "unet")  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, scaling_factor=0.13025,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
-    )  # fmt: skip
-    vae.quant_conv.weight.data *= 30
-    vae.save_pretrained(folder / "vae")
+    write_tiny(folder, 4)
     EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
     ).save_pretrained(folder / "scheduler")
@@ -121,6 +120,14 @@ def write_kl(folder: Path) -> None:
     # latents of about 1, as after training
     vae.encoder.conv_out.weight.data *= 10
     vae.save_pretrained(folder / "vae")
+
+
+def write_tiny(folder: Path, channels: int) -> None:
+    """The small autoencoder that may take a large one's place (TAESD, TAEF1); two pixels a cell."""
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=channels,
+    ).save_pretrained(folder / "vae")  # fmt: skip
 
 
 def write_clip(folder: Path, suffix: str, projection_dim: int | None) -> None:

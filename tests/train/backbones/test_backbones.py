@@ -13,7 +13,13 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, Gemma2Model, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Model,
+    T5EncoderModel,
+)
 
 from tests.train.backbones.bases import MAKERS, disturb, make_base
 from tudsr_runtime.errors import BundleError, TrainingError
@@ -147,7 +153,9 @@ def test_latents_are_shifted_and_scaled_as_the_library_does(kind: str, bases: Ca
 
 def test_a_mean_and_std_per_channel_are_undone(bases: Callable[[str], Path]) -> None:
     vae = Generator.load(bases("sd3"), PROMPT).vae
-    vae.register_to_config(latents_mean=[0.1 * n for n in range(16)], latents_std=[1.0 + n for n in range(16)])
+    vae.register_to_config(
+        latents_mean=[0.1 * n for n in range(16)], latents_std=[1.0 + n for n in range(16)]
+    )
     codec, latent = Codec(vae), torch.randn(2, 16, 4, 4)
     z = codec.scaled(latent)
     torch.testing.assert_close(z[:, 3], (latent[:, 3] - 0.3) * 1.5305 / 4.0)
@@ -234,7 +242,12 @@ def changed(base: Path, part: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "part", "changes", "message"),
     [
-        ("sd3", "transformer", {"_class_name": "PixArtTransformer2DModel"}, "a PixArtTransformer2DModel, which"),
+        (
+            "sd3",
+            "transformer",
+            {"_class_name": "PixArtTransformer2DModel"},
+            "a PixArtTransformer2DModel, which",
+        ),
         ("sd3", "transformer", {"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, which"),
         ("sana", "vae", {"_class_name": "AutoencoderKLWan"}, "AutoencoderDC and AutoencoderTiny are known"),
         ("sana", "vae", {"scaling_factor": -1.0}, "scaling factor is -1"),
