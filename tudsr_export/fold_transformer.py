@@ -1,9 +1,9 @@
-"""Constants of a stage, folded out of a transformer: what depends on timestep and prompt alone, and on size alone.
+"""Constants of a stage, folded out of a transformer: what depends on timestep, prompt or size alone.
 
     time and pooled prompt    their embedding, and the modulation (AdaLN) that every block makes of it
-    prompt                    its projection; keys and values too where text is only attended to (Sana). Where it
-                              is carried through the blocks beside the picture (SD 3, FLUX) no more than that is
-                              constant: after the first block it depends on the picture
+    prompt                    its projection; keys and values too where text is only attended to (Sana). Where
+                              it is carried through the blocks beside the picture (SD 3, FLUX) no more than
+                              that is constant: after the first block it depends on the picture
     positions                 SD 3's table, of which a tile needs a small part, and FLUX's rotations
 
 What is computed stays the same, but for float32 rounding. As in `fold`, the module that is given is changed.
@@ -32,7 +32,7 @@ EMBEDDERS = ("time_text_embed", "context_embedder", "time_embed", "caption_proje
 
 
 class Folded(nn.Module):
-    """Gives what a module gave for one picture, once for every picture of the batch that it is called with."""
+    """Gives what a module gave for one picture, once for every picture of the batch."""
 
     def __init__(self, values: tuple[Tensor, ...], alone: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Rotations(nn.Module):
 
 @torch.no_grad()
 def bake_positions(network: Any, sides: Iterable[int], ids: Callable[[int], Tensor]) -> None:
-    """Keep the positions of latents of these sides alone; `ids` are FLUX's of such a latent with the prompt."""
+    """Keep the positions of latents of these sides alone; `ids`: FLUX's, of such a latent with the prompt."""
     embed = getattr(network, "pos_embed", None)
     if isinstance(embed, PatchEmbed) and embed.pos_embed_max_size:
         network.pos_embed = Patches(embed, sides)

@@ -1,9 +1,9 @@
 """Sana's linear attention, so that it survives the export: a quotient whose divisor may be zero.
 
-Queries and keys are rectified, so that a picture can make all of a head's zero; diffusers adds 1e-15 to the divisor,
-and 0 / 1e-15 is 0. onnxscript's optimizer takes 1e-15 for the 0 of `x + 0` (it compares constants with a tolerance
-of 1e-8) and removes the addition: 0 / 0 is NaN, in every engine that runs the graph. A maximum in the addition's
-place gives the same for every divisor, and stays.
+Queries and keys are rectified, so that a picture can make all of a head's zero; diffusers adds 1e-15 to the
+divisor, and 0 / 1e-15 is 0. onnxscript's optimizer takes 1e-15 for the 0 of `x + 0` (it compares constants
+with a tolerance of 1e-8) and removes the addition: 0 / 0 is NaN, in every engine that runs the graph. A
+maximum in its place gives the same for every divisor, and stays.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ Licence of the weights: {licence}.
 | --- | --- | --- | --- |
 {components}
 
-Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula, z_H = a z_L +
-b B(z_L, t, c), are inside the backbones.
+Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula,
+z_H = a z_L + b B(z_L, t, c), are inside the backbones.
 
 ## Made from
 

@@ -148,8 +148,8 @@ class Latent:
     """The autoencoder's latent: `channels`, image pixels per latent cell and axis, the latent scale, and the
     cells on each side that stand for pixels beyond the tile.
 
-    What may be missing, of schema 2: the shift, z = (E(x) - shift) scale; `mean` and `std`, shift and a divisor
-    of the scale for every channel.
+    What may be missing, of schema 2: the shift, z = (E(x) - shift) scale; `mean` and `std`, shift and a
+    divisor of the scale for every channel.
     """
 
     channels: int
@@ -287,8 +287,9 @@ class Manifest:
             raise BundleError(f"not valid JSON: {error}") from None
         version = value.get("schema_version") if isinstance(value, dict) else None
         if isinstance(value, dict) and (type(version) is not int or version not in READ_SCHEMAS):
+            known = " and ".join(map(str, READ_SCHEMAS))
             raise BundleError(
-                f"schema_version is {str(version)[:20]!r}, this tudsr reads {' and '.join(map(str, READ_SCHEMAS))}",
+                f"schema_version is {str(version)[:20]!r}, this tudsr reads {known}",
                 hint="use the tudsr version that wrote the bundle, or export it again",
             )
         return read_typed(cls, value, BundleError, whole="the manifest")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_runtime.typed import read_typed
 from tudsr_train.backbones.backbone import CONDITIONS, PROMPT
-from tudsr_train.backbones.unet import LONG_TARGETS, TARGETS, UNet
+from tudsr_train.backbones.unet import TARGETS, UNet
 from tudsr_train.bases.prompt import read_conditions
 from tudsr_train.foreign import misread, read_config, require_no_repetition
 from tudsr_train.generator import Generator
@@ -112,7 +112,7 @@ def record_of(generator: Generator, name: str, stage: int, timestep: int, factor
 
 
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
-    """Attach a fresh trainable LoRA to the backbone and make it the active one; it starts as an exact identity.
+    """Attach a fresh trainable LoRA to the backbone, and make it active; it starts as an exact identity.
 
     alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters. Where a base
     passes pixels by its backbone, `conv_out` gets none: it would write them.

@@ -51,8 +51,8 @@ def misread(what: str, kind: type[TudsrError] = BundleError, *, hint: str | None
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, transformers and diffusers draw no bars of what they load, and say nothing of parts of theirs that
-    are not installed; the hub's bars of downloads stay."""
+    """Within, transformers and diffusers draw no bars of what they load, and say nothing of parts of theirs
+    that are not installed; the hub's bars of downloads stay."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging

@@ -2,9 +2,10 @@
 
     z_L = (E(x_L) - shift) s      z_H = a z_L + b B(z_L, t, c)      x_H = D(z_H / s + shift)
 
-E and D are the autoencoder with its shift and scale (`Codec`), B a UNet or a transformer (`Backbone`), c a fixed
-prompt, t the stage's fixed timestep, a and b what follows from t and from what B predicts (`tudsr_train.step`); the
-level of noise at t is the base's (`Noising`). Training, export and the tests all use this one file.
+E and D are the autoencoder with its shift and scale (`Codec`), B a UNet or a transformer (`Backbone`), c a
+fixed prompt, t the stage's fixed timestep, a and b what follows from t and from what B predicts
+(`tudsr_train.step`); the level of noise at t is the base's (`Noising`). Training, export and the tests all
+use this one file.
 The LQ latent is fed as it is: no noise is added to it.
 """
 
@@ -191,7 +192,7 @@ class Generator(nn.Module):
         return self.decode(self.denoise(self.encode(x_L, sample), t)).clamp(-1, 1)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute the activations of backbone and autoencoder again in the backward, instead of keeping them."""
+        """Compute the activations of both parts again in the backward, instead of keeping them."""
         for part in (self.unet, self.vae):
             if getattr(part, "_supports_gradient_checkpointing", False):
                 part.enable_gradient_checkpointing()

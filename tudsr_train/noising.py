@@ -1,10 +1,10 @@
 """How a base was noised while it was trained: which timesteps there are, and how much noise each means.
 
-    VariancePreserving    z_t = sqrt(A_t) z + sqrt(1 - A_t) eps        A_t = alphas_cumprod[t], t = 0 ... T - 1
-    Flow                  z_t = (1 - sigma) z + sigma eps              sigma = t / T, t = 1 ... T
+    VariancePreserving    z_t = sqrt(A_t) z + sqrt(1 - A_t) eps    A_t = alphas_cumprod[t], t = 0 ... T - 1
+    Flow                  z_t = (1 - sigma) z + sigma eps          sigma = t / T, t = 1 ... T
 
-The generator takes the level of noise at its fixed t from here; noise itself is only ever added for the diffusion
-discriminator. T is 1000 everywhere.
+The generator takes the level of noise at its fixed t from here; noise itself is only ever added for the
+diffusion discriminator. T is 1000 everywhere.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Flow(Noising):
 
 
 def noising_of(folder: Path) -> tuple[Noising, str]:
-    """The noising that the scheduler in a folder describes, whatever its class, and what the base predicts."""
+    """The noising that the scheduler in a folder describes, and what the base predicts."""
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
     config = DDPMScheduler.load_config(folder)

@@ -9,8 +9,9 @@
     sample (x0)        0               1                        either
     residual           1               -1                       either
 
-The names are those of diffusers' schedulers; v: Salimans and Ho 2022, appendix D; flow: z_t = (1 - sigma) z_H +
-sigma eps and v = eps - z_H (Lipman et al. 2023; Esser et al. 2024); residual: PiSA-SR (Sun et al. 2025).
+The names are those of diffusers' schedulers; v: Salimans and Ho 2022, appendix D; flow: v = eps - z_H and
+z_t = (1 - sigma) z_H + sigma eps (Lipman et al. 2023; Esser et al. 2024); residual: PiSA-SR (Sun et al.
+2025).
 """
 
 from __future__ import annotations

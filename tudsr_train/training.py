@@ -326,7 +326,7 @@ def _require_whole_cells(G: Generator, R: int) -> None:
         raise TrainingError(
             f"R is {R}, but {G.base_id} needs a multiple of {multiple}, larger than its margin"
         )
-    if most is not None and R > most * G.pixels_per_cell:
+    if most is not None and most * G.pixels_per_cell < R:
         raise TrainingError(
             f"R is {R}, but {G.base_id} knows positions of at most {most * G.pixels_per_cell} px"
         )

@@ -1,4 +1,4 @@
-"""Bundles of every kind of backbone: what the runtime makes of a picture is what the generator makes of it."""
+"""Bundles of every kind of backbone: the runtime makes of a picture what the generator makes of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the generator has to know of an architecture: one small class each, found by diffusers' class name.
 
-A `Backbone` owns no weights. It takes the diffusers model, `network`, as an argument, so that training, adapters
-and export keep handling that model itself.
+A `Backbone` owns no weights. It takes the diffusers model, `network`, as an argument, so that training,
+adapters and export keep handling that model itself.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Conditions = dict[str, Tensor]
 PROMPT, POOLED = "prompt_embeds", "pooled_prompt_embeds"
 CONDITIONS = (PROMPT, POOLED)
-"""c of Eq. (2), by the names of diffusers' pipelines: the prompt's tokens (1, L, D) and, for some, one vector of
-the whole prompt (1, P)."""
+"""c of Eq. (2), by the names of diffusers' pipelines: the prompt's tokens (1, L, D) and, for some, one vector
+of the whole prompt (1, P)."""
 
 
 class Backbone:

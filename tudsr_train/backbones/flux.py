@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Flux(Transformer):
     """Picture and text tokens attend to each other; each token is told where it is."""
 
     name = "FluxTransformer2DModel"
-    lora_targets = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
+    lora_targets: ClassVar = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
     time_unit = 1.0
 
     def channels(self, network: ModelMixin) -> tuple[int, int]:

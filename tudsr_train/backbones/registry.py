@@ -25,15 +25,15 @@ def find_backbone(base: str | Path, folder: Path) -> Backbone:
     if place is None:
         raise BundleError(
             f"{base}: no diffusers base here (unet/config.json is missing, and transformer/config.json too)",
-            hint="give a folder that holds unet/ or transformer/, vae/ and scheduler/, such as Stable Diffusion "
-            "2.1-base",
+            hint="give a folder that holds unet/ or transformer/, vae/ and scheduler/, such as Stable "
+            "Diffusion 2.1-base",
         )
     with misread(f"{base}: the base cannot be read"):
         name = read_config(folder / place / "config.json").get("_class_name", UNet.name)
     if name not in BACKBONES or BACKBONES[name].folder != place:
         raise BundleError(
-            f"{base}: its {place}/ is a {str(name)[:80]}, which no one-step restorer can be made of here; known "
-            f"are {', '.join(BACKBONES)}",
+            f"{base}: its {place}/ is a {str(name)[:80]}, which no one-step restorer can be made of here; "
+            f"known are {', '.join(BACKBONES)}",
             hint="a base of one of these classes: Stable Diffusion 1.5 to 3.5, Sana, FLUX.1",
         )
     return BACKBONES[name]

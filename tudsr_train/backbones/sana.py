@@ -1,9 +1,9 @@
-"""`SanaTransformer2DModel`: Sana (Xie et al. 2024), a transformer of linear attention over cells of 32 x 32 px."""
+"""`SanaTransformer2DModel`: Sana (Xie et al. 2024), linear attention over cells of 32 x 32 px."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Sana(Transformer):
     """The picture attends to itself, linearly, and to the prompt, which stays as it is."""
 
     name = "SanaTransformer2DModel"
-    lora_targets = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
+    lora_targets: ClassVar = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
 
     def widths(self, network: ModelMixin) -> dict[str, int]:
         return {PROMPT: network.config.caption_channels}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class SD3(Transformer):
     """Picture and text tokens attend to each other in every block."""
 
     name = "SD3Transformer2DModel"
-    lora_targets = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
+    lora_targets: ClassVar = {"standard": ATTENTION, "long": (*ATTENTION, *FEED_FORWARD)}
 
     def most_cells(self, network: ModelMixin) -> int | None:
         return int(network.config.pos_embed_max_size * network.config.patch_size)

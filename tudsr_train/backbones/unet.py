@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class UNet(Backbone):
     """A UNet; with XL's added conditions where it has them."""
 
     name, part, folder, component, output_layer = "UNet2DConditionModel", "UNet", "unet", "unet", "conv_out"
-    lora_targets = {"standard": TARGETS, "long": LONG_TARGETS}
+    lora_targets: ClassVar = {"standard": TARGETS, "long": LONG_TARGETS}
 
     def channels(self, network: ModelMixin) -> tuple[int, int]:
         return network.config.in_channels, network.config.out_channels

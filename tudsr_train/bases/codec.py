@@ -3,14 +3,14 @@
     z = (E(x) - shift) scale        x = D(z / scale + shift)
 
     autoencoder           E gives       cell             shift and scale
-    AutoencoderKL         a posterior   8 px             scaling_factor, shift_factor; mean and std per channel
+    AutoencoderKL         a posterior   8 px             scaling_factor, shift_factor; per channel too
     AutoencoderDC         a latent      32 px            scaling_factor
     AutoencoderTiny       a latent      8 px             scaling_factor
     PatchAutoencoder,     a latent      4 px in nano     scaling_factor
     FeatureAutoencoder
 
-A mean and std per channel stand in `latents_mean` and `latents_std`: shift is the mean, scale the scaling factor
-over the std (diffusers' Stable Diffusion XL pipelines).
+A mean and std per channel stand in `latents_mean` and `latents_std`: shift is the mean, scale the scaling
+factor over the std (diffusers' Stable Diffusion XL pipelines).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Codec:
 
     @property
     def pixels_per_cell(self) -> int:
-        """Side of the square of pixels behind one latent cell: 8 for Stable Diffusion, 32 for Sana, 4 for nano."""
+        """Side of the square of pixels behind a latent cell: 8 in Stable Diffusion, 32 in Sana, 4 in nano."""
         config = self.vae.config
         if config.get("patch_size"):
             return int(config.patch_size)
@@ -91,8 +91,8 @@ class Codec:
                 )
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
-        """z of a picture (B, 3, H, W) in [-1, 1]: of the posterior's mode, or of a sample of it, where there is
-        a posterior."""
+        """z of a picture (B, 3, H, W) in [-1, 1]: of the posterior's mode, or of a sample of it, where there
+        is a posterior."""
         return self.scaled(self._latent(x, sample))
 
     def decode(self, z: Tensor) -> Tensor:

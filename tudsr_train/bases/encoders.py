@@ -26,8 +26,8 @@ def clip_tokenizer(folder: Path, suffix: str) -> Any:
 
 
 def large_encoder(folder: Path, suffix: str) -> Any:
-    """A T5 encoder or a Gemma of a base, bfloat16: their authors run them so, and 4.8 billion weights of float32
-    are 19 GB."""
+    """A T5 encoder or a Gemma of a base, bfloat16: their authors run them so, and 4.8 billion weights of
+    float32 are 19 GB."""
     from transformers import AutoConfig, AutoModel, T5EncoderModel
 
     place = folder / f"text_encoder{suffix}"

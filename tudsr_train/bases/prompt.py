@@ -102,8 +102,8 @@ def read_prompt(file: Path) -> Tensor:
 
 
 def read_conditions(file: Path) -> Conditions:
-    """c, float32, from a safetensors file: one tensor (1, L, D) of any name, or several of those that diffusers'
-    pipelines have: prompt_embeds (1, L, D) and pooled_prompt_embeds (1, P).
+    """c, float32, from a safetensors file: one tensor (1, L, D) of any name, or several of those that
+    diffusers' pipelines have: prompt_embeds (1, L, D) and pooled_prompt_embeds (1, P).
 
     Raises BundleError (exit 5) where the file is missing, damaged, or holds other tensors.
     """

@@ -2,9 +2,9 @@
 
     F(z, t) = sqrt(abar_t) z + sqrt(1 - abar_t) eps,   t ~ U[0, T),   eps ~ N(0, I)
 
-or by a flow's noising (`tudsr_train.noising`). conv_in, the down blocks and the mid block of a UNet, or the first half
-of a transformer's blocks, with a LoRA in the blocks; an MLP scores every cell of what comes out, which stands for a
-patch of the picture. No latent is decoded for it.
+or by a flow's noising (`tudsr_train.noising`). conv_in, the down blocks and the mid block of a UNet, or the
+first half of a transformer's blocks, with a LoRA in the blocks; an MLP scores every cell of what comes out,
+which stands for a patch of the picture. No latent is decoded for it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class DiffusionDiscriminator(Discriminator):
         return self.noising.add(z, eps, t), t
 
     def features(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """The mid block's output (B, C, h_mid, w_mid) for a diffused latent; a transformer's tokens, as a map."""
+        """The mid block's output (B, C, h_mid, w_mid) for a diffused latent; or a transformer's tokens."""
         t = self.noising.told(t, self.kind.time_unit)
         return self._tokens(z_t, t) if self.looks_at_tokens else self._mid_block(z_t, t)
 

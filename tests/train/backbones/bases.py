@@ -93,7 +93,7 @@ def make_flux(folder: Path) -> None:
 
 
 def make_sdxl(folder: Path) -> None:
-    """SDXL-Turbo's layout: two encoders, a pooled prompt and sizes as conditions. With a small autoencoder."""
+    """SDXL-Turbo's layout: two encoders, a pooled prompt and sizes as conditions. A small autoencoder."""
     torch.manual_seed(6)
     UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, attention_head_dim=(2, 4),

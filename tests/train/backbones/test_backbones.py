@@ -24,10 +24,10 @@ from transformers import (
 from tests.train.backbones.bases import MAKERS, disturb, make_base
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.adapters import (
+    adapter_parameters,
     add_adapter,
     add_vae_encoder_adapter,
     copy_adapter,
-    adapter_parameters,
     load_adapter,
     prompt_sha256,
     record_of,
