@@ -87,7 +87,7 @@ class Backbone:
                     f"({', '.join(map(str, known))})"
                 )
 
-    def predict(self, network: nn.Module, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
+    def predict(self, network: ModelMixin, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
         """B(z, t, c), shape of z.
 
         Args:
@@ -97,7 +97,7 @@ class Backbone:
         """
         raise NotImplementedError
 
-    def ids(self, network: nn.Module, c: Conditions, side: int) -> Tensor:
+    def ids(self, network: ModelMixin, c: Conditions, side: int) -> Tensor:
         """The positions of prompt and picture where they are told, for a latent of side x side cells."""
         raise NotImplementedError
 

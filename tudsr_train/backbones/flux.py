@@ -50,7 +50,7 @@ class Flux(Transformer):
         config = network.config
         return {PROMPT: config.joint_attention_dim, POOLED: config.pooled_projection_dim}
 
-    def predict(self, network: nn.Module, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
+    def predict(self, network: ModelMixin, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
         height, width = z.shape[-2:]
         ids = positions(height // PACK, width // PACK, z)
         guided: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class Flux(Transformer):
         )[0]
         return unpacked(tokens, height, width)
 
-    def ids(self, network: nn.Module, c: Conditions, side: int) -> Tensor:  # noqa: ARG002 - the same for all
+    def ids(self, network: ModelMixin, c: Conditions, side: int) -> Tensor:  # noqa: ARG002 - the same for all
         here = positions(side // PACK, side // PACK, c[PROMPT])
         return torch.cat([here.new_zeros(c[PROMPT].shape[1], 3), here])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tudsr_train.backbones.backbone import PROMPT, Conditions, Transformer, expanded
 from tudsr_train.bases.encoders import large_encoder, large_tokenizer, require_room
@@ -36,7 +36,7 @@ class Sana(Transformer):
                 "straight flow"
             )
 
-    def predict(self, network: nn.Module, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
+    def predict(self, network: ModelMixin, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
         prediction: Tensor = network(
             z, expanded(c[PROMPT], z), t * network.config.timestep_scale, return_dict=False
         )[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tudsr_train.backbones.backbone import POOLED, PROMPT, Conditions, Transformer, expanded
 from tudsr_train.bases.encoders import (
@@ -42,7 +42,7 @@ class SD3(Transformer):
         config = network.config
         return {PROMPT: config.joint_attention_dim, POOLED: config.pooled_projection_dim}
 
-    def predict(self, network: nn.Module, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
+    def predict(self, network: ModelMixin, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
         prediction: Tensor = network(
             hidden_states=z,
             encoder_hidden_states=expanded(c[PROMPT], z),

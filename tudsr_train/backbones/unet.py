@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tudsr_train.backbones.backbone import POOLED, PROMPT, Backbone, Conditions, expanded
 from tudsr_train.bases.encoders import clip_encoder, clip_tokenizer
@@ -53,7 +53,7 @@ class UNet(Backbone):
         if needed not in (None, XL):
             raise ValueError(f"its UNet needs more than a prompt ({needed})")
 
-    def predict(self, network: nn.Module, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
+    def predict(self, network: ModelMixin, z: Tensor, t: Tensor, c: Conditions) -> Tensor:
         added: dict[str, Any] = {}
         if POOLED in c:
             conditions = {"text_embeds": expanded(c[POOLED], z), "time_ids": self.sizes(network, z)}
