@@ -1,7 +1,7 @@
-"""What training holds in memory: Stable Diffusion 2.1-base's architecture, both stages, R 512, batch 1.
+"""What training holds in memory: a base, both stages, R 512, batch 1.
 
-    python -m benchmarks.train_memory [--precision bf16] [--json FILE]      counts, in seconds, on any machine
-    python -m benchmarks.train_memory --real [--json FILE]                  runs, with random weights; 12 GiB
+    python -m benchmarks.train_memory [--base sd2.1] [--precision bf16] [--json FILE]    counts, anywhere
+    python -m benchmarks.train_memory --real [--json FILE]              runs, with random weights; 12 GiB
 
 The first counts the bytes that autograd keeps for the backward (`torch.autograd.graph.saved_tensors_hooks`,
 each storage once, parameters not) while Algorithms 1 and 2 run on tensors that have shapes and no data. It
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderDC, AutoencoderKL, SanaTransformer2DModel, SD3Transformer2DModel
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.full_size import scheduler, unet_and_vae
@@ -35,6 +36,7 @@ from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import TUDSR
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
+from tudsr_train.noising import Flow
 from tudsr_train.run.log import GIB, peak_memory
 from tudsr_train.run.precision import prepare
 from tudsr_train.stage1 import algorithm_1
@@ -50,11 +52,46 @@ def sd21_base() -> Generator:
     return Generator(vae.eval(), unet.eval(), torch.randn(1, 77, 1024), scheduler().alphas_cumprod.clone())
 
 
-def adversaries(optimization: Optimization) -> Adversaries:
+def sd35_medium() -> Generator:
+    """The architecture of Stable Diffusion 3.5 Medium; eight tokens of the prompt."""
+    transformer = SD3Transformer2DModel(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24, attention_head_dim=64,
+        num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
+        pooled_projection_dim=2048, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, sample_size=1024,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609,
+    )  # fmt: skip
+    c = {"prompt_embeds": torch.randn(1, 8, 4096), "pooled_prompt_embeds": torch.randn(1, 2048)}
+    return Generator(vae.eval(), transformer.eval(), c, Flow(), "flow_prediction")
+
+
+def sana_600m() -> Generator:
+    """The architecture of Sana 0.6B with its DC-AE; a prompt of eight tokens."""
+    transformer = SanaTransformer2DModel(
+        num_attention_heads=36, attention_head_dim=32, num_layers=28, num_cross_attention_heads=16,
+        cross_attention_head_dim=72, cross_attention_dim=1152, caption_channels=2304,
+    )  # fmt: skip
+    types = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    vae = AutoencoderDC(
+        encoder_block_types=types, decoder_block_types=types, downsample_block_type="Conv",
+        upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
+    c = torch.randn(1, 8, 2304)
+    return Generator(vae.eval(), transformer.eval(), c, Flow(), "flow_prediction")
+
+
+BASES = {"sd2.1": sd21_base, "sd3.5-medium": sd35_medium, "sana-0.6b": sana_600m}
+
+
+def adversaries(optimization: Optimization, base: str = "sd2.1") -> Adversaries:
     """G with both adapters, DINOv3-ViT-B's first nine blocks with their heads, EA-DISTS; all random."""
-    G = sd21_base()
+    G = BASES[base]()
     for name in ("stage1", "stage2"):
-        add_adapter(G, name, Lora().rank, Lora().target_modules)
+        add_adapter(G, name, Lora().rank, G.backbone.lora_targets[Lora().targets])
     if torch.get_default_device() == CPU:
         prepare(G, optimization, CPU)
     # DiffAugment's draws are data that shapes alone do not have
@@ -121,20 +158,25 @@ def counted(gan: Adversaries, stage: int) -> list[int]:
     return found
 
 
-def count(optimization: Optimization) -> dict[str, Any]:
+def count(optimization: Optimization, base: str = "sd2.1") -> dict[str, Any]:
     """The saved-tensor report of both stages."""
     with torch.device("meta"):
-        gan = adversaries(optimization)
+        gan = adversaries(optimization, base)
+        if optimization.gradient_checkpointing:
+            gan.generator.enable_gradient_checkpointing()
     with FakeTensorMode(), losses_without_data():
         for part in (gan.generator, gan.discriminator, gan.losses):
             on_the_cpu_without_data(part)
         unet, phi = gan.generator.unet, gan.discriminator
         theta = adapter_parameters(gan.generator, "stage1")
-        base = sum(p.numel() for name, p in unet.named_parameters() if "lora_" not in name)
+        own = sum(p.numel() for name, p in unet.named_parameters() if "lora_" not in name)
+        parts = (gan.generator, phi, gan.losses)
+        weights = sum(p.nbytes for part in parts if part is not None for p in part.parameters())
         one, two = counted(gan, 1), counted(gan, 2)
     assert phi is not None
     return {
-        "unet_millions": round(base / 1e6, 3),
+        "unet_millions": round(own / 1e6, 3),
+        "weights_gib": round(weights / GIB, 3),
         "lora_modules": len(theta) // 2,
         "lora_millions": round(sum(p.numel() for p in theta.values()) / 1e6, 3),
         "heads_millions": round(sum(p.numel() for p in phi.trainable().values()) / 1e6, 3),
@@ -176,14 +218,20 @@ def real(optimization: Optimization) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--base", choices=tuple(BASES), default="sd2.1")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations again, where counted"
+    )
     parser.add_argument("--real", action="store_true", help="run instead of counting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     options = parser.parse_args()
-    optimization = Optimization(precision=options.precision, gradient_checkpointing=options.real)
+    optimization = Optimization(
+        precision=options.precision, gradient_checkpointing=options.real or options.checkpointing
+    )
     report = {
         "command": "python -m benchmarks.train_memory " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        **(real(optimization) if options.real else count(optimization)),
+        **(real(optimization) if options.real else count(optimization, options.base)),
     }
     text = json.dumps(report, indent=2)
     sys.stdout.write(text + "\n")

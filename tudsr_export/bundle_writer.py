@@ -28,6 +28,7 @@ from tudsr_runtime.files import file_sha256
 from tudsr_runtime.manifest import SCHEMA_VERSION
 from tudsr_runtime.version import __version__
 from tudsr_train.generator import Generator
+from tudsr_train.step import one_step_weights
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
 MODEL_CARD = "README.md"
@@ -60,12 +61,7 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
         tudsr_version=__version__,
         licence=facts.plan.licence,
         tile=facts.plan.tile,
-        latent=Latent(
-            facts.base.vae.config.latent_channels,
-            facts.base.pixels_per_cell,
-            facts.base.scaling_factor,
-            facts.base.latent_margin,
-        ),
+        latent=_latent(facts.base),
         precision=facts.plan.precision,
         stages=tuple(_stage(stage, facts) for stage in facts.stages),
         components=facts.components,
@@ -79,10 +75,33 @@ def write_bundle_files(folder: Path, facts: BundleFacts, numerics: dict[str, Any
     (folder / MODEL_CARD).write_text(model_card(manifest, facts.plan.about), encoding="utf-8")
 
 
+def _latent(base: Generator) -> Latent:
+    codec = base.codec
+    shared = 0.0 if codec.mean else codec.shift_factor
+    return Latent(
+        codec.channels,
+        codec.pixels_per_cell,
+        codec.scaling_factor,
+        codec.latent_margin,
+        shared,
+        codec.mean,
+        codec.std,
+    )
+
+
 def _stage(stage: StageSettings, facts: BundleFacts) -> Stage:
-    alpha_t = float(facts.base.alphas_cumprod[stage.timestep])
-    components = stage.encoder, stage.unet, DECODER, facts.light_decoder
-    return Stage(stage.name, stage.factor, stage.timestep, alpha_t, *components)
+    a, b = one_step_weights(float(facts.base.level(stage.timestep)), stage.formula)
+    return Stage(
+        stage.name,
+        stage.factor,
+        stage.timestep,
+        stage.encoder,
+        stage.unet,
+        DECODER,
+        facts.light_decoder,
+        a=float(a),
+        b=float(b),
+    )
 
 
 def list_component(folder: Path, graphs: Sequence[Graph]) -> Component:

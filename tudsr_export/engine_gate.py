@@ -51,7 +51,7 @@ def _add(report: Report, name: str, graph: Graph, built: BuiltEngine) -> None:
     known |= {"version": built.version, "target": built.target}
     known["types"] = [spec.dtype for spec in (*built.inputs, *built.outputs)]
     report.add(Measurement(ENGINES, name, (built.facts.activation_bytes or 0) / 1e6, facts=known))
-    if name.startswith("unet") and _loses_fusion(graph, built):
+    if name.startswith(("unet", "transformer")) and _loses_fusion(graph, built):
         raise NotFiniteError(
             f"{ENGINES.name}, {name}: no kernel of {built.version} computes attention in one; "
             "nothing is published"
@@ -59,7 +59,7 @@ def _add(report: Report, name: str, graph: Graph, built: BuiltEngine) -> None:
 
 
 def _loses_fusion(graph: Graph, built: BuiltEngine) -> bool:
-    """Whether a half UNet of full size computes attention, and none of it is fused.
+    """Whether a half backbone of full size computes attention, and none of it is fused.
 
     An autoencoder need not: Stable Diffusion's has one head of 512 channels, wider than any fused kernel.
     """

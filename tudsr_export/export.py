@@ -15,7 +15,7 @@ from tudsr_export.calibration import calibration_tiles, synthetic_tile
 from tudsr_export.engine_gate import build_all
 from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
-from tudsr_export.graphs import UnetStage, VaeEncoder, vae_graphs
+from tudsr_export.graphs import encoder_graph, stage_graph, vae_graphs
 from tudsr_export.layouts import StageAdapter, read_adapter
 from tudsr_export.light import Light
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
@@ -29,7 +29,7 @@ from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.manifest import Golden
 from tudsr_runtime.tiling.axis import TILE
-from tudsr_train.generator import Generator, one_step
+from tudsr_train.generator import Generator
 
 MORE_TILES = (256, 576)
 """Further sizes of tiles of a large base: for canvases of up to 256 px, and for those of 1024 or 2048 px."""
@@ -78,11 +78,15 @@ def sized(plan: ExportPlan, base: Generator) -> ExportPlan:
 
 
 def _require_shapes(plan: ExportPlan, base: Generator) -> None:
-    # A UNet halves its latent between blocks, and cannot join halves of an odd edge again.
-    multiple = base.pixels_per_cell * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    multiple, most = base.multiple, base.backbone.most_cells(base.unet)
     for shape in plan.shapes:
         if shape.tile % multiple:
             raise UsageError(f"tile {shape.tile} is no multiple of {multiple}, which this base needs")
+        if most is not None and shape.tile > most * base.pixels_per_cell:
+            raise UsageError(
+                f"tile {shape.tile} is more than {most * base.pixels_per_cell}, beyond which this base knows "
+                "no positions"
+            )
 
 
 class _Export:
@@ -123,9 +127,11 @@ class _Export:
         self._announce(settings)
         z_L, z_H, images = self._reference(generator, settings)
         encoder = self._encoder(generator, settings)
+        cell, margin = self.base.pixels_per_cell, 2 * self.base.latent_margin
+        sides = sorted({shape.tile // cell + margin for shape in plan.shapes})
         unet = Part(
             settings.unet,
-            UnetStage(generator, settings.timestep, settings.formula).eval(),
+            stage_graph(generator, settings.timestep, settings.formula, sides),
             ("z_L", "z_H"),
             plan.precision,
         )
@@ -178,10 +184,11 @@ class _Export:
         self, generator: Generator, settings: StageSettings
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """z_L, z_H and picture of every tile with the adapter attached; afterwards it is merged."""
-        alpha_t = self.base.alphas_cumprod[settings.timestep]
+        t = settings.timestep
         z_L = [generator.encode(x) for x in self.now]
-        predictions = [generator.predict(z, settings.timestep) for z in z_L]
-        z_H = [one_step(z, p, alpha_t, settings.formula) for z, p in zip(z_L, predictions, strict=True)]
+        predictions = [generator.predict(z, t) for z in z_L]
+        pairs = zip(z_L, predictions, strict=True)
+        z_H = [generator.restored(z, prediction, t, settings.formula) for z, prediction in pairs]
         if self.plan.merge:
             self._merge(generator, settings, z_L[0], predictions[0])
         self._restore_photo(generator, settings)
@@ -198,12 +205,11 @@ class _Export:
 
     def _restore_photo(self, generator: Generator, settings: StageSettings) -> None:
         """The photograph through the generator, for what the bundle will make of it; and the seams."""
-        alpha_t = self.base.alphas_cumprod[settings.timestep]
 
         def latent(x: Tensor) -> Tensor:
             z_L = generator.encode(x)
             prediction = generator.predict(z_L, settings.timestep)
-            return one_step(z_L, prediction, alpha_t, settings.formula)
+            return generator.restored(z_L, prediction, settings.timestep, settings.formula)
 
         def restore(x: Tensor) -> Tensor:
             return generator.decode(latent(x))
@@ -216,7 +222,7 @@ class _Export:
     def _encoder(self, generator: Generator, settings: StageSettings) -> Part:
         if settings.encoder == BASE_ENCODER:
             return self.encoder
-        return Part(settings.encoder, VaeEncoder(generator.vae).eval(), ("image", "z_L"), self.plan.precision)
+        return Part(settings.encoder, encoder_graph(generator.vae), ("image", "z_L"), self.plan.precision)
 
     def _halve(self, parts: tuple[Part, Part, Part], expected: list[Tensor], subject: str) -> list[Tensor]:
         """The gate half_vs_float32, with more float32 islands where it fails; what it was measured of."""

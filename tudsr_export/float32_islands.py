@@ -105,8 +105,9 @@ class MagnitudeScan(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._note(result)
         if func is F.scaled_dot_product_attention and self._block() not in self._islands.attention:
-            query, key = args[:2]
-            scale = (kwargs or {}).get("scale") or 1 / math.sqrt(query.shape[-1])
+            named = kwargs or {}
+            query, key = args[:2] if args else (named["query"], named["key"])
+            scale = named.get("scale") or 1 / math.sqrt(query.shape[-1])
             self._note(query @ key.transpose(-1, -2) * scale, logits=True)
         return result
 

@@ -7,6 +7,7 @@ what falls away is inputs (timestep, prompt) and the layers that only served the
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from diffusers import ModelMixin
@@ -16,7 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError
-from tudsr_train.generator import one_step_weights
+from tudsr_train.backbones.unet import XL, UNet
+from tudsr_train.step import one_step_weights
 
 
 class Constant(nn.Module):
@@ -43,10 +45,11 @@ class PerPicture(Constant):
 
 
 @torch.no_grad()
-def bake_timestep(unet: ModelMixin, timestep: int) -> None:
+def bake_timestep(unet: ModelMixin, timestep: int, pooled: Tensor | None = None) -> None:
     """Fold the time embedding of `timestep` into the bias of every residual block's first convolution.
 
-    A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone.
+    A block computes conv1(h) + time_emb_proj(silu(emb)), and emb depends on the timestep alone, and in
+    Stable Diffusion XL on the pooled prompt (1, P) and on sizes, which are constants as well.
 
     Raises:
         BundleError: the UNet conditions on time, or on more than time, in another way.
@@ -54,6 +57,11 @@ def bake_timestep(unet: ModelMixin, timestep: int) -> None:
     _require_plain_conditioning(unet)
     sample = torch.zeros(1, 1, dtype=unet.dtype)
     embedding = unet.time_embedding(unet.get_time_embed(sample, torch.tensor([timestep])))
+    if pooled is not None:
+        added = {"text_embeds": pooled, "time_ids": UNet.sizes(unet, sample)}
+        embedding = embedding + unet.get_aug_embed(embedding, None, added)
+        unet.add_embedding = None
+        unet.register_to_config(addition_embed_type=None)
     if unet.time_embed_act is not None:
         embedding = unet.time_embed_act(embedding)
     for block in unet.modules():
@@ -66,7 +74,7 @@ def bake_timestep(unet: ModelMixin, timestep: int) -> None:
 
 def _require_plain_conditioning(unet: ModelMixin) -> None:
     for key in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
-        if unet.config.get(key) is not None:
+        if unet.config.get(key) not in (None, XL):
             raise BundleError(f"the base's UNet has {key} = {unet.config[key]!r}, which cannot be exported")
     shift = unet.config.get("resnet_time_scale_shift", "default")
     if shift != "default":
@@ -85,21 +93,21 @@ def bake_prompt(unet: ModelMixin, prompt_embeds: Tensor) -> None:
 
 
 @torch.no_grad()
-def bake_one_step(unet: ModelMixin, alpha_t: float, formula: str) -> float:
-    """Scale `conv_out` so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
-    a, b = one_step_weights(alpha_t, formula)
-    conv = plain(unet.conv_out)
-    for parameter in conv.parameters(recurse=False):
+def bake_one_step(unet: ModelMixin, level: float, formula: str, output_layer: str = "conv_out") -> float:
+    """Scale the last layer so that z_H = a z_L + unet(z_L); returns a (`one_step_weights`)."""
+    a, b = one_step_weights(level, formula)
+    layer = unet.get_submodule(output_layer)
+    for parameter in plain(layer).parameters(recurse=False):
         parameter.mul_(b)
-    if isinstance(unet.conv_out, BaseTunerLayer):
-        for product in unet.conv_out.lora_B.values():
+    if isinstance(layer, BaseTunerLayer):
+        for product in layer.lora_B.values():
             product.weight *= b
     return float(a)
 
 
-def plain(layer: nn.Conv2d | BaseTunerLayer) -> nn.Conv2d:
-    """The layer itself, below a LoRA that is attached to it."""
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+def plain(layer: nn.Module) -> nn.Conv2d:
+    """The layer itself, a convolution or a linear one, below a LoRA that is attached to it."""
+    return cast(nn.Conv2d, layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer)
 
 
 @torch.no_grad()

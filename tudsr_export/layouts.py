@@ -39,9 +39,9 @@ from tudsr_train.adapters import (
     read_adapter_record,
     read_peft,
 )
-from tudsr_train.bases.prompt import read_prompt
+from tudsr_train.bases.prompt import read_conditions
 from tudsr_train.foreign import misread
-from tudsr_train.generator import EPSILON, RESIDUAL
+from tudsr_train.step import EPSILON, RESIDUAL
 
 OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -76,8 +76,8 @@ class StageAdapter:
     timestep: int | None = None
     formula: str | None = None
     """"epsilon" as in Eq. (2), or "residual": z_H = z_L - B(z_L, t, c)."""
-    prompt: str | Tensor | None = None
-    """The prompt as text, or as an embedding (1, L, D)."""
+    prompt: str | Tensor | Mapping[str, Tensor] | None = None
+    """The prompt as text, as an embedding (1, L, D), or as all conditions by name."""
     record: AdapterRecord | None = None
 
     @property
@@ -131,7 +131,7 @@ def _read_peft_folder(folder: Path) -> StageAdapter:
         (unet,),
         (PeftLora(*read_peft(encoder)),) if encoder.is_dir() else (),
         timestep=record.timestep if record else None,
-        prompt=read_prompt(stored) if stored.is_file() else None,
+        prompt=read_conditions(stored) if stored.is_file() else None,
         record=record,
     )
 

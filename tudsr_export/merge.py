@@ -20,8 +20,9 @@ from tudsr_export.gates import require_finite
 from tudsr_export.layouts import PeftLora, StageAdapter, read_adapter
 from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
-from tudsr_train.bases.prompt import encode_prompt
-from tudsr_train.generator import EPSILON, Generator
+from tudsr_train.bases.prompt import encode_conditions
+from tudsr_train.generator import Generator
+from tudsr_train.step import EPSILON
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""
@@ -50,11 +51,13 @@ class StageSettings:
     """Why this timestep and factor."""
     layout: str = "tudsr"
     formula: str = EPSILON
-    """How z_H follows from the prediction: "epsilon" or "v_prediction" as in Eq. (2), or "residual"."""
+    """How z_H follows from the prediction (`tudsr_train.step`)."""
     note: str = ""
     """What a person should know about an adapter of this layout."""
     encoder: str = BASE_ENCODER
     """The component that encodes for it: its own where the adapter changes the VAE's encoder."""
+    component: str = "unet"
+    """What its backbone is called."""
 
     @property
     def name(self) -> str:
@@ -62,8 +65,8 @@ class StageSettings:
 
     @property
     def unet(self) -> str:
-        """The component that holds its UNet."""
-        return f"unet_{self.name}"
+        """The component that holds its backbone."""
+        return f"{self.component}_{self.name}"
 
 
 def attach_stage(
@@ -92,12 +95,13 @@ def attach_stage(
     generator = Generator(
         copy.deepcopy(base.vae) if adapter.encoder else base.vae,
         copy.deepcopy(base.unet),
-        base.prompt_embeds,
-        base.alphas_cumprod,
+        base.conditions,
+        base.noising,
         base.prediction_type,
         base.base_id,
         base.base_sha256,
         base.folder,
+        base.backbone,
     ).eval()
     _set_prompt(generator, adapter, prompt)
     settings = _settings(generator, adapter, stage, timestep)
@@ -119,15 +123,15 @@ def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int 
             hint="Stable Diffusion 2.1-base, which these adapters were trained on",
         )
     chosen, reason = _timestep(adapter, stage, timestep)
-    if not 0 <= chosen < len(base.alphas_cumprod):
+    first, last = base.noising.first, base.noising.last
+    if not first <= chosen <= last:
         raise BundleError(
-            f"{origin}: timestep {chosen} is outside the schedule of {base.base_id}, "
-            f"0 to {len(base.alphas_cumprod) - 1}"
+            f"{origin}: timestep {chosen} is outside the schedule of {base.base_id}, {first} to {last}"
         )
-    if not 0 < float(base.alphas_cumprod[chosen]) <= 1:
+    if not 0 < (level := float(base.level(chosen))) <= 1:
         raise BundleError(
             f"{origin}: in the schedule of {base.base_id} nothing is left of the picture at timestep "
-            f"{chosen} (alphas_cumprod is {float(base.alphas_cumprod[chosen]):g})"
+            f"{chosen} (alphas_cumprod is {level:g})"
         )
     return StageSettings(
         stage,
@@ -136,12 +140,13 @@ def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int 
         adapter.rank,
         adapter.sha256,
         record.prompt_sha256 if record else None,
-        prompt_sha256(base.prompt_embeds),
+        prompt_sha256(base.conditions),
         reason,
         adapter.layout,
         adapter.formula or base.prediction_type,
         NOTES.get(adapter.layout, ""),
         f"{BASE_ENCODER}_stage{stage}" if adapter.encoder else BASE_ENCODER,
+        base.backbone.component,
     )
 
 
@@ -177,7 +182,9 @@ def _set_prompt(generator: Generator, adapter: StageAdapter, asked: str | None) 
     # A base that stores one embedding stores that of the empty prompt.
     if wanted is None or generator.folder is None or (wanted == "" and asked is None):
         return
-    generator.set_prompt(wanted if isinstance(wanted, Tensor) else encode_prompt(generator.folder, wanted))
+    if isinstance(wanted, str):
+        wanted = encode_conditions(generator.folder, generator.backbone, generator.unet, wanted)
+    generator.set_prompt(wanted)
 
 
 def _replace(unet: nn.Module, trained: Mapping[str, Tensor], origin: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, Stage, TensorSpec, Variant
+from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec, Variant
 from tudsr_runtime.manifest import MeasuredPlan
 
 TEMPLATE = """\
@@ -20,8 +20,6 @@ Licence of the weights: {licence}.
 {about}
 ## Stages
 
-| stage | trained for | timestep | alphas_cumprod | UNet |
-| --- | --- | --- | --- | --- |
 {stages}
 
 {plans}{light}## Graphs
@@ -30,8 +28,7 @@ Licence of the weights: {licence}.
 | --- | --- | --- | --- |
 {components}
 
-Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula are inside
-the UNets.
+{inside}
 
 ## Made from
 
@@ -54,6 +51,20 @@ with the golden tile in `golden/` on the machine where the bundle runs.
 """
 
 
+SCHEMA_1_STAGES = """\
+| stage | trained for | timestep | alphas_cumprod | UNet |
+| --- | --- | --- | --- | --- |
+"""
+SCHEMA_1_INSIDE = """\
+Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula are inside
+the UNets."""
+STAGES = """\
+| stage | trained for | timestep | a | b | backbone |
+| --- | --- | --- | --- | --- | --- |
+"""
+INSIDE = """\
+Images are NCHW in [-1, 1]; latents are already scaled. Timestep, prompt and the one-step formula,
+z_H = a z_L + b B(z_L, t, c), are inside the backbones."""
 PLANS_SECTION = """\
 ## Factors
 
@@ -162,11 +173,8 @@ def model_card(manifest: Manifest, about: str = "") -> str:
         opset=variants[0][1].opset,
         precision=manifest.precision,
         licence=manifest.licence,
-        stages=_rows(
-            (s.name, f"x{s.factor}", str(s.timestep), f"{s.alpha_cumprod:.6f}", f"`{s.unet}`")
-            for s in manifest.stages
-            if isinstance(s, Stage)
-        ),
+        stages=_stages(manifest),
+        inside=SCHEMA_1_INSIDE if manifest.schema_version == 1 else INSIDE,
         plans=_plans(manifest.plans),
         light=LIGHT_SECTION if manifest.has_light_decoders else "",
         components=_components(variants),
@@ -215,6 +223,23 @@ def _gate_rows(gate: str, entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 "-" if entry["limit"] is None else _figure(entry["limit"], spec) + unit,
                 _figure(figures.get("largest"), ".2e"),
             )
+
+
+def _stages(manifest: Manifest) -> str:
+    """The table of the stages, with the step as the manifest's schema says it."""
+    first = manifest.schema_version == 1
+    rows = (
+        (
+            stage.name,
+            f"x{stage.factor}",
+            str(stage.timestep),
+            *(f"{number:.6f}" for number in (stage.alpha_cumprod, stage.a, stage.b) if number is not None),
+            f"`{stage.unet}`",
+        )
+        for stage in manifest.stages
+        if isinstance(stage, Stage)
+    )
+    return (SCHEMA_1_STAGES if first else STAGES) + _rows(rows)
 
 
 def _rows(cells: Iterable[tuple[str, ...]]) -> str:

@@ -30,7 +30,7 @@ from tudsr_runtime.engines.backend import Notify
 from tudsr_runtime.errors import BundleError, UsageError
 from tudsr_runtime.factors import MAX_SCALE
 from tudsr_runtime.golden_tile import middle
-from tudsr_runtime.manifest import MAX_TILE, MIN_TILE, NETWORK_SCHEMA, Golden, Manifest, NetworkStage
+from tudsr_runtime.manifest import MAX_TILE, MIN_TILE, SCHEMA_VERSION, Golden, Manifest, NetworkStage
 from tudsr_runtime.tiling.axis import OVERLAP, TILE
 from tudsr_runtime.version import __version__
 from tudsr_train.foreign import misread
@@ -194,7 +194,7 @@ class _NetworkExport:
         }
         try:
             return Manifest(
-                schema_version=NETWORK_SCHEMA,
+                schema_version=SCHEMA_VERSION,
                 name=plan.name,
                 tudsr_version=__version__,
                 licence=plan.licence,

@@ -64,9 +64,9 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # as it is of the exporter before dynamo
-    # The exporter itself folds small constants only, not a prompt's keys and values.
-    optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
+        assert program is not None  # as it is of the exporter before dynamo
+        # The exporter itself folds small constants only, not a prompt's keys and values.
+        optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
     strip_metadata(program.model)
     if name == MODEL_NAME:
         weights = sum(_stored(value).nbytes for value in program.model.graph.initializers.values())
@@ -125,16 +125,18 @@ def external_files(model: Path) -> tuple[str, ...]:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter says about itself: its own future, packages that it could use too."""
-    logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx._internal.exporter", "onnxscript.optimizer")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # torch.export calls what torch itself is about to remove.
             warnings.filterwarnings("ignore", category=FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def strip_metadata(model: onnx_ir.Model) -> None:

@@ -13,13 +13,14 @@ from tudsr_runtime.errors import BundleError
 from tudsr_runtime.factors import MAX_SCALE, Factors, parse_factors, product
 from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 
-SCHEMA_VERSION = 1
-NETWORK_SCHEMA = 2
-"""The schema of a bundle whose stages are networks, which an earlier tudsr does not know."""
-READABLE = (SCHEMA_VERSION, NETWORK_SCHEMA)
+SCHEMA_VERSION = 2
+"""What `tudsr export` writes. A stage of schema 1 has `alpha_cumprod` in the place of `a` and `b`."""
+READ_SCHEMAS = (1, 2)
 MIN_TILE, MAX_TILE = 64, 4096
 MAX_PLANS = 64
 MAX_MACS = 10**18
+MAX_WEIGHT = 1e6
+"""Greatest weight of a step: beyond, nothing of a picture is left."""
 PRECISIONS = ("fp32", "fp16", "bf16")
 DTYPES = ("float32", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,12 +110,17 @@ class Stage:
     """One one-step diffusion stage: the factor it was trained for, its timestep, and its three components.
 
     `light_decoder`, which may be missing, can take the place of `decoder`.
+
+    The step is z_H = a z_L + b B(z_L, t, c), which the component `unet` holds whole, be it a UNet or a
+    transformer. In schema 1 it is that of a variance-preserving base: `alpha_cumprod`.
     """
 
     name: str
     factor: int
     timestep: int
-    alpha_cumprod: float
+    alpha_cumprod: float | None = dataclasses.field(default=None, kw_only=True, metadata=OMITTED_IF_DEFAULT)
+    a: float | None = dataclasses.field(default=None, kw_only=True, metadata=OMITTED_IF_DEFAULT)
+    b: float | None = dataclasses.field(default=None, kw_only=True, metadata=OMITTED_IF_DEFAULT)
     encoder: str
     unet: str
     decoder: str
@@ -124,7 +130,20 @@ class Stage:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
         _require(1 <= self.factor <= 16, f"factor must be 1 to 16, not {self.factor}")
         _require(self.timestep >= 0, f"timestep must not be negative, not {self.timestep}")
-        _require(0 < self.alpha_cumprod <= 1, f"alpha_cumprod must be in (0, 1], not {self.alpha_cumprod}")
+        alpha = self.alpha_cumprod
+        _require(alpha is None or 0 < alpha <= 1, f"alpha_cumprod must be in (0, 1], not {alpha}")
+        for name, weight in (("a", self.a), ("b", self.b)):
+            _require(weight is None or abs(weight) <= MAX_WEIGHT, f"{name} must be finite, not {weight}")
+
+    def check_step(self, schema: int) -> None:
+        """ValueError where the step is not said as this schema says it."""
+        kept, other = (("alpha_cumprod",), ("a", "b")) if schema == 1 else (("a", "b"), ("alpha_cumprod",))
+        for key in kept:
+            _require(getattr(self, key) is not None, f"stage {self.name} lacks {key!r}")
+        for key in other:
+            _require(
+                getattr(self, key) is None, f"stage {self.name} has {key!r}, which schema {schema} has not"
+            )
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -174,18 +193,28 @@ class NetworkStage:
 @dataclass(frozen=True)
 class Latent:
     """The autoencoder's latent: `channels`, image pixels per latent cell and axis, the latent scale, and the
-    cells on each side that stand for pixels beyond the tile."""
+    cells on each side that stand for pixels beyond the tile.
+
+    What may be missing, of schema 2: the shift, z = (E(x) - shift) scale; `mean` and `std`, shift and a
+    divisor of the scale for every channel.
+    """
 
     channels: int
     pixels_per_cell: int
     scaling_factor: float
     margin: int = 0
+    shift_factor: float = dataclasses.field(default=0.0, metadata=OMITTED_IF_DEFAULT)
+    mean: tuple[float, ...] = dataclasses.field(default=(), metadata=OMITTED_IF_DEFAULT)
+    std: tuple[float, ...] = dataclasses.field(default=(), metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
         _require(self.margin >= 0, f"margin must not be negative, not {self.margin}")
         _require(self.channels > 0, f"channels must be positive, not {self.channels}")
         _require(self.pixels_per_cell > 0, f"pixels_per_cell must be positive, not {self.pixels_per_cell}")
         _require(self.scaling_factor > 0, f"scaling_factor must be positive, not {self.scaling_factor}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            fits = len(values) in (0, self.channels)
+            _require(fits, f"{name} has {len(values)} entries for {self.channels} channels")
 
 
 @dataclass(frozen=True)
@@ -278,6 +307,9 @@ class Manifest:
     def __post_init__(self) -> None:
         _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
+        for stage in self.stages:
+            if isinstance(stage, Stage):
+                stage.check_step(self.schema_version)
         _require(1 <= len(self.stages) <= 2, f"there must be one or two stages, not {len(self.stages)}")
         fits = MIN_TILE <= self.tile <= MAX_TILE
         _require(fits, f"tile must be {MIN_TILE} to {MAX_TILE} px, not {self.tile}")
@@ -315,8 +347,8 @@ class Manifest:
         except ValueError as error:
             raise BundleError(f"not valid JSON: {error}") from None
         version = value.get("schema_version") if isinstance(value, dict) else None
-        if isinstance(value, dict) and (type(version) is not int or version not in READABLE):
-            known = " and ".join(map(str, READABLE))
+        if isinstance(value, dict) and (type(version) is not int or version not in READ_SCHEMAS):
+            known = " and ".join(map(str, READ_SCHEMAS))
             raise BundleError(
                 f"schema_version is {str(version)[:20]!r}, this tudsr reads {known}",
                 hint="use the tudsr version that wrote the bundle, or export it again",
@@ -344,7 +376,7 @@ class Manifest:
             _require(self.tile % cell == 0, f"tile {self.tile} is no multiple of {cell} pixels per cell")
             return
         _require(len(own) == len(self.stages), "either all stages are networks or none")
-        _require(self.schema_version == NETWORK_SCHEMA, f"networks need schema_version {NETWORK_SCHEMA}")
+        _require(self.schema_version == SCHEMA_VERSION, f"networks need schema_version {SCHEMA_VERSION}")
         _require(self.latent is None, "latent must be null where the stages are networks")
 
     def files(self) -> tuple[BundleFile, ...]:
@@ -377,9 +409,8 @@ class Manifest:
                 for decoder in stage.decoders:
                     self._check_role(decoder, "latent", "image")
             used |= {*stage.components, *stage.decoders}
-        _require(
-            len({len(s.decoders) for s in self.stages}) == 1, "every stage has a light_decoder, or none has"
-        )
+        light = {len(stage.decoders) > 1 for stage in self.stages}
+        _require(len(light) == 1, "every stage has a light_decoder, or none has")
         _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
 
     def _check_role(self, name: str, source: str, target: str) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_runtime.typed import read_typed
-from tudsr_train.bases.prompt import read_prompt
+from tudsr_train.backbones.backbone import CONDITIONS, PROMPT
+from tudsr_train.backbones.unet import TARGETS, UNet
+from tudsr_train.bases.prompt import read_conditions
 from tudsr_train.foreign import misread, read_config, require_no_repetition
 from tudsr_train.generator import Generator
 
@@ -51,14 +53,8 @@ MOST_RANK = 256
 ORDINARY_STARTS = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` by which nothing is done to the base's own weights."""
 
-TARGETS = (
-    "conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out", "to_k", "to_q", "to_v", "to_out.0",
-)  # fmt: skip
-"""Layers that get a LoRA, by the end of their name: 194 modules of the UNet of Stable Diffusion 2.1-base,
-25.257 M parameters at rank 32. The paper gives the rank only; the list is its author's earlier code's."""
-LONG_TARGETS = (*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-"""The transformers' projections and feed-forward layers as well (OSEDiff, PiSA-SR): 258 modules, 32.446 M."""
-TARGET_LISTS = {"standard": TARGETS, "long": LONG_TARGETS}
+TARGET_LISTS = UNet.lora_targets
+"""Which layers of a UNet get a LoRA, by `lora.targets`; other backbones have lists of the same names."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,14 @@ class AdapterRecord:
                 raise ValueError(f"{name} is {str(value)[:40]}, not {least} to {most}")
 
 
-def prompt_sha256(prompt_embeds: Tensor) -> str:
-    """Hash of an embedding's float32 values and shape."""
-    values = prompt_embeds.detach().float().cpu().numpy()
-    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+def prompt_sha256(prompt_embeds: Tensor | Mapping[str, Tensor]) -> str:
+    """Hash of an embedding's float32 values and shape; of several conditions, those of each in turn."""
+    c = {PROMPT: prompt_embeds} if isinstance(prompt_embeds, Tensor) else prompt_embeds
+    digest = hashlib.sha256()
+    for name in (name for name in CONDITIONS if name in c):
+        values = c[name].detach().float().cpu().numpy()
+        digest.update(repr(values.shape).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def record_of(generator: Generator, name: str, stage: int, timestep: int, factor: int) -> AdapterRecord:
@@ -105,14 +105,14 @@ def record_of(generator: Generator, name: str, stage: int, timestep: int, factor
         timestep,
         factor,
         generator.base_sha256,
-        prompt_sha256(generator.prompt_embeds),
+        prompt_sha256(generator.conditions),
         generator.base_id,
         generator.vae.peft_config[name].r if has_vae_encoder_adapter(generator, name) else 0,
     )
 
 
 def add_adapter(generator: Generator, name: str, rank: int, target_modules: tuple[str, ...]) -> None:
-    """Attach a fresh trainable LoRA to the UNet and make it the active one; it starts as an exact identity.
+    """Attach a fresh trainable LoRA to the backbone, and make it active; it starts as an exact identity.
 
     alpha = rank (scaling 1), A gaussian, B zero. Afterwards `Generator.use` switches adapters. Where a base
     passes pixels by its backbone, `conv_out` gets none: it would write them.
@@ -127,9 +127,14 @@ def add_vae_encoder_adapter(generator: Generator, name: str, rank: int) -> None:
 
     The decoder stays the base's own. Raises TrainingError (exit 10) where the autoencoder has no weights.
     """
-    if not hasattr(generator.vae, "encoder"):
+    if not hasattr(generator.vae, "encoder") or not hasattr(generator.vae, "add_adapter"):
+        why = (
+            "its encoder has no weights, and so"
+            if not hasattr(generator.vae, "encoder")
+            else "its autoencoder"
+        )
         raise TrainingError(
-            f"{generator.base_id}: its encoder has no weights, and so can have no LoRA",
+            f"{generator.base_id}: {why} can have no LoRA",
             hint="set lora.vae_encoder_rank to 0",
         )
     endings = "|".join(target.replace(".", r"\.") for target in TARGETS)
@@ -181,7 +186,8 @@ def save_adapter(generator: Generator, name: str, folder: Path, record: AdapterR
     if has_vae_encoder_adapter(generator, name):
         (folder / VAE_ENCODER_FOLDER).mkdir()
         _write_peft(generator.vae, name, folder / VAE_ENCODER_FOLDER)
-    save_file({"prompt_embeds": generator.prompt_embeds.cpu().contiguous()}, folder / PROMPT_EMBEDS_FILE)
+    c = {key: value.cpu().contiguous() for key, value in generator.conditions.items()}
+    save_file(c, folder / PROMPT_EMBEDS_FILE)
     (folder / ADAPTER_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
@@ -225,7 +231,7 @@ def load_adapter(generator: Generator, folder: str | Path, name: str) -> Adapter
             f"{folder}: the adapter's LoRA of the VAE encoder ({VAE_ENCODER_FOLDER}/) is missing"
         )
     if (folder / PROMPT_EMBEDS_FILE).is_file():
-        generator.set_prompt(read_prompt(folder / PROMPT_EMBEDS_FILE))
+        generator.set_prompt(read_conditions(folder / PROMPT_EMBEDS_FILE))
     generator.use(name)
     for parameter in adapter_parameters(generator, name).values():
         parameter.requires_grad_(False)

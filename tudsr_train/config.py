@@ -177,7 +177,7 @@ class Lora:
     """Rank, and alpha, of the UNet's. Paper 4.1; alpha = rank in OMGSR."""
     targets: str = "standard"
     """standard: convolutions and attention (OMGSR); long: projections and feed-forward as well (OSEDiff,
-    PiSA-SR). The paper names none."""
+    PiSA-SR). The paper names none. Of a transformer: attention; feed-forward as well."""
     vae_encoder_rank: int = 0
     """Rank of a second one on the VAE's encoder; 0 for none, as the paper's text reads. 16 in OMGSR."""
 
@@ -191,7 +191,7 @@ class Lora:
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """Ends of the names of the UNet's layers that get a LoRA."""
+        """Ends of the names of the layers of a UNet that get a LoRA."""
         return TARGET_LISTS[self.targets]
 
 
@@ -250,6 +250,9 @@ class AdapterConfig:
     """Text that the base's text encoder encodes once. Empty in OMGSR; the paper has a c and does not say."""
     prompt_embeds: str = ""
     """A safetensors file with an embedding (1, L, D) of your own, instead of a text. Ours."""
+    prompt_tokens: int = 0
+    """How many tokens of the prompt are kept, the first ones; 0 for all. Where text goes through every block
+    beside the picture (SD 3, FLUX), one or eight of an empty prompt cost less than 333 or 512. Ours."""
     posterior: str = "sample"
     """sample or mode of E's distribution. The lineage samples in training; the runtime takes the mode."""
     init: str = ""
@@ -268,6 +271,7 @@ class AdapterConfig:
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
+        _require(self, "", 0, "prompt_tokens")
         _require_posterior(self.posterior)
 
 

@@ -5,6 +5,7 @@ Libraries build what a config says before they look at its weights, and raise wh
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,13 +51,16 @@ def misread(what: str, kind: type[TudsrError] = BundleError, *, hint: str | None
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, transformers and diffusers draw no bars of what they load; the hub's of downloads stay."""
+    """Within, transformers and diffusers draw no bars of what they load, and say nothing of parts of theirs
+    that are not installed; the hub's bars of downloads stay."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     wanted = [one for one in (transformers_logging, diffusers_logging) if one.is_progress_bar_enabled()]
     downloads = not are_progress_bars_disabled()
+    spoken = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     for one in wanted:
         one.disable_progress_bar()
     if downloads:
@@ -64,17 +68,22 @@ def without_bars() -> Iterator[None]:
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(spoken)
         for one in wanted:
             one.enable_progress_bar()
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises OSError, and ValueError where it is something else, nested too deeply or huge."""
+def read_config(path: Path, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object. Raises OSError, and ValueError where it is something else, nested too deeply or huge.
+
+    Args:
+        infinite: whether -Infinity may stand in it, as in what diffusers writes of some schedulers.
+    """
     with open(path, "rb") as file:
         text = file.read(MOST_BYTES + 1)
     if len(text) > MOST_BYTES:
         raise ValueError(f"{path.name} is larger than {MOST_BYTES // 2**20} MiB")
-    tree = parse_json(text)
+    tree = json.loads(text) if infinite else parse_json(text)
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is no JSON object")
     return tree

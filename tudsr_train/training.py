@@ -250,7 +250,8 @@ class AdapterTraining(Training[A]):
     def load_base(self) -> Generator:
         """The base with the configuration's prompt; torch is seeded for what is drawn next."""
         torch.manual_seed(self.config.seed)
-        return Generator.load(self.config.base, self.config.prompt, self.config.prompt_embeds)
+        c = self.config
+        return Generator.load(c.base, c.prompt, c.prompt_embeds, c.prompt_tokens)
 
     def add_adapter(self, G: Generator, name: str) -> dict[str, nn.Parameter]:
         """Attach an adapter, make it the active one, and return its weights: fresh, or those of `init`.
@@ -259,7 +260,7 @@ class AdapterTraining(Training[A]):
         its rank are others.
         """
         lora = self.config.lora
-        add_adapter(G, name, lora.rank, lora.target_modules)
+        add_adapter(G, name, lora.rank, G.backbone.lora_targets[lora.targets])
         if lora.vae_encoder_rank:
             add_vae_encoder_adapter(G, name, lora.vae_encoder_rank)
         theta = adapter_parameters(G, name)
@@ -320,10 +321,14 @@ def _require_own_result(out: Path, result_file: str) -> None:
 
 
 def _require_whole_cells(G: Generator, R: int) -> None:
-    multiple = G.pixels_per_cell * 2 ** (len(G.unet.config.block_out_channels) - 1)
+    multiple, most = G.multiple, G.backbone.most_cells(G.unet)
     if R % multiple or G.latent_margin * G.pixels_per_cell >= R:
         raise TrainingError(
             f"R is {R}, but {G.base_id} needs a multiple of {multiple}, larger than its margin"
+        )
+    if most is not None and most * G.pixels_per_cell < R:
+        raise TrainingError(
+            f"R is {R}, but {G.base_id} knows positions of at most {most * G.pixels_per_cell} px"
         )
 
 

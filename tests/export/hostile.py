@@ -147,7 +147,7 @@ BASES: dict[str, Change] = {
     "timesteps a text": setting(SCHEDULER, num_train_timesteps="1000"),
     "betas of another kind": setting(SCHEDULER, beta_schedule="x"),
     "betas of 2": setting(SCHEDULER, beta_start=2.0, beta_end=2.0),
-    "prediction of the picture": setting(SCHEDULER, prediction_type="sample"),
+    "prediction of something else": setting(SCHEDULER, prediction_type="score"),
     "layers without end": setting(UNET, layers_per_block=10**9),
     "layers negative": setting(UNET, layers_per_block=-1),
     "a million layers": setting(UNET, layers_per_block=[10**6] * 2),

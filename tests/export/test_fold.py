@@ -12,7 +12,7 @@ from torch import nn
 
 from tudsr_export.float32_islands import run_scanned
 from tudsr_export.fold import bake_one_step, bake_timestep, scaled_post_quant_conv, scaled_quant_conv
-from tudsr_export.graphs import PatchDecoder, PatchEncoder, UnetStage, vae_graphs
+from tudsr_export.graphs import CodecDecoder, CodecEncoder, UnetStage, vae_graphs
 from tudsr_runtime.errors import BundleError
 from tudsr_train.bases.patch_autoencoder import PatchAutoencoder
 from tudsr_train.generator import Generator, one_step
@@ -75,9 +75,9 @@ def test_latent_scale_is_folded_exactly_for_a_power_of_two(stable_diffusion):
 def test_patch_graphs_undo_each_other(scaling_factor):
     vae = PatchAutoencoder(patch_size=2, scaling_factor=scaling_factor, latent_channels=12)
     image = torch.rand(1, 3, 8, 8)
-    z = PatchEncoder(vae)(image)
+    z = CodecEncoder(vae)(image)
     torch.testing.assert_close(z, vae.encode(image).latent_dist.mode() * scaling_factor)
-    torch.testing.assert_close(PatchDecoder(vae)(z), image)
+    torch.testing.assert_close(CodecDecoder(vae)(z), image)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def write_bundle(
     planned = []
     for name, factor, timestep, alpha in pairs:
         components[f"unet_{name}"] = component(f"unet_{name}", unet)
-        planned.append(Stage(name, factor, timestep, alpha, "vae_encoder", f"unet_{name}", "vae_decoder"))
+        parts = ("vae_encoder", f"unet_{name}", "vae_decoder")
+        planned.append(Stage(name, factor, timestep, *parts, alpha_cumprod=alpha))
     precision = {"float32": "fp32", "float16": "fp16"}[dtype]
     manifest = Manifest(
         1,

@@ -138,8 +138,8 @@ def test_a_base_that_predicts_something_else_is_refused(tmp_path: Path, tiny_bas
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
     path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(BundleError, match="'sample'"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "score"}))
+    with pytest.raises(BundleError, match="'score'"):
         Generator.load(copy)
 
 
@@ -275,7 +275,7 @@ def test_the_prompt_is_encoded_once_and_the_encoder_dropped(base_with_text_encod
     with torch.no_grad():
         expected = encoder(torch.tensor([[0, 1, 1, 1, 1, 1]]))[0]
     assert torch.allclose(G.prompt_embeds, expected, atol=1e-6)
-    assert {name for name, _ in G.named_children()} == {"vae", "unet"}
+    assert {name for name, _ in G.named_children()} == {"vae", "unet", "noising"}
     other = Generator.load(base_with_text_encoder, prompt="a")
     assert other.prompt_embeds.shape == expected.shape
     assert not torch.allclose(other.prompt_embeds, expected, atol=1e-3)
@@ -307,7 +307,16 @@ def test_a_base_that_lacks_weights_is_refused_instead_of_filled_at_random(
         Generator.load(base)
 
 
-def test_an_xl_base_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_base_with_conditions_that_nobody_gives_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    base = _copy(tiny_base, tmp_path / "base")
+    config = json.loads((base / "unet" / "config.json").read_text())
+    other = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
+    UNet2DConditionModel.from_config({**config, **other}).save_pretrained(base / "unet")
+    with pytest.raises(BundleError, match=r"needs more than a prompt \(text\)"):
+        Generator.load(base)
+
+
+def test_an_xl_base_needs_its_pooled_prompt(tmp_path: Path, tiny_base: Path) -> None:
     base = _copy(tiny_base, tmp_path / "base")
     config = json.loads((base / "unet" / "config.json").read_text())
     xl = {
@@ -316,7 +325,7 @@ def test_an_xl_base_is_refused(tmp_path: Path, tiny_base: Path) -> None:
         "projection_class_embeddings_input_dim": 64,
     }
     UNet2DConditionModel.from_config({**config, **xl}).save_pretrained(base / "unet")
-    with pytest.raises(BundleError, match=r"needs more than a prompt \(text_time\)"):
+    with pytest.raises(BundleError, match="lacks pooled_prompt_embeds"):
         Generator.load(base)
 
 

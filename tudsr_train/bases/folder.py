@@ -9,11 +9,17 @@ from pathlib import Path
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
 
-PARTS = ("unet", "vae", "scheduler", "prompt", "text_encoder", "tokenizer")
+PARTS = (
+    "unet", "vae", "scheduler", "prompt", "text_encoder", "tokenizer",
+    "transformer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3",
+)  # fmt: skip
+"""In the order in which `base_sha256` takes them, which must stay."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DOWNLOADED = [
-    "*/*.json", "tokenizer/*.txt", "prompt/*.safetensors", "text_encoder/model.safetensors",
+    "*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model", "prompt/*.safetensors",
+    "text_encoder*/model.safetensors", "text_encoder*/model-*.safetensors",
     "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model-*.safetensors",
 ]  # fmt: skip
 VARIANT = re.compile(r"\.(fp16|fp32|bf16|non_ema|ema_only)\b")
 

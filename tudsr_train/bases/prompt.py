@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -10,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.backbones.backbone import CONDITIONS, PROMPT, Backbone, Conditions
 from tudsr_train.foreign import misread, without_bars
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
 
@@ -33,6 +39,29 @@ def prompt_of(folder: Path, prompt: str = "") -> Tensor:
             f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
         )
     return encode_prompt(folder, prompt)
+
+
+def conditions_of(folder: Path, backbone: Backbone, network: ModelMixin, prompt: str = "") -> Conditions:
+    """c of the fixed prompt, as `prompt_of` finds it, but all that this kind of backbone takes."""
+    stored, encoder_config = folder / PROMPT_FILE, folder / "text_encoder" / "config.json"
+    if stored.is_file() and not (prompt and encoder_config.is_file()):
+        if prompt:
+            raise BundleError(f"{folder}: its prompt is stored ({PROMPT_FILE}); it cannot encode {prompt!r}")
+        return read_conditions(stored)
+    if not encoder_config.is_file():
+        raise BundleError(
+            f"{folder}: neither {PROMPT_FILE} nor text_encoder/ is there, so the prompt is unknown"
+        )
+    return encode_conditions(folder, backbone, network, prompt)
+
+
+def encode_conditions(folder: Path, backbone: Backbone, network: ModelMixin, prompt: str) -> Conditions:
+    """c of `prompt` by the text encoders of the base in `folder`. Raises BundleError (exit 5) where it has
+    none, TrainingError (exit 10) where the prompt is too long."""
+    if not (folder / "text_encoder" / "config.json").is_file():
+        raise BundleError(f"{folder}: there is no text_encoder/, so no prompt can be encoded")
+    with misread(f"{folder}: the text encoder cannot be used"), without_bars(), torch.no_grad():
+        return backbone.encode(folder, network, prompt)
 
 
 def encode_prompt(folder: Path, prompt: str) -> Tensor:
@@ -66,20 +95,37 @@ def read_prompt(file: Path) -> Tensor:
 
     Raises BundleError (exit 5) where the file is missing, damaged, or holds several tensors.
     """
+    c = read_conditions(file)
+    if len(c) != 1:
+        raise BundleError(f"{file}: expected one tensor (1, L, D), found {len(c)}: {sorted(c)}")
+    return c[PROMPT]
+
+
+def read_conditions(file: Path) -> Conditions:
+    """c, float32, from a safetensors file: one tensor (1, L, D) of any name, or several of those that
+    diffusers' pipelines have: prompt_embeds (1, L, D) and pooled_prompt_embeds (1, P).
+
+    Raises BundleError (exit 5) where the file is missing, damaged, or holds other tensors.
+    """
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{file}: no prompt embedding can be read here: {error}") from error
-    if len(tensors) != 1:
+    if len(tensors) == 1:
+        tensors = {PROMPT: next(iter(tensors.values()))}
+    if not tensors or not {*tensors} <= {*CONDITIONS}:
         raise BundleError(f"{file}: expected one tensor (1, L, D), found {len(tensors)}: {sorted(tensors)}")
-    (embedding,) = tensors.values()
-    if embedding.ndim != 3 or len(embedding) != 1 or not embedding.numel():
-        raise BundleError(f"{file}: the prompt embedding has shape {tuple(embedding.shape)}, not (1, L, D)")
-    return embedding.float()
+    for name, value in tensors.items():
+        kind = "(1, L, D)" if name == PROMPT else "(1, P)"
+        if value.ndim != kind.count(",") + 1 or len(value) != 1 or not value.numel():
+            what = "the prompt embedding" if name == PROMPT else name
+            raise BundleError(f"{file}: {what} has shape {tuple(value.shape)}, not {kind}")
+    return {name: value.float() for name, value in tensors.items()}
 
 
-def save_prompt(folder: Path, prompt_embeds: Tensor) -> None:
-    """Store the prompt's embedding (1, L, D) where `prompt_of` finds it."""
+def save_prompt(folder: Path, prompt_embeds: Tensor | Mapping[str, Tensor]) -> None:
+    """Store the prompt's embedding (1, L, D), or all of c by name, where `prompt_of` finds it."""
     path = folder / PROMPT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeds": prompt_embeds.contiguous()}, path)
+    c = {PROMPT: prompt_embeds} if isinstance(prompt_embeds, Tensor) else prompt_embeds
+    save_file({name: value.contiguous() for name, value in c.items()}, path)

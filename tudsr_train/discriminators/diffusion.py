@@ -1,9 +1,10 @@
-"""D3SR's discriminator: a diffusion UNet looks at noised latents (Li et al. 2024, section 3; `docs`).
+"""D3SR's discriminator: a diffusion network looks at noised latents (Li et al. 2024, section 3; `docs`).
 
     F(z, t) = sqrt(abar_t) z + sqrt(1 - abar_t) eps,   t ~ U[0, T),   eps ~ N(0, I)
 
-conv_in, the down blocks and the mid block of a UNet, with a LoRA in the blocks; an MLP scores every cell of
-the mid block's output, which stands for a patch of the picture. No latent is decoded for it.
+or by a flow's noising (`tudsr_train.noising`). conv_in, the down blocks and the mid block of a UNet, or the
+first half of a transformer's blocks, with a LoRA in the blocks; an MLP scores every cell of what comes out,
+which stands for a patch of the picture. No latent is decoded for it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import BundleError, TrainingError
+from tudsr_train.backbones.backbone import POOLED, PROMPT, Backbone, Conditions, Tokens, cut_in_the_middle
+from tudsr_train.backbones.registry import BACKBONES
+from tudsr_train.backbones.unet import UNet
 from tudsr_train.bases.prompt import prompt_of
 from tudsr_train.discriminators.base import Discriminator, DiscriminatorConfig
 from tudsr_train.foreign import misread, without_bars
 from tudsr_train.generator import Generator
+from tudsr_train.noising import Noising, VariancePreserving
 from tudsr_train.vgg16 import RANDOM
 
 if TYPE_CHECKING:
@@ -57,61 +62,100 @@ class DiffusionDiscriminator(Discriminator):
     """D over scaled latents z (B, C, h, w); one level of logits (B, 1, h_mid, w_mid).
 
     Args:
-        unet: any diffusers `UNet2DConditionModel`; taken over, cut after its mid block, frozen, given a LoRA.
-        prompt_embeds: (1, L, D), what its cross-attention sees.
-        alphas_cumprod: (T,), its noise schedule.
+        unet: any diffusers `UNet2DConditionModel`, taken over, cut after its mid block; or a transformer that
+            is known (`tudsr_train.backbones`), cut after half of its blocks. Frozen, given a LoRA.
+        prompt_embeds: (1, L, D), what its cross-attention sees; or all of c by name.
+        noising: how it was trained to be noised; (T,): its `alphas_cumprod`.
         pixels_per_cell: side of the square of pixels behind a latent cell, for SDXL's size conditions.
     """
 
     space = "latent"
     backbone: ModelMixin
+    noising: Noising
     prompt_embeds: Tensor
-    alphas_cumprod: Tensor
+    pooled_prompt_embeds: Tensor | None
 
     def __init__(
-        self, unet: ModelMixin, prompt_embeds: Tensor, alphas_cumprod: Tensor, pixels_per_cell: int, rank: int
+        self,
+        unet: ModelMixin,
+        prompt_embeds: Tensor | Conditions,
+        noising: Tensor | Noising,
+        pixels_per_cell: int,
+        rank: int,
     ) -> None:
         super().__init__()
         self.pixels_per_cell = pixels_per_cell
-        self.backbone = _cut_after_mid_block(unet)
-        _add_lora(self.backbone, rank)
-        self.heads = nn.ModuleList([PatchMLP(unet.config.block_out_channels[-1])])
-        self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
-        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.kind: Backbone = BACKBONES.get(type(unet).__name__) or BACKBONES[UNet.name]
+        if self.looks_at_tokens:
+            self.backbone = cut_in_the_middle(unet).requires_grad_(False).eval()
+            _add_lora(self.backbone, rank, list(self.kind.lora_targets["standard"]))
+            self.heads = nn.ModuleList([PatchMLP(unet.get_submodule("proj_out").in_features)])
+        else:
+            self.backbone = _cut_after_mid_block(unet)
+            _add_lora(self.backbone, rank, LORA_TARGETS)
+            self.heads = nn.ModuleList([PatchMLP(unet.config.block_out_channels[-1])])
+        c = {PROMPT: prompt_embeds} if isinstance(prompt_embeds, Tensor) else prompt_embeds
+        self.register_buffer("prompt_embeds", c[PROMPT], persistent=False)
+        self.register_buffer("pooled_prompt_embeds", c.get(POOLED), persistent=False)
+        self.noising = noising if isinstance(noising, Noising) else VariancePreserving(noising)
         self.rng: torch.Generator | None = None
         """What timesteps and noise are drawn from; None is torch's own generator, which checkpoints hold."""
 
     @classmethod
     def build(cls, config: DiscriminatorConfig, base: Generator) -> Self:
         """Build it from a diffusers folder or hub id, the generator's own base, or an untrained UNet."""
-        channels = base.unet.config.in_channels
+        channels = base.codec.channels
+        c: Tensor | Conditions = {name: value.clone() for name, value in base.conditions.items()}
+        noising: Tensor | Noising = copy.deepcopy(base.noising)
         if config.weights == BASE:
-            unet, prompt, alphas = _without_adapters(base.unet), base.prompt_embeds, base.alphas_cumprod
+            unet = _without_adapters(base.unet)
         elif config.weights == RANDOM:
             unet = _random_unet(config.width, channels, base.prompt_embeds.shape[-1])
-            prompt, alphas = base.prompt_embeds, base.alphas_cumprod
+            c = base.prompt_embeds.clone()
         else:
-            unet, alphas = _load(config.weights or DEFAULT_WEIGHTS)
-            prompt = _prompt(unet, config.weights or DEFAULT_WEIGHTS, base)
-        own = unet.config.in_channels
+            unet, noising = _load(config.weights or DEFAULT_WEIGHTS)
+            c = _prompt(unet, config.weights or DEFAULT_WEIGHTS, base).clone()
+        own = (BACKBONES.get(type(unet).__name__) or BACKBONES[UNet.name]).channels(unet)[0]
         if own != channels:
             raise TrainingError(
                 f"the diffusion discriminator takes latents of {own} channels, but the base makes {channels}",
                 hint="set discriminator.weights to a UNet of the base's own latent space, or to `base`",
             )
-        return cls(unet, prompt.clone(), alphas.clone(), base.pixels_per_cell, config.lora_rank)
+        return cls(unet, c, noising, base.pixels_per_cell, config.lora_rank)
+
+    @property
+    def looks_at_tokens(self) -> bool:
+        """Whether it stands on a transformer."""
+        return self.kind.name != UNet.name
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The schedule of a variance-preserving backbone."""
+        return self.noising.levels
 
     def diffuse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(F(z, t), t): a timestep for every latent of the batch and noise, both from `rng`."""
         device = self.rng.device if self.rng else z.device
-        t = torch.randint(len(self.alphas_cumprod), (len(z),), generator=self.rng, device=device)
+        t = self.noising.draw(len(z), self.rng, device)
         eps = torch.randn(z.shape, generator=self.rng, device=device, dtype=z.dtype).to(z.device)
         t = t.to(z.device)
-        alpha = self.alphas_cumprod[t].to(z.dtype).view(-1, 1, 1, 1)
-        return alpha.sqrt() * z + (1 - alpha).sqrt() * eps, t
+        return self.noising.add(z, eps, t), t
 
     def features(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """The mid block's output (B, C, h_mid, w_mid) for a diffused latent."""
+        """The mid block's output (B, C, h_mid, w_mid) for a diffused latent; or a transformer's tokens."""
+        t = self.noising.told(t, self.kind.time_unit)
+        return self._tokens(z_t, t) if self.looks_at_tokens else self._mid_block(z_t, t)
+
+    def _tokens(self, z_t: Tensor, t: Tensor) -> Tensor:
+        c = {PROMPT: self.prompt_embeds, POOLED: self.pooled_prompt_embeds}
+        known = {name: value.to(z_t.dtype) for name, value in c.items() if value is not None}
+        with Tokens(self.backbone) as tokens:
+            self.kind.predict(self.backbone, z_t, t, known)
+        cells = self.kind.cells(self.backbone)
+        sides = [side // cells for side in z_t.shape[-2:]]
+        return tokens.found.transpose(1, 2).unflatten(2, sides)
+
+    def _mid_block(self, z_t: Tensor, t: Tensor) -> Tensor:
         unet = self.backbone
         c = self.prompt_embeds.to(z_t.dtype).expand(len(z_t), -1, -1)
         emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
@@ -136,10 +180,13 @@ class DiffusionDiscriminator(Discriminator):
         config = self.backbone.config
         if config.addition_embed_type != "text_time":
             return {}
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = self.pooled_prompt_embeds
+        if pooled is None:
+            width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            pooled = z.new_zeros(1, width)
         height, width = (side * self.pixels_per_cell for side in z.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=z.dtype, device=z.device)
-        return {"text_embeds": z.new_zeros(len(z), pooled), "time_ids": sizes.expand(len(z), -1)}
+        return {"text_embeds": pooled.to(z.dtype).expand(len(z), -1), "time_ids": sizes.expand(len(z), -1)}
 
 
 def _cut_after_mid_block(unet: ModelMixin) -> ModelMixin:
@@ -152,10 +199,10 @@ def _cut_after_mid_block(unet: ModelMixin) -> ModelMixin:
     return unet.requires_grad_(False).eval()
 
 
-def _add_lora(unet: ModelMixin, rank: int) -> None:
+def _add_lora(unet: ModelMixin, rank: int, targets: str | list[str]) -> None:
     from peft import LoraConfig
 
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
     unet.add_adapter(config, adapter_name="discriminator")
 
 
