@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec, Variant
-from tudsr_runtime.manifest import MeasuredPlan
+from tudsr_runtime.manifest import MeasuredPlan, Stage
 
 TEMPLATE = """\
 # {name}
