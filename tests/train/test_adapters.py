@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftModel
 
 from tudsr_runtime.errors import BundleError, TrainingError
 from tudsr_train.adapters import (
-    LONG_TARGETS,
     TARGETS,
     AdapterRecord,
     adapter_parameters,
@@ -25,6 +24,7 @@ from tudsr_train.adapters import (
     record_of,
     save_adapter,
 )
+from tudsr_train.backbones.unet import LONG_TARGETS
 from tudsr_train.generator import Generator
 
 SD21_UNET = {
