@@ -47,6 +47,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return get
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pair_is_learnt_in_both_stages(kind: str, bases: Callable[[str], Path]) -> None:
     G = Generator.load(bases(kind))
@@ -58,7 +59,7 @@ def test_a_pair_is_learnt_in_both_stages(kind: str, bases: Callable[[str], Path]
         G.use(f"stage{stage}")
         optimizer = torch.optim.AdamW(adapter_parameters(G, f"stage{stage}").values(), lr=1e-2)
         seen = []
-        for _ in range(8):
+        for _ in range(4):
             steps = (
                 algorithm_1(gan, x_L, x_H, 200) if stage == 1 else algorithm_2(gan, x_L, y_H, 200, 50, 32, 2)
             )
