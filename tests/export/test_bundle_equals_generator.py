@@ -64,7 +64,7 @@ def test_each_fp32_graph_is_its_part_of_the_generator(kind, sources, bundles):
 
     with torch.no_grad():
         z_L = reference.to_latent(source.base, picture())
-        torch.testing.assert_close(run("vae_encoder", picture()), z_L, rtol=0, atol=1e-5)
+        torch.testing.assert_close(run("vae_encoder", picture()), z_L, rtol=0, atol=1e-4)
         for adapter, t in steps(source):
             component = "unet_stage1" if adapter == source.stage1 else "unet_stage2"
             z_H = reference.denoise(source.base, adapter, z_L, t)

@@ -229,8 +229,8 @@ def test_nothing_is_left_of_an_export_that_ends_half_way(failure, raised, nano, 
 def test_a_base_that_predicts_something_else(nano, tmp_path):
     other = shutil.copytree(nano.base, tmp_path / "base")
     config = other / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
-    refuse(BundleError, "predicts 'sample'", other, nano.stage1, None, tmp_path / "out")
+    config.write_text(config.read_text().replace('"epsilon"', '"noise"'))
+    refuse(BundleError, "predicts 'noise'", other, nano.stage1, None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "tudsr.json", "adapter_config.json"])
