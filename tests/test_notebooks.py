@@ -53,6 +53,7 @@ def test_a_photo_is_compared_with_its_enlargements(tmp_path: Path) -> None:
     assert done.stdout.count(" dB, SSIM-Y ") == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_pair_is_trained_and_enlarges(tmp_path: Path) -> None:
     for needed in ("diffusers", "onnx", "onnxruntime"):

@@ -140,6 +140,7 @@ def test_a_tile_beyond_the_known_positions_is_refused(made: Callable[[str], Made
         export(plan(one.base, one.adapter, tmp_path / "bundle", tiles=(66,)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sdxl"])
 def test_batches_and_sizes_get_the_constants_that_they_had(kind: str, made: Callable[[str], Made]) -> None:
     G = made(kind).generator()

@@ -73,13 +73,14 @@ def test_each_fp32_graph_is_its_part_of_the_generator(kind, sources, bundles):
         torch.testing.assert_close(run("vae_decoder", z_H), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["nano", "features"])
+@pytest.mark.parametrize("kind", ["nano", pytest.param("features", marks=pytest.mark.thorough)])
 def test_an_fp16_bundle_of_pixels_is_within_a_grey_level(kind, sources, bundles):
     bundle = open_bundle(bundles(kind, "fp16"))
     expected = reference.restore(sources[kind].base, steps(sources[kind]), picture())
     torch.testing.assert_close(run_bundle(bundle, picture()), expected, rtol=0, atol=2 / 255)
 
 
+@pytest.mark.thorough
 def test_fp16_graphs_of_stable_diffusion_hold_no_float32(bundles):
     bundle = open_bundle(bundles("stable_diffusion", "fp16"))
     assert bundle.manifest.precision == "fp16"
@@ -149,6 +150,7 @@ def test_model_card_names_licence_and_figures(bundles):
     assert "| stage2 | x2 | 41 |" in card
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("every_graph_anew")
 def test_a_second_export_has_the_same_graphs(nano, bundles, tmp_path):
     first = open_bundle(bundles("nano", "fp16")).manifest
@@ -159,6 +161,7 @@ def test_a_second_export_has_the_same_graphs(nano, bundles, tmp_path):
     assert again.components["vae_decoder"] == first.components["vae_decoder"]
 
 
+@pytest.mark.thorough
 def test_large_weights_lie_beside_the_graph(nano, tmp_path, monkeypatch):
     monkeypatch.setitem(onnx_export.EXTERNAL_FROM, "fp32", 1000)
     export(nano.plan(tmp_path / "out", stages=(1,)))

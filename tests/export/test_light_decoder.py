@@ -146,6 +146,7 @@ def test_commands_show_it(lit: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert '"tiny_vae_decoder"' not in config
 
 
+@pytest.mark.thorough
 def test_a_bundle_without_one_says_so(bundles: Callable[[str, str], Path]) -> None:
     with pytest.raises(BundleError, match="has no light decoder"):
         Upscaler(bundles("stable_diffusion", "fp32"), "onnxruntime", "cpu", decoder="light")

@@ -26,6 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("command") / "mine")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_memory_does_not_grow_with_requests(bundle: Path) -> None:
     with server(str(bundle), "--threads", "1", "--keep", "1") as (client, process):

@@ -325,6 +325,7 @@ def snapshot(bundle: Path, place: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_snapshot_of_the_hubs_own_cache_is_run(
     tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
