@@ -178,7 +178,7 @@ def _watch(reader: socket.socket) -> None:
         while number is not None and again is not None:
             _every.cancel_all()
             began = _since(began, _every.numbers())
-            _end_if_deaf(began, number, at_once=bool(again))
+            _end_if_deaf(began, again or number, at_once=bool(again))
             again = _next_signal(reader, POLL_SECONDS)
     # Python waits for the threads of calls before it ends, so those that are left are watched on.
     began = _since(began, _every.numbers() if number is not None else set())
