@@ -114,6 +114,12 @@ def add_golden(folder: Path, tile: int) -> Path:
         (x + 0.25 * number)[..., inside, inside].astype("<f4").tofile(
             folder / "golden" / f"stage{number}.f32"
         )
+    list_golden(folder)
+    return folder
+
+
+def list_golden(folder: Path) -> None:
+    """Put the files of `golden/` into bundle.json."""
     names = [f"golden/{name}" for name in ("input.png", "stage1.f32", "stage2.f32")]
     files = [
         {"path": name, "sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
@@ -122,7 +128,6 @@ def add_golden(folder: Path, tile: int) -> Path:
     document = json.loads((folder / "bundle.json").read_text())
     document["golden"] = {"input": files[0], "outputs": files[1:]}
     (folder / "bundle.json").write_text(json.dumps(document))
-    return folder
 
 
 def write_variant(folder: Path, name: str, kind: str, dtype: str, tile: int) -> Variant:

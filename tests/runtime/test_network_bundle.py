@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runtime.conftest import list_golden
 from tests.tensorrt.test_triton import run_model
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bench.latency import measure_latency
@@ -20,7 +21,6 @@ from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines.tensorrt.command import engines_of
 from tudsr_runtime.engines.tensorrt.triton import write_repository
 from tudsr_runtime.errors import BundleError, UsageError
-from tudsr_runtime.files import file_sha256
 from tudsr_runtime.golden_tile import run_golden
 from tudsr_runtime.manifest import Manifest
 
@@ -99,14 +99,7 @@ def test_the_golden_tile_is_what_the_network_reads(
     second = large[..., 24:40, 24:40].repeat(4, axis=2).repeat(4, axis=3)
     for number, made in ((1, large), (2, second)):
         made[..., 24:40, 24:40].astype("<f4").tofile(folder / "golden" / f"stage{number}.f32")
-    names = [f"golden/{name}" for name in ("input.png", "stage1.f32", "stage2.f32")]
-    files = [
-        {"path": name, "sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in names
-    ]
-    document = json.loads((folder / "bundle.json").read_text())
-    document["golden"] = {"input": files[0], "outputs": files[1:]}
-    (folder / "bundle.json").write_text(json.dumps(document))
+    list_golden(folder)
     figures = run_golden(open_bundle(folder), upscaler.choice)
     assert [one.stage for one in figures] == ["stage1", "stage2"]
     assert min(one.psnr_db for one in figures) > 100
