@@ -26,13 +26,14 @@ from tudsr_export.gates import require_finite
 from tudsr_export.layouts import PICKLES, load_pickle, load_safetensors
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.files import file_sha256
-from tudsr_runtime.installation import install_hint
 from tudsr_train.foreign import misread
 
 PURPOSES = ("SR", "Restoration")
 MAX_FACTOR = 16
 MOST_INDEX = 4096
 """Greatest number in a weight's name: spandrel builds as many layers as the names count."""
+INSTALL_HINT = "pip install --no-deps spandrel einops"
+"""Without torchvision, which spandrel names as a requirement; beside another build of PyTorch it breaks."""
 KNOWN_HINT = "docs/rivals.md says what can be exported"
 STAND_INS = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
 
@@ -175,8 +176,7 @@ def import_spandrel() -> ModuleType:
         try:
             import spandrel
         except ImportError as error:
-            hint = install_hint("spandrel")
-            raise DeviceError(f"spandrel cannot be imported ({error})", hint=hint) from error
+            raise DeviceError(f"spandrel cannot be imported ({error})", hint=INSTALL_HINT) from error
     return spandrel
 
 
