@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tudsr_train.losses.dists import DISTS, DistsConfig
 
+FAINTEST = 1 / 255
+"""Half a level of 8 bits: differences far below it are not seen as a pattern."""
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
@@ -54,19 +56,25 @@ def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
 def lattice(x_hat: Tensor, x_H: Tensor, period: int = 4) -> Tensor:
     """How differently x_hat's and x_H's gradients lie on a lattice of `period` px, a scalar.
 
-    Differences of neighbours, averaged over a whole axis and folded with `period`, relative to their mean:
-    what is compared is where they lie, not how large they are.
+    Differences of neighbours in four directions, relative to their mean in the surroundings and folded with
+    `period` along both axes at once: what is compared is where they lie, not how large they are, faint
+    hatching of a flat area counts as much as dots in fur, and stripes along a diagonal, which averages along
+    rows and columns cannot see, count too.
     """
-    pairs = ((_folded(x_hat, axis, period), _folded(x_H, axis, period)) for axis in (2, 3))
-    return torch.stack([(one - other).square().mean() for one, other in pairs]).sum()
+    return (_folded(x_hat, period) - _folded(x_H, period)).square().sum(1).mean()
 
 
-def _folded(x: Tensor, axis: int, period: int) -> Tensor:
-    """(B, period), 1 in the mean."""
-    profile = x.diff(dim=axis).abs().mean((1, 5 - axis))
-    whole = profile.shape[1] // period * period
-    phases = profile[:, :whole].unflatten(1, (-1, period)).mean(1)
-    return phases / (phases.mean(1, keepdim=True) + 1e-6)
+def _folded(x: Tensor, period: int) -> Tensor:
+    """(B, 4, period, period): phases of |differences| along x, y and both diagonals, 1 in the mean."""
+    here, right, below = x[..., :-1, :-1], x[..., :-1, 1:], x[..., 1:, :-1]
+    pairs = ((here, right), (here, below), (here, x[..., 1:, 1:]), (right, below))
+    differences = torch.stack([(one - other).abs().mean(1) for one, other in pairs], 1)
+    around = F.avg_pool2d(differences, 2 * period + 1, 1, period, count_include_pad=False)
+    share = differences / (around + FAINTEST)
+    height, width = (side // period * period for side in share.shape[-2:])
+    cells = share[..., :height, :width].unflatten(-1, (-1, period)).unflatten(-3, (-1, period))
+    phases = cells.mean((-4, -2))
+    return phases / (phases.mean((-2, -1), keepdim=True) + 1e-6)
 
 
 class Losses(nn.Module):

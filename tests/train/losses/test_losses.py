@@ -42,6 +42,16 @@ def test_a_lattice_is_seen_wherever_it_lies_and_nothing_else_is() -> None:
     assert max(with_dots) < 3 * min(with_dots)
 
 
+def test_faint_hatching_of_a_flat_area_is_a_lattice() -> None:
+    torch.manual_seed(0)
+    x_H = 0.3 * torch.randn(2, 3, 96, 96)
+    x_H[..., :48, :] = 0.01 * torch.randn(2, 3, 48, 96)
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    stripes = torch.where((rows + columns) % 4 < 2, 1.0, -1.0) * 2 / 255
+    for hatched in (stripes, stripes.flip(-1)):
+        assert float(lattice(x_H + hatched, x_H)) > 10 * float(lattice(x_H + 0.01 * torch.randn_like(x_H), x_H))
+
+
 def test_a_lattice_has_a_gradient_that_takes_it_away() -> None:
     x_H = torch.rand(1, 3, 32, 32) * 2 - 1
     x_hat = x_H.clone()
