@@ -29,7 +29,7 @@ from tudsr_runtime.bench.options import BenchOptions, LatencyOptions, Table3Opti
 from tudsr_runtime.engines.options import engines_option, threads_option
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
 from tudsr_serve.options import ServeOptions
-from tudsr_train.options import TrainOptions
+from tudsr_train.options import PairsOptions, TrainOptions
 
 
 class _Grouped(TyperCommand):
@@ -405,6 +405,16 @@ def train_decoder(options: TrainOptions) -> None:
         from tudsr_train.command import run
 
         run("decoder", options)
+
+
+@train_app.command("pairs")
+@_from_options
+def train_pairs(options: PairsOptions) -> None:
+    """Let a teacher restore degraded crops, and keep the pairs to train on."""
+    with _needs("train"):
+        from tudsr_train.command import pairs
+
+        pairs(options)
 
 
 @train_app.command("plot")

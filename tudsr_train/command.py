@@ -1,4 +1,4 @@
-"""`tudsr train base|stage1|stage2|decoder`."""
+"""`tudsr train base|stage1|stage2|decoder|pairs|plot`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tudsr_runtime.errors import MemoryExhausted, TrainingError, UsageError
-from tudsr_train.options import TrainOptions
+from tudsr_train.options import PairsOptions, TrainOptions
 
+C = TypeVar("C")
 STAGES = ("base", "stage1", "stage2", "decoder")
 
 
@@ -32,7 +33,6 @@ def run(stage: str, options: TrainOptions) -> None:
 def _run(stage: str, options: TrainOptions) -> None:
     from tudsr_train import base, decoder, stage1, stage2
     from tudsr_train.config import BaseConfig, DecoderConfig, Stage1Config, Stage2Config, StageConfig
-    from tudsr_train.config_file import find_config, load_config, to_yaml
     from tudsr_train.training import Training
 
     table: dict[str, tuple[type[StageConfig], Callable[[Any, Path, bool], Training[Any]]]] = {
@@ -42,17 +42,37 @@ def _run(stage: str, options: TrainOptions) -> None:
         "decoder": (DecoderConfig, decoder.LightDecoding),
     }
     kind, prepared = table[stage]
-    path, said = find_config(options.config)
-    sys.stderr.write(f"{said}\n" if said else "")
-    config = load_config(kind, path, options.overrides)
-    if options.print_config:
-        sys.stdout.write(to_yaml(config))
+    config = _configured(kind, options)
+    if config is None:
         return
     run = prepared(config, _out(options.out, config.out), options.overwrite)
     if options.check:
         sys.stdout.write("".join(f"{line}\n" for line in run.check()))
     else:
         run.run(options.resume)
+
+
+def pairs(options: PairsOptions) -> None:
+    """`tudsr train pairs`, by a YAML file of `PairsConfig`. Raises as `tudsr_train.teacher.make_pairs`."""
+    from tudsr_train.config import PairsConfig
+    from tudsr_train.teacher import make_pairs
+
+    config = _configured(PairsConfig, options)
+    if config is not None:
+        sys.stdout.write(f"{make_pairs(config, _out(options.out, config.out))}\n")
+
+
+def _configured(kind: type[C], options: TrainOptions | PairsOptions) -> C | None:
+    """The configuration that is asked for; None where it is only to be printed, which is done then."""
+    from tudsr_train.config_file import find_config, load_config, to_yaml
+
+    path, said = find_config(options.config)
+    sys.stderr.write(f"{said}\n" if said else "")
+    config = load_config(kind, path, options.overrides)
+    if not options.print_config:
+        return config
+    sys.stdout.write(to_yaml(config))
+    return None
 
 
 def plot(run: Path, output: Path | None) -> None:

@@ -390,6 +390,41 @@ class DecoderConfig:
             raise TrainingError(f"loss.gan is {self.loss.gan}, but a decoder is trained without an adversary")
 
 
+@dataclass(frozen=True)
+class PairsConfig:
+    """`tudsr train pairs`: what a teacher makes of degraded crops, kept as pairs. Not in the paper."""
+
+    teacher: str = ""
+    """The bundle that restores the crops: a folder, an installed bundle's name, or `hf:OWNER/NAME`."""
+    out: str = ""
+    """Folder of the pairs: LR/ and HR/, for `source: paired`. `--out` comes first."""
+    seed: int = 0
+    """Seed of every draw. Ours."""
+    scale: int = 4
+    """How many times the teacher enlarges; a crop is reduced by as much. Ours."""
+    side: int = 256
+    """Side of a crop, pixels, a multiple of `scale`. Ours."""
+    count: int = 1000
+    """Pairs. Ours."""
+    threads: int = 0
+    """CPU threads of the teacher; 0 leaves it to the back end. Ours."""
+    data: Pictures = field(default_factory=Data)
+    softness: Softness = field(default_factory=Softness)
+    degradation: Recipe = field(default_factory=RealESRGAN)
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise TrainingError("teacher: no bundle is named", hint="a folder that tudsr export has made")
+        _require(self, "", 0, "seed", "threads")
+        _require(self, "", 1, "scale", "side", "count")
+        if self.side % self.scale or self.side // self.scale < LEAST_LQ:
+            raise TrainingError(
+                f"side is {self.side}, which at scale {self.scale} leaves no whole crop of {LEAST_LQ} px"
+            )
+        if self.count > MOST_COUNT or self.side > MOST_R:
+            raise TrainingError(f"count must be at most {MOST_COUNT:,} and side at most {MOST_R}")
+
+
 StageConfig = BaseConfig | Stage1Config | Stage2Config | DecoderConfig
 
 

@@ -1,4 +1,4 @@
-"""The options of `tudsr train base|stage1|stage2|decoder`: name, type, default and help of each, once."""
+"""The options of `tudsr train`, of stages and of pairs: name, type, default and help of each, once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,4 +38,27 @@ class TrainOptions:
     ] = False
     check: Annotated[
         bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class PairsOptions:
+    """What `tudsr train pairs` is told."""
+
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config", metavar="FILE|NAME", help="Which pairs (YAML), or a shipped one: nano/pairs."
+        ),
+    ]
+    overrides: Annotated[
+        tuple[str, ...],
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
+    ] = ()
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the pairs.  [default: `out` of the file]"),
+    ] = None
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
     ] = False

@@ -36,7 +36,8 @@ QUARANTINE_FILE = "damaged-pictures.txt"
 Notify = Callable[[str], None]
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
+    """A line for the person who watches."""
     sys.stderr.write(printable_lines(text) + "\n")
 
 
@@ -128,7 +129,7 @@ def training_pairs(
     seed: int,
     length: int,
     run: Path,
-    notify: Notify = _to_stderr,
+    notify: Notify = to_stderr,
     held_out: bool = False,
 ) -> PairDataset:
     """Pairs (x_L, x_H) by number, float32 (3, R, R) and (3, crop, crop) in [-1, 1].

@@ -49,7 +49,9 @@ def test_faint_hatching_of_a_flat_area_is_a_lattice() -> None:
     rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
     stripes = torch.where((rows + columns) % 4 < 2, 1.0, -1.0) * 2 / 255
     for hatched in (stripes, stripes.flip(-1)):
-        assert float(lattice(x_H + hatched, x_H)) > 10 * float(lattice(x_H + 0.01 * torch.randn_like(x_H), x_H))
+        assert float(lattice(x_H + hatched, x_H)) > 10 * float(
+            lattice(x_H + 0.01 * torch.randn_like(x_H), x_H)
+        )
 
 
 def test_a_lattice_has_a_gradient_that_takes_it_away() -> None:
