@@ -322,14 +322,14 @@ def write_readme(record: dict[str, Any]) -> None:
     path.write_text(f"{before}{MARKS[0]}\n{readme_table(record)}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
-def facts(args: argparse.Namespace) -> str:
+def facts(args: argparse.Namespace, benchmark: str = "rivals") -> str:
     machine = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     with Upscaler(args.bundle) as upscaler:
         bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    command = f"`python -m benchmarks.rivals {' '.join(words)}`"
+    command = f"`python -m benchmarks.{benchmark} {' '.join(words)}`"
     return f"{command}, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
 
 

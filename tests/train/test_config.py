@@ -16,6 +16,7 @@ from tudsr_train.config import (
     LightDecoderConfig,
     Lora,
     Optimization,
+    PairsConfig,
     Stage1Config,
     Stage2Config,
     Validation,
@@ -83,6 +84,8 @@ KINDS: dict[str, type] = {
     "stage1": Stage1Config,
     "stage2": Stage2Config,
     "decoder": DecoderConfig,
+    "pairs": PairsConfig,
+    "pairs-x8": PairsConfig,
 }
 
 
