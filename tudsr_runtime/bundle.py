@@ -12,7 +12,7 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 
-from tudsr_runtime.errors import BundleError, UsageError
+from tudsr_runtime.errors import BundleError, UsageError, quoted
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
@@ -76,7 +76,7 @@ class Bundle:
             UsageError: no such name. BundleError: the bundle has no light decoder.
         """
         if name not in DECODERS:
-            raise UsageError(f"decoder must be {' or '.join(DECODERS)}, not {name!r}")
+            raise UsageError(f"decoder must be {' or '.join(DECODERS)}, not {quoted(name)}")
         if name not in self.decoders:
             raise BundleError(
                 f"bundle {self.manifest.name} has no light decoder",

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tudsr_runtime.errors import quoted
 from tudsr_serve.errors import (
     Forbidden,
     Full,
@@ -83,7 +84,7 @@ class Rules:
         # A name of someone else's that leads to this machine would let his pages read the answers.
         name = (urlsplit(f"//{host}").hostname or "") if _is_host(host) else ""
         if self.hosts is not None and name not in self.hosts:
-            raise Forbidden(f"this server is not {host[:60]!r}", hint="--allow-host, where it is started")
+            raise Forbidden(f"this server is not {quoted(host)}", hint="--allow-host, where it is started")
 
     def _check_origin(self, headers: Headers) -> None:
         # Any page may send a form to any server; only what it reads is kept from it.
@@ -92,7 +93,7 @@ class Rules:
             return
         if origin.partition("://")[2] != headers.get("host"):
             raise Forbidden(
-                f"pages of {origin[:60]!r} may not ask", hint="--allow-origin, where it is started"
+                f"pages of {quoted(origin)} may not ask", hint="--allow-origin, where it is started"
             )
 
     def _check_token(self, authorization: str) -> None:

@@ -16,12 +16,13 @@ from pathlib import Path
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 
+from tudsr_runtime.batch.command import suffix_of_format
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job as Planned
 from tudsr_runtime.batch.job import Request, plan_job
 from tudsr_runtime.batch.options import UpscaleOptions, parse_strength
-from tudsr_runtime.errors import OutputError, TudsrError, UsageError
-from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
+from tudsr_runtime.errors import OutputError, TudsrError, UsageError, quoted
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.read import read_header
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Full, TooLarge, renamed
@@ -133,7 +134,7 @@ class Intake:
         found = self.upscalers.get(name)
         if found is None:
             hint = f"one of {', '.join(self.upscalers)}"
-            raise UsageError(f"there is no bundle {name[:60]!r} here", hint=hint)
+            raise UsageError(f"there is no bundle {quoted(name)} here", hint=hint)
         strength = parse_strength(options.strength)
         return found.with_look(
             strength=strength, color=options.color, overlap=options.overlap, wrap=options.wrap
@@ -170,17 +171,6 @@ class Intake:
             suffix=suffix_of_format(options.format),
             single=True,
         )
-
-
-def suffix_of_format(format_name: str | None) -> str | None:
-    """The suffix of a result in that format. Raises UsageError for one that tudsr does not write."""
-    if format_name is None:
-        return None
-    suffix = f".{format_name.lower()}"
-    if suffix not in FORMAT_OF_SUFFIX:
-        known = ", ".join(kind.suffixes[0][1:] for kind in FORMATS.values())
-        raise UsageError(f"cannot write {format_name[:60]!r}", hint=f"one of {known}")
-    return suffix
 
 
 def shown_name(given: str | None) -> str:

@@ -282,7 +282,7 @@ def parse_strength(text: str) -> tuple[float, float]:
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 2:
-        from tudsr_runtime.errors import UsageError
+        from tudsr_runtime.errors import UsageError, quoted
 
-        raise UsageError(f"strength must be a number, or two with a comma between, not {text!r}")
+        raise UsageError(f"strength must be a number, or two with a comma between, not {quoted(text)}")
     return parts[0], parts[-1]

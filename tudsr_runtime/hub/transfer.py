@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tudsr_runtime.bundle import MANIFEST_NAME, MAX_MANIFEST_BYTES, UNLISTED, Bundle, open_bundle
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.errors import BundleError, DeviceError, OutputError, quoted
 from tudsr_runtime.files import exclusive, make_folder
 from tudsr_runtime.hub.names import COMMIT, HubName
 from tudsr_runtime.installation import install_hint
@@ -115,7 +115,7 @@ class _Hub:
         with self._errors():
             commit = str(self.api.model_info(self.name.repository, revision=self.name.revision).sha)
         if not COMMIT.fullmatch(commit):
-            raise BundleError(f"{self.endpoint} names no commit of {self.name}, but {commit!r}")
+            raise BundleError(f"{self.endpoint} names no commit of {self.name}, but {quoted(commit)}")
         return commit
 
     def wanted(self, commit: str, folder: Path) -> tuple[list[str], int]:
@@ -191,7 +191,7 @@ class _Hub:
                 f"there is no {place}, or it is private", hint="`hf auth login` for a private one"
             )
         if "RevisionNotFoundError" in kinds:
-            return BundleError(f"{place} has no revision {self.name.revision!r}")
+            return BundleError(f"{place} has no revision {quoted(self.name.revision)}")
         if "RemoteEntryNotFoundError" in kinds:
             return BundleError(f"{place} lacks a file that its manifest lists: {_first_line(error)}")
         if (status := getattr(getattr(error, "response", None), "status_code", None)) is not None:
