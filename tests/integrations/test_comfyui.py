@@ -84,8 +84,8 @@ def batch(count: int = 2, channels: int = 3) -> Any:
     return torch.from_numpy(np.random.default_rng(0).random((count, 6, 9, channels), np.float32))
 
 
-def run(node: Any, image: Any, scale: float = 2.5, **settings: Any) -> Any:
-    (result,) = getattr(node(), node.FUNCTION)(image=image, scale=scale, strength=1.0, **settings)
+def run(node: Any, image: Any, scale: float = 2.5, strength: float = 1.0, **settings: Any) -> Any:
+    (result,) = getattr(node(), node.FUNCTION)(image=image, scale=scale, strength=strength, **settings)
     return result
 
 
@@ -132,12 +132,16 @@ def test_stop_stops_at_the_next_tile_and_the_next_run_works(node: Any, comfy: Co
     assert run(node, batch(), bundle=str(bundle)).shape[0] == 2
 
 
-def test_engines_are_kept_until_a_setting_changes(node: Any, bundle: Path) -> None:
+def test_engines_are_kept_until_another_bundle_or_device_is_asked_for(node: Any, bundle: Path) -> None:
     run(node, batch(), bundle=str(bundle))
     first = node._loaded[1]
-    run(node, batch(), 3.0, bundle=str(bundle))
-    assert node._loaded[1] is first
-    run(node, batch(), bundle=str(bundle), wrap="x")
+    for look in ({"wrap": "x"}, {"color": "none"}, {"strength": 0.5}, {}):
+        result = run(node, batch(1), 3.0, bundle=str(bundle), **look)
+        assert node._loaded[1] is first
+        with Upscaler(bundle, **look) as upscaler:
+            alone = upscaler.upscale(batch(1)[0].numpy(), 3.0)
+        assert np.abs(alone - result[0].numpy()).max() < 1e-6, look
+    run(node, batch(), bundle=str(bundle), device="cpu")
     assert node._loaded[1] is not first
 
 
