@@ -242,9 +242,17 @@ def _locate(name_or_dir: str | Path) -> Path:
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise BundleError(
             f"no bundle {str(name_or_dir)!r}: {folder} is not a folder",
-            hint=f"a folder with a {MANIFEST_NAME}, {', '.join(BUILTIN_BUNDLES)}, or hf:OWNER/NAME",
+            hint=f"a folder with a {MANIFEST_NAME}, {', '.join(BUILTIN_BUNDLES)}, or {_on_hub(name_or_dir)}",
         )
     return folder
+
+
+def _on_hub(name: str | Path) -> str:
+    """How that name, or any, is written for a bundle of the hub."""
+    try:
+        return f"{parse_name(str(name))} if it is on the hub"
+    except UsageError:
+        return "hf:OWNER/NAME"
 
 
 def _read_manifest(folder: Path) -> bytes:

@@ -121,9 +121,7 @@ class _Hub:
     def wanted(self, commit: str, folder: Path) -> tuple[list[str], int]:
         """The files that make the bundle or adapter, and the bytes of a bundle's."""
         with self._errors():
-            there = {
-                file.rfilename for file in self.api.model_info(self.name.repository, revision=commit).siblings
-            }
+            there = self._files(commit)
         if MANIFEST_NAME not in there:
             if {*ADAPTER} <= there:
                 return [name for name in (*ADAPTER, *BESIDE_ADAPTER) if name in there], 0
@@ -133,6 +131,12 @@ class _Hub:
         manifest = self._manifest(commit, folder)
         beside = sorted(there & (UNLISTED - {MANIFEST_NAME}))
         return [*(file.path for file in manifest.files()), *beside], sum(f.bytes for f in manifest.files())
+
+    def _files(self, revision: str) -> set[str]:
+        """Paths of the repository's files in that state."""
+        return {
+            file.rfilename for file in self.api.model_info(self.name.repository, revision=revision).siblings
+        }
 
     def _manifest(self, commit: str, folder: Path) -> Manifest:
         path = self.fetch(MANIFEST_NAME, commit, folder)
@@ -160,7 +164,7 @@ class _Hub:
             # Not exist_ok: the library then takes "not allowed" for "exists already".
             if not api.repo_exists(repository):
                 api.create_repo(repository, private=private)
-            there = {file.rfilename for file in api.model_info(repository).siblings}
+            there = self._files(self.name.revision)
             operations: list[Any] = [CommitOperationAdd(file, str(folder / file)) for file in files]
             operations.append(CommitOperationAdd("README.md", card.encode()))
             sent = {one.path_in_repo for one in operations}
