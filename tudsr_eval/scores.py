@@ -16,12 +16,7 @@ from typing import Literal
 import numpy as np
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.metrics.consistency import (
-    colour_error,
-    consistency,
-    require_enlargement,
-    scale_of,
-)
+from tudsr_runtime.metrics.consistency import colour_error, consistency, require_enlargement, scale_of
 from tudsr_runtime.metrics.fidelity import psnr, psnr_y, ssim_y
 from tudsr_runtime.metrics.gmsd import gmsd_y
 from tudsr_runtime.metrics.niqe import niqe

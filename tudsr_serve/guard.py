@@ -17,15 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tudsr_runtime.errors import quoted
-from tudsr_serve.errors import (
-    Forbidden,
-    Full,
-    ServeError,
-    TooLarge,
-    TooSlow,
-    Unauthorized,
-    as_response,
-)
+from tudsr_serve.errors import Forbidden, Full, ServeError, TooLarge, TooSlow, Unauthorized, as_response
 
 OPEN_PATHS = ("/", "/healthz")
 """What is answered without a token: the page, which then asks for it, and whether the server lives."""
