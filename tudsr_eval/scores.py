@@ -49,7 +49,7 @@ class Metric:
         return f"{self.title} {ARROWS[self.better]}"
 
     def badness(self, value: float) -> float:
-        """Larger is worse."""
+        """A number that is larger the worse `value` is."""
         return {"higher": -value, "lower": value, "near 1": abs(math.log(max(value, 1e-9)))}[self.better]
 
 
@@ -115,7 +115,7 @@ class Subject:
 
     @cached_property
     def luma(self) -> Floats:
-        """The reference's Y."""
+        """Y of the reference, as `studio_luma` gives it."""
         assert self.reference is not None
         return studio_luma(self.reference)
 

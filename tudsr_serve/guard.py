@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much may be sent, and how slowly.
+"""Refuses requests before the application sees them: by who asks, how much is sent, and how slowly.
 
 Everything here happens before a form is parsed, and nothing of a request is held in memory.
 """
@@ -23,7 +23,7 @@ OPEN_PATHS = ("/", "/healthz")
 """What is answered without a token: the page, which then asks for it, and whether the server lives."""
 
 FORM_BYTES = 1 << 16
-"""What a form may be larger than its picture."""
+"""Bytes that a form may have besides those of its picture."""
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -185,7 +185,7 @@ class _Exchange:
     _began: float = field(default_factory=time.monotonic)
 
     async def receive(self) -> Message:
-        """A piece of the body. Raises TooLarge, TooSlow."""
+        """Receive a piece of the body. Raises TooLarge, TooSlow, Full."""
         if self._whole:
             return await self._receive()
         pace = self.rules.pace
@@ -209,7 +209,7 @@ class _Exchange:
         self.uploading.bytes -= self._bytes
 
     async def send(self, message: Message) -> None:
-        """A piece of the answer; of a refusal the last only when the client has said what it had to say."""
+        """Send a piece of the answer; that which ends a refusal waits until the client has sent all."""
         if message["type"] == "http.response.start":
             message = self._with_headers(message)
         elif self.status >= 400 and not self._whole and not message.get("more_body", False):

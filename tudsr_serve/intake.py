@@ -35,7 +35,7 @@ STEM = "picture"
 """What a picture is called on the server, whatever the client calls it."""
 
 LOOKS_AT_ONCE = 2
-"""Headers that are looked at at a time."""
+"""Pictures whose headers are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Intake:
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     async def accept(self, request: HttpRequest, previews: bool = False) -> Job:
-        """The job of a request, which waits for its turn now; `previews` as of a Job.
+        """Make a job of a request and put it into the queue; `previews` is that of `Job`.
 
         Raises:
             Busy: the queue is full; the request is not read then. And what is wrong with it, its picture or
@@ -174,7 +174,7 @@ class Intake:
 
 
 def shown_name(given: str | None) -> str:
-    """A client's name of a file, as it may be said again: the last part, of letters that show."""
+    """A client's name of a file made fit to be repeated: its last part, printable letters only."""
     name = re.split(r"[/\\]", given or "")[-1]
     name = "".join(letter for letter in name if letter.isprintable()).strip(". ")
     with suppress(UnicodeEncodeError):

@@ -33,7 +33,7 @@ SUMMARY = "Enlarge pictures. Errors are JSON, with the exit codes of the command
 
 @dataclass(frozen=True)
 class Settings:
-    """How a service is to be. `queue` jobs may wait; results are kept for `keep` s."""
+    """The settings of a service: `queue` jobs may wait; results are kept for `keep` s."""
 
     rules: Rules = Rules()  # noqa: RUF009 - immutable
     limits: Limits = Limits()  # noqa: RUF009 - immutable

@@ -39,12 +39,12 @@ class HubName:
 
     @property
     def folder(self) -> Path:
-        """Where its copies lie, or will."""
+        """The folder of its copies, which need not exist."""
         return copies_folder() / self.owner / self.name
 
     @property
     def commit(self) -> str | None:
-        """The commit of it that is here; None if there is none."""
+        """The commit whose copy is in the cache; None if there is none."""
         if COMMIT.fullmatch(self.revision):
             commit = self.revision
         else:

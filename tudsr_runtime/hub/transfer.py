@@ -27,9 +27,9 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 BESIDE_ADAPTER = ("tudsr.json", "prompt_embeds.safetensors", "README.md", "LICENSE")
 """What may lie beside them."""
 LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3", "hf_xet")
-"""Whose exceptions mean that the hub could not be had."""
+"""Libraries whose exceptions mean that something is wrong with the hub or the way to it."""
 UNREACHABLE = {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
-"""Names of exceptions of these libraries that mean that nothing was to be had at all."""
+"""Names of exceptions of these libraries that mean that the hub was not reached at all."""
 Notify = Callable[[str], None]
 
 
