@@ -5,6 +5,7 @@
 
 FROM python:3.12-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 TUDSR_CACHE=/cache
+# Kubernetes lets in as "not root" only whom it knows by number: 1000 is tudsr.
 # Engines are compiled into /cache, pictures lie in /data: the two folders that may be written.
 RUN useradd --uid 1000 --create-home tudsr && install -d -o tudsr -g tudsr /cache /data
 COPY . /src
@@ -19,9 +20,9 @@ CMD ["serve", "--host", "0.0.0.0"]
 
 FROM base AS cuda
 RUN pip install "/src[gpu,serve,hub,watch]" && rm -rf /src
-USER tudsr
+USER 1000
 
 # The last target is the one that is built where none is named.
 FROM base AS cpu
 RUN pip install "/src[openvino,cpu,serve,hub,watch]" && rm -rf /src
-USER tudsr
+USER 1000

@@ -27,10 +27,11 @@ def parsed(words: list[str]) -> None:
 
 
 def test_it_has_both_targets_and_neither_runs_as_root() -> None:
+    assert "useradd --uid 1000 " in TEXT
     targets = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM|\Z)", TEXT, re.M | re.S))
     assert {*targets} == {"base", "cpu", "cuda"}
     for name in ("cpu", "cuda"):
-        assert "\nUSER tudsr\n" in targets[name]
+        assert "\nUSER 1000\n" in targets[name]
 
 
 def test_its_extras_are_those_of_the_package_and_never_both_onnxruntimes() -> None:

@@ -25,7 +25,7 @@ from tudsr_runtime.terminal import Terminal
 
 
 def comparison(path: Path) -> Comparison:
-    """What `tudsr upscale --compare` hands its results to. Raises as `Comparison`."""
+    """The receiver of the results of `tudsr upscale --compare`. Raises as `Comparison`."""
     return Comparison(path)
 
 
@@ -130,7 +130,7 @@ def _add_paper(
     number: str | None,
     terminal: Terminal,
 ) -> str:
-    """pyiqa's scores join the others under their own names; the paper's table of them."""
+    """Add pyiqa's scores to the others, under their own names; return the paper's table of them."""
     if options.output is None:
         raise UsageError("--metrics paper keeps its scores, to go on from", hint="-o FOLDER")
     cases = [one.case for one in scored if not one.error]
@@ -155,7 +155,7 @@ def _environment(options: EvalOptions) -> Environment:
 
 
 def _of_sets(learned: Learned | None, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
-    """FID and KID, where they were asked for, of the pictures that could be measured."""
+    """FID and KID of the pictures that could be measured; none where they were not asked for."""
     measured = [one.case for one in scored if not one.error and one.case.reference]
     if learned is None or not {*OF_SETS} & {*learned.metrics}:
         return {}

@@ -27,7 +27,7 @@ PAGES = (".html", ".htm")
 MADE_BY = "tudsr upscale --compare"
 """What the file says of itself, so that the next run knows it as one of its own."""
 ON_A_PAGE, IN_A_PICTURE = 60, 12
-"""Inputs that are shown; of more, so many evenly spread."""
+"""The most inputs that are shown; where there are more, those shown are evenly spread."""
 DETAIL = 512
 """Side of the detail in a picture, px of the result."""
 GAP, LINE, TEXT = 12, 30, 18
@@ -36,7 +36,7 @@ GAP, LINE, TEXT = 12, 30, 18
 
 @dataclass
 class Comparison:
-    """Takes what a run has made and writes it side by side in the end.
+    """Collects the results of a run and writes them beside their inputs in the end.
 
     Raises:
         UsageError: the file's name says neither page nor picture.
@@ -55,7 +55,7 @@ class Comparison:
             raise OutputError(f"{self.path} exists and is no comparison", hint="another name for --compare")
 
     def add(self, source: Path, result: Path) -> None:
-        """A picture and what was made of it, files both."""
+        """Remember a picture and its result, both files."""
         self.pairs.append((source, result))
 
     def write(self, note: Callable[[str], None]) -> None:
@@ -100,7 +100,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _cases(place: Path, source: Path, result: Path) -> list[Scored]:
-    """Bicubic, which is written to `place`, and the result, with how much of the input each has kept."""
+    """Score the bicubic enlargement, which is written to `place`, and the result by what they kept."""
     small, large = load(source), load(result)
     plain = bicubic(small, large.shape[1], large.shape[0])
     plain.save(place, compress_level=1)

@@ -100,7 +100,7 @@ def load_learned(names: Sequence[str], weights: Weights) -> Learned:
 
     Raises:
         UsageError: a metric is asked for whose weights are not named.
-        BundleError: weights are absent or not what they should be; says where they are to be had.
+        BundleError: weights are absent or not what they should be; says where they can be downloaded.
     """
     metrics: dict[str, Metric] = {}
     of_pairs: dict[str, PairMetric] = {}

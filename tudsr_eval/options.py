@@ -21,8 +21,7 @@ class PaperOptions:
     ] = None
     paper_device: Annotated[str, typer.Option(metavar="NAME", help="Where pyiqa runs: cpu or cuda.")] = "cpu"
     weights: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]"),
+        Path | None, typer.Option(metavar="DIR", help="Where pyiqa keeps its weights.  [default: its caches]")
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of what pyiqa draws.")] = 0
 

@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 1_500_000
 """Pixels of a picture above which its middle alone is shown."""
 MIDDLE = 1024
-"""Side of that, px."""
+"""Side of the part that is shown, px."""
 
 
 def write_page(

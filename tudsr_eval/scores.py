@@ -16,12 +16,7 @@ from typing import Literal
 import numpy as np
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.metrics.consistency import (
-    colour_error,
-    consistency,
-    require_enlargement,
-    scale_of,
-)
+from tudsr_runtime.metrics.consistency import colour_error, consistency, require_enlargement, scale_of
 from tudsr_runtime.metrics.fidelity import psnr, psnr_y, ssim_y
 from tudsr_runtime.metrics.gmsd import gmsd_y
 from tudsr_runtime.metrics.niqe import niqe
@@ -54,7 +49,7 @@ class Metric:
         return f"{self.title} {ARROWS[self.better]}"
 
     def badness(self, value: float) -> float:
-        """Larger is worse."""
+        """A number that is larger the worse `value` is."""
         return {"higher": -value, "lower": value, "near 1": abs(math.log(max(value, 1e-9)))}[self.better]
 
 
@@ -120,7 +115,7 @@ class Subject:
 
     @cached_property
     def luma(self) -> Floats:
-        """The reference's Y."""
+        """Y of the reference, as `studio_luma` gives it."""
         assert self.reference is not None
         return studio_luma(self.reference)
 

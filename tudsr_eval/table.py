@@ -18,7 +18,7 @@ def methods_of(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
 
 
 def present(scored: Sequence[Scored], metrics: Mapping[str, Metric]) -> list[Metric]:
-    """Those metrics of which there is a figure."""
+    """The metrics that at least one picture has a figure of."""
     return [metric for metric in metrics.values() if any(metric.name in one.scores for one in scored)]
 
 

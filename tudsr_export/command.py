@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tudsr_export.options import UNKNOWN_LICENCE, ExportOptions
 from tudsr_export.plan import ExportPlan, NetworkPlan
@@ -99,39 +99,30 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
         if not MIN_TILE <= edge <= MAX_TILE:
             raise UsageError(f"--tile must be {MIN_TILE} to {MAX_TILE} px, not {edge}")
 
+    of_any: dict[str, Any] = {
+        "output": options.output,
+        "precision": options.precision,
+        "name": name,
+        "licence": options.licence,
+        "overwrite": options.overwrite,
+        "tile": tile,
+        "about": about,
+        "batches": options.batch,
+        "tiles": options.tile or None,
+        "plans": plans,
+    }
     if options.from_spandrel is not None:
-        return NetworkPlan(
-            options.from_spandrel,
-            options.output,
-            options.precision,
-            name,
-            options.licence,
-            options.overwrite,
-            tile,
-            about,
-            options.batch,
-            options.tile or None,
-            plans,
-        )
+        return NetworkPlan(checkpoint=options.from_spandrel, **of_any)
     assert options.base is not None
     return ExportPlan(
-        options.base,
-        adapters,
-        options.output,
-        options.precision,
-        name,
-        options.licence,
-        options.overwrite,
-        tile,
-        about,
-        options.merge_lora,
-        timesteps,
-        options.prompt,
-        options.batch,
-        options.tile or None,
-        plans,
-        options.light_decoder,
-        options.vgg16,
+        base=options.base,
+        adapters=adapters,
+        merge=options.merge_lora,
+        timesteps=timesteps,
+        prompt=options.prompt,
+        light_decoder=options.light_decoder,
+        vgg16=options.vgg16,
+        **of_any,
     )
 
 

@@ -21,13 +21,10 @@ class Shape:
         return f"batch {self.batch}, tile {self.tile}"
 
 
-@dataclass(frozen=True)
-class ExportPlan:
-    """What to export, and where to."""
+@dataclass(frozen=True, kw_only=True)
+class BundlePlan:
+    """What every bundle needs, whatever its graphs are made from."""
 
-    base: Path
-    adapters: Mapping[int, Path]
-    """Adapter of stage 1, of stage 2, or of both, in any layout of `tudsr_export.layouts`."""
     output: Path
     precision: str
     """fp16 or fp32: the type of all weights, inputs and outputs."""
@@ -35,54 +32,45 @@ class ExportPlan:
     licence: str
     overwrite: bool = False
     tile: int = TILE
+    """Px of the main size of tiles; of a network, which has sizes of its own, the greatest that it may be."""
     about: str = ""
     """Markdown for the model card."""
+    batches: tuple[int, ...] = ()
+    """Further batch sizes of every graph, besides 1."""
+    tiles: tuple[int, ...] | None = ()
+    """Further tile sizes of every graph, besides `tile`; None: those that a model of its size gets."""
+    plans: tuple[MeasuredPlan, ...] = ()
+    """The factors that the bundle was measured to be good for."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every size that graphs are exported for, the bundle's own first."""
+        batches = (Shape(count, self.tile) for count in self.batches)
+        tiles = (Shape(1, edge) for edge in self.tiles or ())
+        return tuple(dict.fromkeys((Shape(1, self.tile), *batches, *tiles)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan(BundlePlan):
+    """A base and its adapters."""
+
+    base: Path
+    adapters: Mapping[int, Path]
+    """Adapter of stage 1, of stage 2, or of both, in any layout of `tudsr_export.layouts`."""
     merge: bool = True
     """Whether adapters are merged into the weights, or stay as branches with weights of their own."""
     timesteps: Mapping[int, int] = field(default_factory=dict)
     """The timestep of each stage; one that is not in it takes its adapter's, else the paper's."""
     prompt: str | None = None
     """None: the adapter's, else the base's."""
-    batches: tuple[int, ...] = ()
-    """Further batch sizes of every graph, besides 1."""
-    tiles: tuple[int, ...] | None = ()
-    """Further tile sizes of every graph, besides `tile`; None: those that a base of its size gets."""
-    plans: tuple[MeasuredPlan, ...] = ()
-    """The factors that the bundle was measured to be good for."""
     light_decoder: Path | None = None
     """Folder of a light decoder to add; None for none."""
     vgg16: str | None = None
     """VGG16 of the DISTS that it is compared by; None: by PSNR alone."""
 
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Every size that graphs are exported for, the bundle's own first."""
-        return _shapes(self.tile, self.batches, self.tiles or ())
 
-
-@dataclass(frozen=True)
-class NetworkPlan:
-    """A checkpoint of a network that enlarges by itself, and where its bundle goes; as in `ExportPlan`."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan(BundlePlan):
+    """A checkpoint of a network that enlarges by itself."""
 
     checkpoint: Path
-    output: Path
-    precision: str
-    name: str
-    licence: str
-    overwrite: bool = False
-    tile: int = TILE
-    """Px of what the network writes; the greatest that it can have up to this is taken."""
-    about: str = ""
-    batches: tuple[int, ...] = ()
-    tiles: tuple[int, ...] | None = None
-    plans: tuple[MeasuredPlan, ...] = ()
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Every size that graphs are exported for, the bundle's own first."""
-        return _shapes(self.tile, self.batches, self.tiles or ())
-
-
-def _shapes(tile: int, batches: tuple[int, ...], tiles: tuple[int, ...]) -> tuple[Shape, ...]:
-    more = (*(Shape(n, tile) for n in batches), *(Shape(1, edge) for edge in tiles))
-    return tuple(dict.fromkeys((Shape(1, tile), *more)))

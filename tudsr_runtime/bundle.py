@@ -12,7 +12,7 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 
-from tudsr_runtime.errors import BundleError, UsageError
+from tudsr_runtime.errors import BundleError, UsageError, quoted
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
@@ -76,7 +76,7 @@ class Bundle:
             UsageError: no such name. BundleError: the bundle has no light decoder.
         """
         if name not in DECODERS:
-            raise UsageError(f"decoder must be {' or '.join(DECODERS)}, not {name!r}")
+            raise UsageError(f"decoder must be {' or '.join(DECODERS)}, not {quoted(name)}")
         if name not in self.decoders:
             raise BundleError(
                 f"bundle {self.manifest.name} has no light decoder",
@@ -242,9 +242,17 @@ def _locate(name_or_dir: str | Path) -> Path:
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise BundleError(
             f"no bundle {str(name_or_dir)!r}: {folder} is not a folder",
-            hint=f"a folder with a {MANIFEST_NAME}, {', '.join(BUILTIN_BUNDLES)}, or hf:OWNER/NAME",
+            hint=f"a folder with a {MANIFEST_NAME}, {', '.join(BUILTIN_BUNDLES)}, or {_on_hub(name_or_dir)}",
         )
     return folder
+
+
+def _on_hub(name: str | Path) -> str:
+    """How that name, or any, is written for a bundle of the hub."""
+    try:
+        return f"{parse_name(str(name))} if it is on the hub"
+    except UsageError:
+        return "hf:OWNER/NAME"
 
 
 def _read_manifest(folder: Path) -> bytes:

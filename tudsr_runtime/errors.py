@@ -16,7 +16,11 @@ Anything else that escapes is a bug (exit code 1, with a traceback).
 
 from __future__ import annotations
 
+import reprlib
 from typing import ClassVar
+
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring, _QUOTES.maxlong, _QUOTES.maxother = 80, 40, 80
 
 
 class TudsrError(Exception):
@@ -39,6 +43,14 @@ class TudsrError(Exception):
 def _one_line(message: str) -> str:
     """File names and keys of foreign files end up in messages; they must not move the terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+
+
+def quoted(value: object) -> str:
+    """What somebody gave, for an error that says it again: its repr, without the middle where it is long."""
+    try:
+        return _QUOTES.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits.
+        return "a number of more digits than can be shown"
 
 
 def _rebuild(kind: type[TudsrError], message: str, hint: str | None) -> TudsrError:

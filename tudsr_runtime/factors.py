@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from tudsr_runtime.errors import quoted
+
 MAX_SCALE = 32
 MAX_SIDE = 2**31 - 1
 """Px of a side of any picture."""
@@ -18,7 +20,7 @@ def parse_factors(text: object) -> Factors:
     chosen = tuple((i, int(part)) for i, part in enumerate(match.groups()) if part != "-") if match else ()
     if not chosen or not 1 <= product(chosen) <= MAX_SCALE:
         raise ValueError(
-            f"factors must be two whole numbers with a product up to {MAX_SCALE}, not {str(text)[:40]!r}"
+            f"factors must be two whole numbers with a product up to {MAX_SCALE}, not {quoted(text)}"
         )
     return chosen
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tudsr_runtime.errors import BundleError
+from tudsr_runtime.errors import BundleError, quoted
 from tudsr_runtime.factors import MAX_SCALE, Factors, parse_factors, product
 from tudsr_runtime.typed import OMITTED_IF_DEFAULT, parse_json, read_typed
 
@@ -44,7 +44,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {quoted(self.dtype)}")
         _require(all(n > 0 for n in self.shape), f"shape must be positive, not {list(self.shape)}")
 
 
@@ -59,7 +59,7 @@ class BundleFile:
     def __post_init__(self) -> None:
         parts = self.path.split("/")
         safe = len(parts) <= 2 and all(NAME.fullmatch(part) for part in parts)
-        _require(safe, f"path {self.path[:120]!r} must be a plain name, or one folder and a plain name")
+        _require(safe, f"path {quoted(self.path)} must be a plain name, or one folder and a plain name")
         _require(SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 lower-case hexadecimal digits")
         _require(self.bytes >= 0, f"bytes must not be negative, not {self.bytes}")
 
@@ -89,7 +89,7 @@ class Variant:
         _require(self.batch > 0, f"batch must be positive, not {self.batch}")
         _require(len(self.inputs) == 1 and len(self.outputs) == 1, "a graph has one input and one output")
         named = [file.path for file in self.files]
-        _require(self.model in named, f"model {self.model[:120]!r} is not among its files")
+        _require(self.model in named, f"model {quoted(self.model)} is not among its files")
         # ONNX resolves external weights relative to the model's folder and must not reach out of it.
         folders = {path.rpartition("/")[0] for path in named}
         _require(len(folders) == 1, "all files of a variant lie in one folder")
@@ -127,7 +127,7 @@ class Stage:
     light_decoder: str | None = dataclasses.field(default=None, metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
-        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(NAME.fullmatch(self.name) is not None, f"name {quoted(self.name)} is not a plain name")
         _require(1 <= self.factor <= 16, f"factor must be 1 to 16, not {self.factor}")
         _require(self.timestep >= 0, f"timestep must not be negative, not {self.timestep}")
         alpha = self.alpha_cumprod
@@ -172,7 +172,7 @@ class NetworkStage:
     network: str
 
     def __post_init__(self) -> None:
-        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(NAME.fullmatch(self.name) is not None, f"name {quoted(self.name)} is not a plain name")
         _require(1 <= self.factor <= 16, f"factor must be 1 to 16, not {self.factor}")
 
     @property
@@ -305,7 +305,7 @@ class Manifest:
     overlap: int | None = dataclasses.field(default=None, metadata=OMITTED_IF_DEFAULT)
 
     def __post_init__(self) -> None:
-        _require(NAME.fullmatch(self.name) is not None, f"name {self.name[:120]!r} is not a plain name")
+        _require(NAME.fullmatch(self.name) is not None, f"name {quoted(self.name)} is not a plain name")
         _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
         for stage in self.stages:
             if isinstance(stage, Stage):
@@ -350,7 +350,7 @@ class Manifest:
         if isinstance(value, dict) and (type(version) is not int or version not in READ_SCHEMAS):
             known = " and ".join(map(str, READ_SCHEMAS))
             raise BundleError(
-                f"schema_version is {str(version)[:20]!r}, this tudsr reads {known}",
+                f"schema_version is {quoted(version)}, this tudsr reads {known}",
                 hint="use the tudsr version that wrote the bundle, or export it again",
             )
         return read_typed(cls, value, BundleError, whole="the manifest")
@@ -398,7 +398,7 @@ class Manifest:
 
     def _check_components(self) -> None:
         for name in self.components:
-            _require(NAME.fullmatch(name) is not None, f"component {name[:120]!r} is not a plain name")
+            _require(NAME.fullmatch(name) is not None, f"component {quoted(name)} is not a plain name")
         used = set()
         for stage in self.stages:
             if isinstance(stage, NetworkStage):
@@ -414,7 +414,7 @@ class Manifest:
         _require(used == self.components.keys(), f"no stage uses {sorted(self.components.keys() - used)}")
 
     def _check_role(self, name: str, source: str, target: str) -> None:
-        _require(name in self.components, f"a stage names the component {name[:120]!r}, which is not there")
+        _require(name in self.components, f"a stage names the component {quoted(name)}, which is not there")
         variants = self.components[name].variants
         sizes = {variant.tile for variant in variants}
         _require(self.tile in sizes, f"{name}: tile is {max(sizes)}, the bundle's is {self.tile}")

@@ -22,7 +22,7 @@ from tudsr_runtime.engines.backend import AUTO, Choice, Notify
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.engines.select import BUILT
 from tudsr_runtime.engines.stages import LoadedEngines, LoadedStage
-from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.errors import DeviceError, MemoryExhausted, UsageError, quoted
 from tudsr_runtime.machine import as_exhausted, require_memory
 from tudsr_runtime.pictures.in_memory import like, to_picture
 from tudsr_runtime.planes import WRAPS, FloatArray, Levels, PlanarView
@@ -103,11 +103,11 @@ class Upscaler:
         self._arguments = {name: arguments[name] for name in arguments.keys() - {"self"}}
         self._process = os.getpid()
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise UsageError(f"threads must be a whole number, at least 1, not {threads!r}")
+            raise UsageError(f"threads must be a whole number, at least 1, not {quoted(threads)}")
         if not isinstance(bundle, str | Path | Bundle):
-            raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {bundle!r}')
+            raise UsageError(f'bundle must be "nano", a folder or a Bundle, not {quoted(bundle)}')
         if not isinstance(device, str):
-            raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {device!r}')
+            raise UsageError(f'device must be a name such as "cpu" or "cuda:1", not {quoted(device)}')
         self._strength = _per_stage(strength)
         self._color = color_method(color)
         self.wrap = _known_wrap(wrap)
@@ -120,7 +120,7 @@ class Upscaler:
         manifest = self.bundle.manifest
         if tile is not None and tile not in self.bundle.tiles:
             sizes = ", ".join(map(str, self.bundle.tiles))
-            raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
+            raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {quoted(tile)}")
         self._tile = tile or manifest.tile
         usual = min(manifest.overlap or OVERLAP, self._tile // 2)
         self._overlap = _checked(usual if overlap is None else overlap, self._tile)
@@ -162,7 +162,8 @@ class Upscaler:
         """What `upscale` would do with a picture of that size, computed at no cost. Errors as there."""
         sides: tuple[object, object] = width, height
         if not all(isinstance(side, int | np.integer) for side in sides):
-            raise UsageError(f"width and height must be whole numbers of px, not {width!r} and {height!r}")
+            given = f"{quoted(width)} and {quoted(height)}"
+            raise UsageError(f"width and height must be whole numbers of px, not {given}")
         plan = self._planned(int(width), int(height), scale, factors, size)
         across, down = margins(self.wrap, plan.factors[0])
         if not across + down:
@@ -428,14 +429,14 @@ def _counted(bundle: Bundle) -> TileCosts | None:
 
 def _checked(overlap: int, tile: int) -> int:
     if isinstance(overlap, bool) or not isinstance(overlap, int):
-        raise UsageError(f"overlap must be a whole number of px, not {overlap!r}")
+        raise UsageError(f"overlap must be a whole number of px, not {quoted(overlap)}")
     plan_upscale(1, 1, tile=tile, overlap=overlap)  # Rejects what cannot be.
     return overlap
 
 
 def _known_wrap(wrap: str) -> str:
     if wrap not in WRAPS:
-        raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {wrap!r}")
+        raise UsageError(f"wrap must be one of {', '.join(WRAPS)}, not {quoted(wrap)}")
     return wrap
 
 
@@ -447,7 +448,8 @@ def _said_wrap(wrap: str) -> dict[str, object]:
 def _per_stage(strength: object) -> tuple[float, float]:
     pair = tuple(strength) if isinstance(strength, (tuple, list)) else (strength, strength)
     if len(pair) != 2 or not all(is_number(s) and 0 <= s <= 1 for s in pair):
-        raise UsageError(f"strength must be a number from 0 to 1, or two such numbers, not {strength!r}")
+        given = quoted(strength)
+        raise UsageError(f"strength must be a number from 0 to 1, or two such numbers, not {given}")
     return float(pair[0]), float(pair[1])
 
 

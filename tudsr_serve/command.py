@@ -70,7 +70,7 @@ def serve(options: ServeOptions, browser: bool = False) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it answers."""
+    """A server that prints its address once it answers."""
 
     def __init__(self, config: uvicorn.Config, address: str, terminal: Terminal, browser: bool) -> None:
         super().__init__(config)
@@ -143,7 +143,8 @@ def _token(file: Path | None) -> str | None:
         try:
             given = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the token file {file} cannot be read: {error}") from error
+            said = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"the token file {file} cannot be read: {said}") from error
     if given is not None and not (given.isascii() and given.isprintable() and len(given) >= 16):
         hint = "python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
         raise UsageError(f"the token of {where} must be of 16 letters of ASCII or more", hint=hint)

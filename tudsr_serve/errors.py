@@ -51,7 +51,7 @@ class Unauthorized(ServeError):  # noqa: N818 - HTTP's own word
 
 
 class Forbidden(ServeError):  # noqa: N818
-    """A page of somewhere else asked, or the server was asked by a name that it does not have."""
+    """A page of another origin asked, or the request named a host that this server is not."""
 
     status = 403
 
@@ -69,7 +69,7 @@ class TooSlow(ServeError):  # noqa: N818
 
 
 class NotYet(ServeError):  # noqa: N818
-    """A result that is asked for before it is there."""
+    """The result was asked for before the job is done."""
 
     status = 409
 
@@ -81,7 +81,7 @@ class Cancelled(ServeError):  # noqa: N818
 
 
 class TooLarge(ServeError):  # noqa: N818
-    """More bytes or pixels than are taken."""
+    """The upload has more bytes or pixels than the limits allow."""
 
     status = 413
 

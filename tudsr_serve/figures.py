@@ -37,7 +37,7 @@ class Figures:
                 self._pixels += job.planned.plan.output_width * job.planned.plan.output_height
 
     def text(self, worker: Worker, jobs: Jobs) -> str:
-        """The page, with what is the case now."""
+        """The answer of `/metrics`: all counters, and the gauges as they are now."""
         with self._lock:
             return "\n".join([*self._counted(), *_now(worker, jobs), ""])
 

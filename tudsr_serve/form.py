@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from tudsr_runtime.batch.options import UpscaleOptions
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import UsageError, quoted
 
 FIELDS = (
     "scale",
@@ -91,7 +91,7 @@ async def read_form(request: Request) -> tuple[UploadFile, UpscaleOptions]:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise UsageError(
-            f"a form (multipart/form-data) is needed, not {kind or 'nothing'!r}",
+            f"a form (multipart/form-data) is needed, not {quoted(kind or 'nothing')}",
             hint=EXAMPLE,
         )
     most = {"max_files": 1, "max_fields": len(FIELDS) + 1, "max_part_size": MAX_FIELD_BYTES}
@@ -113,7 +113,7 @@ def _checked(form: FormData) -> tuple[UploadFile, UpscaleOptions]:
     names = [name for name, _ in form.multi_items()]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"the field {name!r} is there {names.count(name)} times")
+            raise UsageError(f"the field {quoted(name)} is there {names.count(name)} times")
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise UsageError("the field 'file' is missing, or holds no file", hint=EXAMPLE)
@@ -130,5 +130,5 @@ def _in_words(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"there is no field {name!r}"
-    return f"{name}: {first['msg']}, not {str(first['input'])[:60]!r}"
+        return f"there is no field {quoted(name)}"
+    return f"{name}: {first['msg']}, not {quoted(first['input'])}"

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much may be sent, and how slowly.
+"""Refuses requests before the application sees them: by who asks, how much is sent, and how slowly.
 
 Everything here happens before a form is parsed, and nothing of a request is held in memory.
 """
@@ -16,21 +16,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tudsr_serve.errors import (
-    Forbidden,
-    Full,
-    ServeError,
-    TooLarge,
-    TooSlow,
-    Unauthorized,
-    as_response,
-)
+from tudsr_runtime.errors import quoted
+from tudsr_serve.errors import Forbidden, Full, ServeError, TooLarge, TooSlow, Unauthorized, as_response
 
 OPEN_PATHS = ("/", "/healthz")
 """What is answered without a token: the page, which then asks for it, and whether the server lives."""
 
 FORM_BYTES = 1 << 16
-"""What a form may be larger than its picture."""
+"""Bytes that a form may have besides those of its picture."""
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -83,7 +76,7 @@ class Rules:
         # A name of someone else's that leads to this machine would let his pages read the answers.
         name = (urlsplit(f"//{host}").hostname or "") if _is_host(host) else ""
         if self.hosts is not None and name not in self.hosts:
-            raise Forbidden(f"this server is not {host[:60]!r}", hint="--allow-host, where it is started")
+            raise Forbidden(f"this server is not {quoted(host)}", hint="--allow-host, where it is started")
 
     def _check_origin(self, headers: Headers) -> None:
         # Any page may send a form to any server; only what it reads is kept from it.
@@ -92,7 +85,7 @@ class Rules:
             return
         if origin.partition("://")[2] != headers.get("host"):
             raise Forbidden(
-                f"pages of {origin[:60]!r} may not ask", hint="--allow-origin, where it is started"
+                f"pages of {quoted(origin)} may not ask", hint="--allow-origin, where it is started"
             )
 
     def _check_token(self, authorization: str) -> None:
@@ -192,7 +185,7 @@ class _Exchange:
     _began: float = field(default_factory=time.monotonic)
 
     async def receive(self) -> Message:
-        """A piece of the body. Raises TooLarge, TooSlow."""
+        """Receive a piece of the body. Raises TooLarge, TooSlow, Full."""
         if self._whole:
             return await self._receive()
         pace = self.rules.pace
@@ -216,7 +209,7 @@ class _Exchange:
         self.uploading.bytes -= self._bytes
 
     async def send(self, message: Message) -> None:
-        """A piece of the answer; of a refusal the last only when the client has said what it had to say."""
+        """Send a piece of the answer; that which ends a refusal waits until the client has sent all."""
         if message["type"] == "http.response.start":
             message = self._with_headers(message)
         elif self.status >= 400 and not self._whole and not message.get("more_body", False):

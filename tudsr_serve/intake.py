@@ -16,12 +16,13 @@ from pathlib import Path
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 
+from tudsr_runtime.batch.command import suffix_of_format
 from tudsr_runtime.batch.inputs import Source
 from tudsr_runtime.batch.job import Job as Planned
 from tudsr_runtime.batch.job import Request, plan_job
 from tudsr_runtime.batch.options import UpscaleOptions, parse_strength
-from tudsr_runtime.errors import OutputError, TudsrError, UsageError
-from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX, FORMATS
+from tudsr_runtime.errors import OutputError, TudsrError, UsageError, quoted
+from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.pictures.read import read_header
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_serve.errors import Full, TooLarge, renamed
@@ -34,7 +35,7 @@ STEM = "picture"
 """What a picture is called on the server, whatever the client calls it."""
 
 LOOKS_AT_ONCE = 2
-"""Headers that are looked at at a time."""
+"""Pictures whose headers are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Intake:
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     async def accept(self, request: HttpRequest, previews: bool = False) -> Job:
-        """The job of a request, which waits for its turn now; `previews` as of a Job.
+        """Make a job of a request and put it into the queue; `previews` is that of `Job`.
 
         Raises:
             Busy: the queue is full; the request is not read then. And what is wrong with it, its picture or
@@ -133,7 +134,7 @@ class Intake:
         found = self.upscalers.get(name)
         if found is None:
             hint = f"one of {', '.join(self.upscalers)}"
-            raise UsageError(f"there is no bundle {name[:60]!r} here", hint=hint)
+            raise UsageError(f"there is no bundle {quoted(name)} here", hint=hint)
         strength = parse_strength(options.strength)
         return found.with_look(
             strength=strength, color=options.color, overlap=options.overlap, wrap=options.wrap
@@ -172,19 +173,8 @@ class Intake:
         )
 
 
-def suffix_of_format(format_name: str | None) -> str | None:
-    """The suffix of a result in that format. Raises UsageError for one that tudsr does not write."""
-    if format_name is None:
-        return None
-    suffix = f".{format_name.lower()}"
-    if suffix not in FORMAT_OF_SUFFIX:
-        known = ", ".join(kind.suffixes[0][1:] for kind in FORMATS.values())
-        raise UsageError(f"cannot write {format_name[:60]!r}", hint=f"one of {known}")
-    return suffix
-
-
 def shown_name(given: str | None) -> str:
-    """A client's name of a file, as it may be said again: the last part, of letters that show."""
+    """A client's name of a file made fit to be repeated: its last part, printable letters only."""
     name = re.split(r"[/\\]", given or "")[-1]
     name = "".join(letter for letter in name if letter.isprintable()).strip(". ")
     with suppress(UnicodeEncodeError):

@@ -28,13 +28,13 @@ Side = Literal["before", "after"]
 PREFIX = "tudsr-serve-"
 LOCK = "lock"
 ABANDONED_SECONDS = 60.0
-"""A job whose events somebody watched, and about which nobody has asked for so long, is given up."""
+"""A job whose events were watched is given up once nobody has asked about it for this time."""
 
 MOST_KEPT = 256
 """Jobs that are over and still known."""
 
 YOUNG_SECONDS = 60
-"""Until then a folder without a lock may be one whose server is about to lock it."""
+"""A folder without a lock that is younger than this may belong to a server that is about to lock it."""
 
 
 @dataclass(eq=False)
@@ -132,7 +132,7 @@ class Job:
             self.fail(Cancelled("the picture was given up"))
 
     async def changes(self, heartbeat: float) -> AsyncIterator[bool]:
-        """True at once and after each change, False after `heartbeat` s without one; ends with the job."""
+        """Yield True at once and after each change, False after `heartbeat` s without; end with the job."""
         event = asyncio.Event()
         self._watchers.add(event)
         self._left = None

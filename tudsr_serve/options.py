@@ -1,6 +1,7 @@
 """The options of `tudsr serve` and `tudsr app`: name, type, default and help of each, once."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,10 @@ from tudsr_runtime.engines.options import backend_option, engines_option, thread
 
 REACH, LIMITS, MACHINE = "Who may ask", "Limits", "Machine"
 """The groups of the help."""
+
+_reach, _limits, _machine = (
+    partial(typer.Option, rich_help_panel=group) for group in (REACH, LIMITS, MACHINE)
+)
 
 
 @dataclass(frozen=True)
@@ -29,78 +34,36 @@ class ServeOptions:
     ] = "full"
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            rich_help_panel=REACH,
-            metavar="FILE",
-            help="Answer only who sends this token.  [default: TUDSR_TOKEN, else everybody]",
+        _reach(
+            metavar="FILE", help="Answer only who sends this token.  [default: TUDSR_TOKEN, else everybody]"
         ),
     ] = None
     allow_origin: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            rich_help_panel=REACH, metavar="ORIGIN", help="Let pages of https://NAME ask (CORS); repeatable."
-        ),
+        tuple[str, ...], _reach(metavar="ORIGIN", help="Let pages of https://NAME ask (CORS); repeatable.")
     ] = ()
     allow_host: Annotated[
         tuple[str, ...],
-        typer.Option(
-            rich_help_panel=REACH,
+        _reach(
             metavar="NAME",
             help="A name that it may be asked by; repeatable.  [default: localhost, or any with --host]",
         ),
     ] = ()
-    max_upload_megabytes: Annotated[
-        int, typer.Option(rich_help_panel=LIMITS, metavar="MB", min=1, help="Refuse larger files.")
-    ] = 64
-    max_input_megapixels: Annotated[
-        int, typer.Option(rich_help_panel=LIMITS, metavar="N", min=1, help="Refuse larger pictures.")
-    ] = 64
+    max_upload_megabytes: Annotated[int, _limits(metavar="MB", min=1, help="Refuse larger files.")] = 64
+    max_input_megapixels: Annotated[int, _limits(metavar="N", min=1, help="Refuse larger pictures.")] = 64
     max_output_megapixels: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="N",
-            min=1,
-            help="Refuse pictures that would become larger than this.",
-        ),
+        int, _limits(metavar="N", min=1, help="Refuse pictures that would become larger than this.")
     ] = 268
-    queue: Annotated[
-        int,
-        typer.Option(rich_help_panel=LIMITS, metavar="N", min=1, help="Pictures that may wait."),
-    ] = 16
-    deadline: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=LIMITS, metavar="SECONDS", min=1, help="Give a picture up after that time."
-        ),
-    ] = 900
-    keep: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="SECONDS",
-            min=1,
-            help="Remove results after that time.",
-        ),
-    ] = 600
-    max_disk_megabytes: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="MB",
-            min=1,
-            help="Room for uploads and results.",
-        ),
-    ] = 4000
+    queue: Annotated[int, _limits(metavar="N", min=1, help="Pictures that may wait.")] = 16
+    deadline: Annotated[int, _limits(metavar="SECONDS", min=1, help="Give a picture up after that time.")] = (
+        900
+    )
+    keep: Annotated[int, _limits(metavar="SECONDS", min=1, help="Remove results after that time.")] = 600
+    max_disk_megabytes: Annotated[int, _limits(metavar="MB", min=1, help="Room for uploads and results.")] = (
+        4000
+    )
     backend: Annotated[str, backend_option(MACHINE)] = "auto"
-    device: Annotated[
-        str,
-        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="As in `tudsr upscale`."),
-    ] = "auto"
-    precision: Annotated[
-        str,
-        typer.Option(rich_help_panel=MACHINE, metavar="NAME", help="auto, fp32, bf16 or fp16."),
-    ] = "auto"
+    device: Annotated[str, _machine(metavar="NAME", help="As in `tudsr upscale`.")] = "auto"
+    precision: Annotated[str, _machine(metavar="NAME", help="auto, fp32, bf16 or fp16.")] = "auto"
     threads: Annotated[int | None, threads_option(MACHINE)] = None
     engines: Annotated[Path | None, engines_option(MACHINE)] = None
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the address and errors.")] = False

@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("page.html")
 
 
 class Page:
-    """The page and the policy that it is sent with: its own script and style by their hashes."""
+    """The page, and its content security policy, which names its own script and style by their hashes."""
 
     def __init__(self) -> None:
         self._html = FILE.read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ class Page:
         )
 
     def answer(self) -> Response:
-        """The page as an answer."""
+        """The response that holds the page."""
         return Response(self._html, media_type="text/html", headers={"Content-Security-Policy": self._policy})
 
 

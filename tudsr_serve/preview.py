@@ -19,13 +19,12 @@ LONGEST = 2048
 NOT_SHOWN = ("TIFF",)
 """Formats of files that browsers do not show."""
 
-
 ROWS = 256
 """Rows of a picture that are floats at a time."""
 
 
 class Reduced:
-    """The mean of blocks of k x k px of bands that pass, k as small as `longest` lets it be.
+    """Reduces bands as they pass to the means of blocks of k x k px, with the least k that `longest` allows.
 
     Args:
         lines, length: how many rows (or columns) come in all, and px of each.
@@ -56,14 +55,14 @@ class Reduced:
         self._lines += len(band)
 
     def levels(self) -> NDArray[np.uint8]:
-        """(h, w, 3)."""
+        """The reduced picture, uint8 (h, w, 3)."""
         widths = np.diff(self._starts, append=self._length)
         means = self._sums / (self._counts[:, None] * widths)[..., None]
         return to_levels(means, np.dtype(np.uint8)).astype(np.uint8)
 
 
 class Previews:
-    """Those of one job: of its result if that is none that browsers show, of its picture likewise."""
+    """The previews of one job, of its result and its picture, where browsers do not show the format."""
 
     def __init__(self, job: Job, picture: Picture) -> None:
         self._job, self._picture = job, picture
@@ -101,7 +100,7 @@ class Previews:
 
 
 def _small(picture: Picture) -> NDArray[np.uint8]:
-    """(h, w, 3) of the colours of a picture."""
+    """The colours of a picture, reduced: uint8 (h, w, 3)."""
     reduced = Reduced(picture.height, picture.width)
     for begin in range(0, picture.height, ROWS):
         levels = picture.levels[begin : begin + ROWS].astype(np.float32)

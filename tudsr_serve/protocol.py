@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it with h11, and an end to connections that never come to ask."""
+"""HTTP/1.1 as uvicorn speaks it with h11, and an end to connections that never send a request."""
 
 from __future__ import annotations
 

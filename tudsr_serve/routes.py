@@ -1,4 +1,4 @@
-"""What may be asked for: a picture at once, or a job with its progress; the page; how the server is."""
+"""The routes: a picture at once, or a job with its progress; the page; the health of the server."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def router(service: Callable[[], Service]) -> APIRouter:
     @routes.get("/jobs/{identity}/preview/{side}", response_class=Response, responses=_picture("A PNG.", PNG))
     async def preview(identity: str, side: Side) -> Response:
         """A PNG of at most 2048 px a side of the picture before or after, where browsers do not show it."""
-        return Kept(service().jobs[identity].preview(side), PNG[0])
+        return JobFileResponse(service().jobs[identity].preview(side), PNG[0])
 
     @routes.delete("/jobs/{identity}", status_code=204, response_class=Response)
     async def remove(identity: str) -> Response:
@@ -153,8 +153,8 @@ def _answer(job: Job, sent: Callable[[], None] = lambda: None) -> Response:
     return as_response(job.error)
 
 
-class Kept(StreamingResponse):
-    """A file of a job, whole even if the job is removed while it is sent. Raises NotHere."""
+class JobFileResponse(StreamingResponse):
+    """Sends a file of a job, whole even if the job is removed meanwhile. Raises NotHere."""
 
     def __init__(
         self, path: Path, media_type: str, headers: Mapping[str, str] = MappingProxyType({})
@@ -176,7 +176,7 @@ class Kept(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-class PictureResponse(Kept):
+class PictureResponse(JobFileResponse):
     """The picture of a job that is done, under the name that the command would give it.
 
     Raises:
@@ -242,7 +242,7 @@ async def _stream(job: Job, worker: Worker) -> AsyncIterator[str]:
 
 
 def summary(job: Job, worker: Worker) -> dict[str, Any]:
-    """A job for its client."""
+    """What a client is told of its job."""
     told = {
         "id": job.id,
         "status": job.state,
@@ -251,7 +251,7 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
         "done": job.tiles_done,
         "ahead": worker.ahead(job),
         "seconds": None if job.seconds is None else round(job.seconds, 3),
-        "seconds_left": _left_over(job),
+        "seconds_left": _seconds_left(job),
         "notes": job.notes,
     }
     if job.state == "done":
@@ -261,7 +261,7 @@ def summary(job: Job, worker: Worker) -> dict[str, Any]:
     return told if job.error is None else {**told, **as_answer(job.error)}
 
 
-def _left_over(job: Job) -> float | None:
+def _seconds_left(job: Job) -> float | None:
     if job.state != "running" or not job.tiles_done or job.seconds is None:
         return None
     return round(job.seconds / job.tiles_done * (job.planned.plan.tiles - job.tiles_done), 1)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from tudsr_runtime.errors import TudsrError
+from tudsr_runtime.errors import TudsrError, quoted
 from tudsr_runtime.upscaler import Upscaler
 from tudsr_runtime.version import __version__
 from tudsr_serve.errors import as_response
@@ -33,7 +33,7 @@ SUMMARY = "Enlarge pictures. Errors are JSON, with the exit codes of the command
 
 @dataclass(frozen=True)
 class Settings:
-    """How a service is to be. `queue` jobs may wait; results are kept for `keep` s."""
+    """The settings of a service: `queue` jobs may wait; results are kept for `keep` s."""
 
     rules: Rules = Rules()  # noqa: RUF009 - immutable
     limits: Limits = Limits()  # noqa: RUF009 - immutable
@@ -115,7 +115,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path[:100]!r}: {error.detail}"
+    said = f"{request.method} {quoted(request.url.path)}: {error.detail}"
     body = {"type": "NotHere", "message": said, "hint": "/openapi.json", "exit_code": None}
     return JSONResponse({"error": {**body, "status": error.status_code}}, error.status_code, error.headers)
 

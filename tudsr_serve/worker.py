@@ -1,4 +1,4 @@
-"""One thread that works through the jobs, in the order of their coming; only so many may wait."""
+"""One thread that works through the jobs in the order in which they came; the queue has an end."""
 
 from __future__ import annotations
 

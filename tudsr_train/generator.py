@@ -27,14 +27,7 @@ from tudsr_train.bases.folder import PARTS, base_name, base_sha256, find_base
 from tudsr_train.bases.prompt import conditions_of, read_conditions
 from tudsr_train.foreign import misread, read_config, require_modest, without_bars
 from tudsr_train.noising import Noising, VariancePreserving, noising_of
-from tudsr_train.step import (
-    EPSILON,
-    PREDICTION_TYPES,
-    RESIDUAL,
-    V_PREDICTION,
-    one_step,
-    one_step_weights,
-)
+from tudsr_train.step import EPSILON, PREDICTION_TYPES, RESIDUAL, V_PREDICTION, one_step, one_step_weights
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -17,7 +17,7 @@ WRAPS = ("none", "x", "xy")
 
 
 class TudsrUpscale:
-    """Enlarges every image of a batch. The engines stay loaded until another setting needs others."""
+    """Enlarges every image of a batch. The engines stay loaded until another bundle or device comes."""
 
     CATEGORY = "image/upscaling"
     DESCRIPTION = (
@@ -27,7 +27,8 @@ class TudsrUpscale:
     RETURN_TYPES = ("IMAGE",)
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _loaded: ClassVar[tuple[dict[str, Any], Any] | None] = None
+    _loaded: ClassVar[tuple[tuple[str, str], Any] | None] = None
+    """Bundle and device, and the Upscaler that was made for them."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
@@ -77,10 +78,9 @@ class TudsrUpscale:
         from tudsr_runtime.errors import TudsrError
 
         pictures = image.detach().cpu().numpy().astype(np.float32).clip(0, 1)
-        settings = {"bundle": bundle, "strength": strength, "color": color, "wrap": wrap, "device": device}
         try:
             with self._lock:
-                upscaler = self._upscaler(settings)
+                upscaler = self._upscaler(bundle, device).with_look(strength=strength, color=color, wrap=wrap)
                 larger = [
                     upscaler.upscale(picture, scale, progress=_progress(number, len(pictures)))
                     for number, picture in enumerate(pictures)
@@ -90,18 +90,18 @@ class TudsrUpscale:
         return (torch.from_numpy(np.stack(larger)),)
 
     @classmethod
-    def _upscaler(cls, settings: dict[str, Any]) -> Any:
-        """The one of these settings; another one gives its memory back first."""
+    def _upscaler(cls, bundle: str, device: str) -> Any:
+        """The one of that bundle and device; another one gives its memory back first."""
         from tudsr_runtime import Upscaler
 
-        if cls._loaded is not None and cls._loaded[0] == settings:
+        if cls._loaded is not None and cls._loaded[0] == (bundle, device):
             return cls._loaded[1]
         if cls._loaded is not None:
             cls._loaded[1].close()
             cls._loaded = None
-        upscaler = Upscaler(**settings, notify=lambda text: print(f"tudsr: {text}"))
+        upscaler = Upscaler(bundle, device=device, notify=lambda text: print(f"tudsr: {text}"))
         print(f"tudsr: {upscaler.choice.in_short(upscaler.bundle.manifest.name)}")
-        cls._loaded = settings, upscaler
+        cls._loaded = (bundle, device), upscaler
         return upscaler
 
 

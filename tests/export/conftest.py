@@ -56,7 +56,16 @@ class Source:
         self, output: Path, precision: str = "fp32", stages: tuple[int, ...] = (1, 2), **options: Any
     ) -> ExportPlan:
         adapters = {stage: (self.stage1, self.stage2)[stage - 1] for stage in stages}
-        return ExportPlan(self.base, adapters, output, precision, "tiny", "Apache-2.0", tile=TILE, **options)
+        return ExportPlan(
+            base=self.base,
+            adapters=adapters,
+            output=output,
+            precision=precision,
+            name="tiny",
+            licence="Apache-2.0",
+            tile=TILE,
+            **options,
+        )
 
 
 def make_nano(folder: Path) -> None:

@@ -49,7 +49,16 @@ class Made:
 
 
 def plan(base: Path, adapter: Path, output: Path, precision: str = "fp32", **options: object) -> ExportPlan:
-    return ExportPlan(base, {2: adapter}, output, precision, "tiny", "Apache-2.0", tile=TILE, **options)
+    return ExportPlan(
+        base=base,
+        adapters={2: adapter},
+        output=output,
+        precision=precision,
+        name="tiny",
+        licence="Apache-2.0",
+        tile=TILE,
+        **options,
+    )
 
 
 def make_adapter(base: Path, folder: Path) -> Path:

@@ -66,7 +66,13 @@ def test_what_is_exported_restores_like_the_peer(name, peer, stable_diffusion):
 def test_a_peer_becomes_a_bundle_with_its_own_encoder(peer, stable_diffusion, tmp_path):
     origin, theirs = peer("osediff.pkl")
     plan = ExportPlan(
-        stable_diffusion.base, {1: origin}, tmp_path / "out", "fp32", "osediff", "Apache-2.0", tile=TILE
+        base=stable_diffusion.base,
+        adapters={1: origin},
+        output=tmp_path / "out",
+        precision="fp32",
+        name="osediff",
+        licence="Apache-2.0",
+        tile=TILE,
     )
     report = export(plan)
     bundle = open_bundle(tmp_path / "out")

@@ -168,7 +168,15 @@ def test_tiles_are_of_whole_input_pixels(
 ) -> None:
     file = tmp_path / "x.safetensors"
     save_file(make().state_dict(), file)
-    plan = NetworkPlan(file, tmp_path / "o", "fp32", "n", "MIT", tile=tile, tiles=more)
+    plan = NetworkPlan(
+        checkpoint=file,
+        output=tmp_path / "o",
+        precision="fp32",
+        name="n",
+        licence="MIT",
+        tile=tile,
+        tiles=more,
+    )
     assert tuple(shape.tile for shape in sized(plan, read_network(file)).shapes) == expected
 
 

@@ -162,7 +162,7 @@ def test_variant_is_chosen_by_what_is_asked(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ("schema_version", 3, "schema_version is '3', this tudsr reads 1 and 2"),
+        ("schema_version", 3, "schema_version is 3, this tudsr reads 1 and 2"),
         ("schema_version", 2, "stage stage1 lacks 'a'"),
         ("schema_version", True, "schema_version"),
         ("surprise", 1, "unknown key 'surprise'"),

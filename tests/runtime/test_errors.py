@@ -34,6 +34,15 @@ def test_message_is_one_line_and_cannot_steer_a_terminal() -> None:
     assert error.hint == "rename it"
 
 
+@pytest.mark.parametrize(
+    "value", [10**400, 10**5000, "x" * 400, ["x" * 400] * 400], ids=["400", "5000", "text", "list"]
+)
+def test_what_is_quoted_is_short_and_what_is_short_is_whole(value: object) -> None:
+    assert len(errors.quoted(value)) < 600
+    for short in (-(2**63), 0.1, "a" * 60, None, ("1", 2)):
+        assert errors.quoted(short) == repr(short)
+
+
 @pytest.mark.parametrize("hint", [None, "more memory"])
 def test_errors_cross_process_boundaries(hint: str | None) -> None:
     copy = pickle.loads(pickle.dumps(errors.MemoryExhausted("8 GB needed", hint=hint)))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.serve.running import Client, Held, form, head, make_bundle, png, serving, wait_until
 from tudsr_runtime import Upscaler
+from tudsr_serve.form import FIELDS
 from tudsr_serve.guard import Rules
 from tudsr_serve.intake import Limits
 from tudsr_serve.service import Settings
@@ -168,6 +169,14 @@ def test_an_error_is_json_with_the_commands_code(
         "/x.png", ""
     )
     assert "-o " not in (answer.error["hint"] or "")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", ["9" * 400, "x" * 4000])
+def test_a_long_value_is_not_said_again_whole(client: Client, field: str, value: str) -> None:
+    answer = client.post("/upscale", png(8, 8), **{field: value})
+    assert answer.status == 400
+    assert len(answer.error["message"]) < 300
 
 
 def test_what_is_no_form_is_refused(client: Client) -> None:

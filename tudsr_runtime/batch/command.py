@@ -21,7 +21,7 @@ from tudsr_runtime.batch.run import Batch
 from tudsr_runtime.batch.selection import Selection, parse_shard
 from tudsr_runtime.engines.choose import build_missing
 from tudsr_runtime.engines.select import BUILT
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import UsageError, quoted
 from tudsr_runtime.pictures.formats import FORMAT_OF_SUFFIX
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.tiling.plan import Plan
@@ -174,15 +174,23 @@ def _ends_in_slash(output: str | None) -> bool:
 
 def suffix_of(options: UpscaleOptions) -> str | None:
     """The suffix that --format names. Raises UsageError if tudsr does not write it, or -o names another."""
-    if options.format is None:
+    suffix, output = suffix_of_format(options.format), Path(options.output or ".")
+    if suffix is None:
         return None
-    suffix, output = f".{options.format.lower()}", Path(options.output or ".")
-    kind = FORMAT_OF_SUFFIX.get(suffix)
-    if kind is None:
-        known = ", ".join(FORMAT_OF_SUFFIX).replace(".", "")
-        raise UsageError(f"cannot write {options.format!r}; tudsr writes {known}")
+    kind = FORMAT_OF_SUFFIX[suffix]
     if FORMAT_OF_SUFFIX.get(output.suffix.lower(), kind) != kind and not _ends_in_slash(options.output):
         raise UsageError(f"-o {output} is not {options.format}", hint="leave one of them out")
+    return suffix
+
+
+def suffix_of_format(name: str | None) -> str | None:
+    """The suffix of files in the format of that name. Raises UsageError for one that tudsr does not write."""
+    if name is None:
+        return None
+    suffix = f".{name.lower()}"
+    if suffix not in FORMAT_OF_SUFFIX:
+        known = ", ".join(FORMAT_OF_SUFFIX).replace(".", "")
+        raise UsageError(f"cannot write {quoted(name)}; tudsr writes {known}")
     return suffix
 
 

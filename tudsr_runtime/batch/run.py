@@ -69,6 +69,8 @@ class Batch:
     """Told of every input and its result, those of an earlier run too."""
     gave_up: bool = False
     """Whether outputs were refused so often that the rest was not tried."""
+    stopped: bool = False
+    """Whether a signal came while there was something to do."""
     _taken: set[str] = field(default_factory=set)
     _writes: bool = False
 
@@ -117,8 +119,9 @@ class Batch:
         try:
             self._run_all(jobs)
         except (KeyboardInterrupt, SystemExit):
+            self.stopped = True
             if not self.request.single:
-                done = f"{self.tally.ok - before} of {len(jobs)} done"
+                done = f"{self.tally.ok} of {before + len(jobs)} done"
                 self.terminal.note(f"stopped, {done}; the same command goes on with the others")
             raise
 
@@ -193,8 +196,9 @@ class Batch:
         if self.request.as_json:
             self.terminal.json({"summary": {**vars(tally), "seconds": round(seconds, 3)}})
         counts = ", ".join(f"{count} {name}" for name, count in vars(tally).items() if count)
+        nothing = "nothing done" if self.stopped else "nothing to do"
         if not self.request.single:
-            self.terminal.note(f"{counts or 'nothing to do'} in {seconds:.1f} s")
+            self.terminal.note(f"{counts or nothing} in {seconds:.1f} s")
 
     def finish(self, seconds: float) -> None:
         """Print the summary; BatchError if any picture failed."""

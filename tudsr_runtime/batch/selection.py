@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tudsr_runtime.batch.inputs import Found, Source
-from tudsr_runtime.errors import InputError, UsageError
+from tudsr_runtime.errors import InputError, UsageError, quoted
 from tudsr_runtime.terminal import counted
 
 SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
@@ -55,7 +55,7 @@ def parse_shard(text: str | None, environ: Mapping[str, str]) -> Shard | None:
         return None
     found = re.fullmatch(r"(auto|\d{1,6})(?:/(\d{1,6}))?", text, re.ASCII)
     if not found or (found[1] != "auto" and not found[2]):
-        raise UsageError(f"--shard {text!r} is no part of a whole", hint="--shard 1/3, or --shard auto")
+        raise UsageError(f"--shard {quoted(text)} is no part of a whole", hint="--shard 1/3, or --shard auto")
     count = int(found[2]) if found[2] else None
     shard = _of_environment(count, environ) if found[1] == "auto" else Shard(int(found[1]), count or 0)
     if not 1 <= shard.number <= shard.count:
@@ -87,7 +87,7 @@ def _of_environment(count: int | None, environ: Mapping[str, str]) -> Shard:
 def _number(name: str, environ: Mapping[str, str]) -> int | None:
     value = environ.get(name, "")
     if value and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise UsageError(f"--shard auto: {name}={value!r} is no number")
+        raise UsageError(f"--shard auto: {name}={quoted(value)} is no number")
     return int(value) if value else None
 
 

@@ -134,11 +134,11 @@ class Arrivals:
 
     @property
     def waiting(self) -> bool:
-        """Whether there are some that are not whole yet."""
+        """Whether a picture is there that is not whole yet."""
         return any(self._given.get(path) != state for path, (state, _) in self._since.items())
 
     def ready(self, sources: Sequence[Source]) -> list[Source]:
-        """Those of all that are there now which are whole and were not given out."""
+        """Those of `sources`, which are all that is there now, that are whole and not given out yet."""
         now, seen, ready = self._clock(), {}, []
         for source in sources:
             state = FileState.of(source.path)
@@ -156,7 +156,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes when a file is written or replaced."""
+    """The properties of a file that change when it is written or replaced."""
 
     inode: int
     size: int
@@ -164,7 +164,7 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path) -> FileState | None:
-        """That of the file now; None where there is none any more."""
+        """The state of the file now; None where there is no file any more."""
         with suppress(OSError):
             found = path.stat()
             return cls(found.st_ino, found.st_size, found.st_mtime_ns)
@@ -186,7 +186,7 @@ class Alarm:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def wait(self, seconds: float) -> None:
-        """Return after a change, or after so many seconds."""
+        """Return after a change, or after `seconds` without one."""
         self._rung.wait(seconds)
         self._rung.clear()
 

@@ -58,7 +58,7 @@ class Anonymous:
         ]
 
     def text(self, text: str) -> str:
-        """The text with `<cache>`, `~`, `<host>` and the like; of other paths the last part is left."""
+        """The text with `<cache>`, `~` or `<host>` in the place of names; of other paths only their ends."""
         for folder, name in self._folders:
             text = re.sub(re.escape(folder) + r"(?![\w.-])", name, text)
         text = _ABSOLUTE.sub(lambda found: _last(found[0]), text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tudsr_runtime.bundle import TensorSpec, Variant
-from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError
+from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError, quoted
 from tudsr_runtime.machine import as_exhausted
 from tudsr_runtime.planes import FloatArray, TileFunction
 
@@ -171,7 +171,7 @@ def split_device(device: str) -> tuple[str, int]:
     """Kind and number of a device: ("cuda", 1) of "cuda:1", ("cpu", 0) of "cpu". Raises UsageError."""
     kind, colon, number = device.partition(":")
     if colon and not re.fullmatch(r"\d{1,3}", number, re.ASCII):
-        raise UsageError(f"device {device!r} must end in a number behind its colon, such as cuda:1")
+        raise UsageError(f"device {quoted(device)} must end in a number behind its colon, such as cuda:1")
     return kind, int(number or 0)
 
 

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from tudsr_runtime.engines.backend import AUTO, Backend, Choice, Unavailable, split_device
-from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.errors import DeviceError, UsageError, quoted
 from tudsr_runtime.manifest import PRECISIONS
 
 Obstacle = Callable[[str, str], Unavailable | None]
@@ -104,7 +104,7 @@ def _candidates(backend: str, kind: str) -> list[tuple[str, str]]:
 
 def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
     if name != AUTO and name not in known:
-        raise UsageError(f"no {option} is called {name!r}; there are {', '.join((AUTO, *known))}")
+        raise UsageError(f"no {option} is called {quoted(name)}; there are {', '.join((AUTO, *known))}")
 
 
 def _without_engines(name: str, device: str) -> Unavailable | None:

@@ -9,15 +9,7 @@ from types import TracebackType
 
 from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.calls import under_way
-from tudsr_runtime.engines.backend import (
-    AUTO,
-    Backend,
-    Choice,
-    Engine,
-    Notify,
-    Precision,
-    Target,
-)
+from tudsr_runtime.engines.backend import AUTO, Backend, Choice, Engine, Notify, Precision, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.machine import bounded_threads

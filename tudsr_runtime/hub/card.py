@@ -18,7 +18,7 @@ LICENCES = (
     "openrail++",
     "creativeml-openrail-m",
 )
-"""Those that the hub knows by that name; others are "other" there."""
+"""Licences that the hub has a name for; all others are "other" there."""
 
 
 def bundle_card(bundle: Bundle, name: HubName) -> str:

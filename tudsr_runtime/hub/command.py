@@ -10,7 +10,7 @@ from tudsr_runtime.bundle import BUILTIN_BUNDLES, open_bundle
 from tudsr_runtime.errors import BundleError, OutputError
 from tudsr_runtime.hub.names import HubName, copies, parse_name
 from tudsr_runtime.hub.transfer import download, remove, upload
-from tudsr_runtime.terminal import Terminal, counted
+from tudsr_runtime.terminal import Terminal
 
 
 def pull(name: str, output: Path | None) -> None:
@@ -80,6 +80,4 @@ def bundle_remove(name: str) -> None:
     gone = remove(wanted, "@" in name)
     for folder in gone:
         terminal.result(folder)
-    terminal.note(
-        f"{wanted}: {counted(len(gone), 'copy') if len(gone) == 1 else f'{len(gone)} copies'} removed"
-    )
+    terminal.note(f"{wanted}: {'1 copy' if len(gone) == 1 else f'{len(gone)} copies'} removed")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import UsageError, quoted
 from tudsr_runtime.files import cache_folder
 
 PREFIX = "hf:"
@@ -39,12 +39,12 @@ class HubName:
 
     @property
     def folder(self) -> Path:
-        """Where its copies lie, or will."""
+        """The folder of its copies, which need not exist."""
         return copies_folder() / self.owner / self.name
 
     @property
     def commit(self) -> str | None:
-        """The commit of it that is here; None if there is none."""
+        """The commit whose copy is in the cache; None if there is none."""
         if COMMIT.fullmatch(self.revision):
             commit = self.revision
         else:
@@ -90,7 +90,7 @@ def parse_name(text: str) -> HubName:
     """OWNER/NAME or OWNER/NAME@REVISION, with or without "hf:" in front. Raises UsageError."""
     found = _NAME.fullmatch(text.removeprefix(PREFIX))
     if not found or ".." in text or "--" in found["owner"] + found["name"]:
-        raise UsageError(f"{text!r} is no name on the hub", hint="OWNER/NAME or OWNER/NAME@REVISION")
+        raise UsageError(f"{quoted(text)} is no name on the hub", hint="OWNER/NAME or OWNER/NAME@REVISION")
     return HubName(found["owner"], found["name"], found["revision"] or MAIN)
 
 

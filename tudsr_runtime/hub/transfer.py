@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tudsr_runtime.bundle import MANIFEST_NAME, MAX_MANIFEST_BYTES, UNLISTED, Bundle, open_bundle
-from tudsr_runtime.errors import BundleError, DeviceError, OutputError
+from tudsr_runtime.errors import BundleError, DeviceError, OutputError, quoted
 from tudsr_runtime.files import exclusive, make_folder
 from tudsr_runtime.hub.names import COMMIT, HubName
 from tudsr_runtime.installation import install_hint
@@ -27,9 +27,9 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 BESIDE_ADAPTER = ("tudsr.json", "prompt_embeds.safetensors", "README.md", "LICENSE")
 """What may lie beside them."""
 LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3", "hf_xet")
-"""Whose exceptions mean that the hub could not be had."""
+"""Libraries whose exceptions mean that something is wrong with the hub or the way to it."""
 UNREACHABLE = {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
-"""Names of exceptions of these libraries that mean that nothing was to be had at all."""
+"""Names of exceptions of these libraries that mean that the hub was not reached at all."""
 Notify = Callable[[str], None]
 
 
@@ -115,15 +115,13 @@ class _Hub:
         with self._errors():
             commit = str(self.api.model_info(self.name.repository, revision=self.name.revision).sha)
         if not COMMIT.fullmatch(commit):
-            raise BundleError(f"{self.endpoint} names no commit of {self.name}, but {commit!r}")
+            raise BundleError(f"{self.endpoint} names no commit of {self.name}, but {quoted(commit)}")
         return commit
 
     def wanted(self, commit: str, folder: Path) -> tuple[list[str], int]:
         """The files that make the bundle or adapter, and the bytes of a bundle's."""
         with self._errors():
-            there = {
-                file.rfilename for file in self.api.model_info(self.name.repository, revision=commit).siblings
-            }
+            there = self._files(commit)
         if MANIFEST_NAME not in there:
             if {*ADAPTER} <= there:
                 return [name for name in (*ADAPTER, *BESIDE_ADAPTER) if name in there], 0
@@ -133,6 +131,12 @@ class _Hub:
         manifest = self._manifest(commit, folder)
         beside = sorted(there & (UNLISTED - {MANIFEST_NAME}))
         return [*(file.path for file in manifest.files()), *beside], sum(f.bytes for f in manifest.files())
+
+    def _files(self, revision: str) -> set[str]:
+        """Paths of the repository's files in that state."""
+        return {
+            file.rfilename for file in self.api.model_info(self.name.repository, revision=revision).siblings
+        }
 
     def _manifest(self, commit: str, folder: Path) -> Manifest:
         path = self.fetch(MANIFEST_NAME, commit, folder)
@@ -160,7 +164,7 @@ class _Hub:
             # Not exist_ok: the library then takes "not allowed" for "exists already".
             if not api.repo_exists(repository):
                 api.create_repo(repository, private=private)
-            there = {file.rfilename for file in api.model_info(repository).siblings}
+            there = self._files(self.name.revision)
             operations: list[Any] = [CommitOperationAdd(file, str(folder / file)) for file in files]
             operations.append(CommitOperationAdd("README.md", card.encode()))
             sent = {one.path_in_repo for one in operations}
@@ -191,7 +195,7 @@ class _Hub:
                 f"there is no {place}, or it is private", hint="`hf auth login` for a private one"
             )
         if "RevisionNotFoundError" in kinds:
-            return BundleError(f"{place} has no revision {self.name.revision!r}")
+            return BundleError(f"{place} has no revision {quoted(self.name.revision)}")
         if "RemoteEntryNotFoundError" in kinds:
             return BundleError(f"{place} lacks a file that its manifest lists: {_first_line(error)}")
         if (status := getattr(getattr(error, "response", None), "status_code", None)) is not None:

@@ -12,13 +12,7 @@ import math
 import numpy as np
 
 from tudsr_runtime.metrics.filters import filter_valid, gaussian_window
-from tudsr_runtime.metrics.pixels import (
-    Array,
-    Floats,
-    require_at_least,
-    require_same_size,
-    studio_luma,
-)
+from tudsr_runtime.metrics.pixels import Array, Floats, require_at_least, require_same_size, studio_luma
 
 WINDOW = gaussian_window(11, 1.5)
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tudsr_runtime.metrics.pixels import (
-    Array,
-    Floats,
-    require_at_least,
-    require_same_size,
-    studio_luma,
-)
+from tudsr_runtime.metrics.pixels import Array, Floats, require_at_least, require_same_size, studio_luma
 
 C = 170.0
 """The constant that keeps the similarity finite, for levels of 0 to 255, as published."""

@@ -12,13 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tudsr_runtime.errors import InputError
-from tudsr_runtime.metrics.pixels import (
-    Array,
-    Floats,
-    full_luma,
-    require_at_least,
-    require_same_size,
-)
+from tudsr_runtime.metrics.pixels import Array, Floats, full_luma, require_at_least, require_same_size
 
 BAND = 8
 """Pixels on either side of a border that count as its own."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tudsr_runtime.errors import quoted
 from tudsr_runtime.planes import FloatArray
 
 TILE = 512
@@ -93,9 +94,9 @@ def plan_axis(length: int, tile: int = TILE, overlap: int = OVERLAP, step: int =
         ValueError: `length` is not positive, or `overlap` is not in [17, tile / 2].
     """
     if length < 1:
-        raise ValueError(f"length must be positive, not {length}")
+        raise ValueError(f"length must be positive, not {quoted(length)}")
     if not MIN_OVERLAP <= overlap <= tile // 2:
-        raise ValueError(f"overlap must be {MIN_OVERLAP} to {tile // 2} px, not {overlap}")
+        raise ValueError(f"overlap must be {MIN_OVERLAP} to {tile // 2} px, not {quoted(overlap)}")
     if length <= tile:
         return Axis(length, tile, (0,), 0)
     overlap = math.ceil(overlap / step) * step

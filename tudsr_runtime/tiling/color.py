@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.errors import UsageError
+from tudsr_runtime.errors import UsageError, quoted
 from tudsr_runtime.planes import FloatArray, Planes
 from tudsr_runtime.tiling.resample import (
     BLOCK_ROWS,
@@ -125,7 +125,7 @@ def color_method(name: str) -> ColorMethod:
         return COLOR_METHODS[name]
     except KeyError:
         known = ", ".join(COLOR_METHODS)
-        raise UsageError(f"no colour method is called {name!r}; there are {known}") from None
+        raise UsageError(f"no colour method is called {quoted(name)}; there are {known}") from None
 
 
 def _bands(x: Planes) -> Rows:

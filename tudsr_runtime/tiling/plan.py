@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from tudsr_runtime.errors import BundleError, InputError, UsageError
+from tudsr_runtime.errors import BundleError, InputError, UsageError, quoted
 from tudsr_runtime.factors import MAX_SCALE, MAX_SIDE, Factors, format_factors, parse_factors, product
 from tudsr_runtime.manifest import MeasuredPlan
 from tudsr_runtime.tiling.axis import OVERLAP, TILE, Axis
@@ -224,7 +224,7 @@ def _checked_size(size: object) -> tuple[int, int]:
     try:
         width, height = map(operator.index, size)  # type: ignore[call-overload]  # what is no pair ends here
     except (TypeError, ValueError):
-        raise UsageError(f"size must be (width, height) in whole px, not {size!r}") from None
+        raise UsageError(f"size must be (width, height) in whole px, not {quoted(size)}") from None
     if max(width, height) > MAX_SIDE:
         raise UsageError(f"size must be at most {MAX_SIDE} px a side")
     return width, height
@@ -242,7 +242,7 @@ def _scale_to(size: tuple[int, int], width: int, height: int) -> float:
 
 def _checked(scale: object) -> float:
     if not is_number(scale) or not 1 <= scale <= MAX_SCALE:
-        raise UsageError(f"scale must be 1 to {MAX_SCALE}, not {scale!r}")
+        raise UsageError(f"scale must be 1 to {MAX_SCALE}, not {quoted(scale)}")
     return float(scale)
 
 

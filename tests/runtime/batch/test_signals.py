@@ -61,6 +61,19 @@ def test_a_stopped_folder_says_how_far_it_came(photo: Path, small_bundle: Path) 
         )
 
 
+def test_a_stopped_watch_does_not_say_that_there_was_nothing_to_do(photo: Path, small_bundle: Path) -> None:
+    pytest.importorskip("watchfiles", reason="needs watchfiles, the extra [watch]")
+    folder, out = photo.parent, photo.parent / "out"
+    arguments = ("watch", folder, out, "--settle", "0", "--bundle", small_bundle)
+    with start(SLOW_MODEL, *arguments, stderr=subprocess.PIPE) as process:
+        until_ready(process)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        *_, stopped, summary = process.stderr.read().splitlines()
+    assert stopped == "stopped, 0 of 1 done; the same command goes on with the others"
+    assert summary.startswith("nothing done in ")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_being_killed_while_writing_leaves_the_old_output(photo: Path, small_bundle: Path) -> None:
     target = photo.with_name("photo_x8.png")

@@ -242,6 +242,30 @@ def test_without_the_right_to_write_nothing_is_changed(
     assert hub.repository("me/sharp").branches["main"] == published
 
 
+def test_a_branch_that_is_not_there_is_named(tudsr: Tudsr, hub: fake.Hub, small_bundle: Path) -> None:
+    hub.repository("me/sharp").commit({"README.md": b"# card"})
+    result = tudsr("push", small_bundle, "me/sharp@v2")
+    assert result.code == 5
+    assert f"me/sharp on {hub.address} has no revision 'v2'" in result.err
+    assert hub.repository("me/sharp").commits[hub.repository("me/sharp").branches["main"]].keys() == {
+        "README.md"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("me/sharp", "hf:me/sharp if it is on the hub"), ("a/b/c", "hf:OWNER/NAME")]
+)
+def test_a_name_on_the_hub_without_its_prefix_is_answered_with_it(
+    tudsr: Tudsr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = tudsr("bundle", "info", name)
+    assert (result.code, result.err.splitlines()[-1]) == (
+        5,
+        f"Try: a folder with a bundle.json, nano, or {hint}",
+    )
+
+
 @pytest.mark.usefixtures("hub")
 def test_an_adapter_goes_and_comes_as_its_folder(tudsr: Tudsr, tmp_path: Path) -> None:
     folder = tmp_path / "stage1"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tudsr_runtime.engines.tensorrt.cuda import Gpu, find_gpu
-from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.errors import DeviceError, UsageError, quoted
 from tudsr_runtime.installation import install_hint
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -62,7 +62,7 @@ def open_library(name: str) -> Library:
         DeviceError: it is not installed, cannot be imported, or its version is not one that tudsr knows.
     """
     if name not in MODULES:
-        raise UsageError(f"no engine library is called {name!r}; there are {', '.join(MODULES)}")
+        raise UsageError(f"no engine library is called {quoted(name)}; there are {', '.join(MODULES)}")
     try:
         module = importlib.import_module(MODULES[name])
     except (ImportError, OSError, RuntimeError) as error:
@@ -107,6 +107,6 @@ def choose_target(library: Library, asked: str | None, number: int = 0) -> tuple
 def _check_target(target: str) -> None:
     if target not in TARGETS:
         raise UsageError(
-            f"TensorRT for RTX does not build for {target!r}; it knows {', '.join(TARGETS)}",
+            f"TensorRT for RTX does not build for {quoted(target)}; it knows {', '.join(TARGETS)}",
             hint="an RTX 30 card is sm86, RTX 40 sm89, RTX 50 sm120",
         )

@@ -28,8 +28,7 @@ class BuildOptions:
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="Of the graphs: fp16 or fp32, if the bundle has both.  [default: its own]",
+            metavar="NAME", help="Of the graphs: fp16 or fp32, if the bundle has both.  [default: its own]"
         ),
     ] = None
     tile: Annotated[

@@ -16,7 +16,7 @@ from pathlib import Path
 from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
 from tudsr_runtime.engines.tensorrt.builder import EngineFacts
 from tudsr_runtime.engines.tensorrt.library import Library
-from tudsr_runtime.errors import DeviceError, UsageError
+from tudsr_runtime.errors import DeviceError, UsageError, quoted
 from tudsr_runtime.files import cache_folder
 from tudsr_runtime.manifest import NAME
 from tudsr_runtime.typed import parse_json, read_typed
@@ -45,7 +45,7 @@ class BuiltPlan:
     def __post_init__(self) -> None:
         for file in (self.file, self.layers):
             if not NAME.fullmatch(file.path):
-                raise ValueError(f"{file.path[:80]!r} is no plain name")
+                raise ValueError(f"{quoted(file.path)} is no plain name")
 
 
 @dataclass(frozen=True)
