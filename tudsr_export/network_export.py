@@ -41,7 +41,7 @@ LARGER_TILE = 1024
 """Px of a further size of tiles: those of 512 compute 1.8 times what they show, these 1.3 times."""
 HALF_RETRIES = 4
 """How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
-TOOLS = ("torch", "spandrel", "onnx", "onnxscript", "onnxruntime")
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def export_network(plan: NetworkPlan, report: Report, notify: Notify) -> None:
@@ -55,10 +55,19 @@ def export_network(plan: NetworkPlan, report: Report, notify: Notify) -> None:
         UsageError: the network cannot have tiles of a size that was asked for.
     """
     with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
-        network = read_network(plan.checkpoint)
+        network = _read(plan)
         _announce(network, notify)
         plan = sized(plan, network)
         _NetworkExport(plan, folder, network, report, notify).run()
+
+
+def _read(plan: NetworkPlan) -> Network:
+    if plan.base is None:
+        return read_network(plan.checkpoint)
+    from tudsr_export.inverse import read_inverse
+
+    most_px = max(plan.tile, LARGER_TILE, *(plan.tiles or ()))
+    return read_inverse(plan.checkpoint, plan.base, most_px, plan.timestep, plan.prompt)
 
 
 def sized(plan: NetworkPlan, network: Network) -> NetworkPlan:
@@ -110,7 +119,7 @@ class _NetworkExport:
         """Through all gates, and into the folder."""
         network, plan, report = self.network, self.plan, self.report
         first = self.made[0].clamp(-1, 1)
-        report.relative(BAKED, f"{COMPONENT}, by spandrel", first, network.reference(self.tiles[0]))
+        report.relative(BAKED, f"{COMPONENT}, by {network.reader}", first, network.reference(self.tiles[0]))
         self.part.calibrate(self.tiles, self.made, report, COMPONENT)
         trip, seams = RoundTrip(plan.tile, 1, network.factor), self._seams()
         trip.through(network.module)
@@ -188,9 +197,11 @@ class _NetworkExport:
                 "architecture": network.title,
                 "file": network.origin.name,
                 "sha256": network.sha256,
+                "reader": network.reader,
             },
+            **({"base": dict(network.base)} if network.base else {}),
             "float32_islands": {COMPONENT: self.part.islands.as_json()} if self.part.islands else {},
-            "tools": {tool: version(tool) for tool in TOOLS},
+            "tools": {tool: version(tool) for tool in (network.reader, *TOOLS)},
         }
         try:
             return Manifest(

@@ -76,6 +76,10 @@ class NetworkPlan:
     batches: tuple[int, ...] = ()
     tiles: tuple[int, ...] | None = None
     plans: tuple[MeasuredPlan, ...] = ()
+    base: Path | None = None
+    """The base of a noise predictor of InvSR's; None for a network that spandrel reads."""
+    timestep: int | None = None
+    prompt: str | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
