@@ -44,7 +44,7 @@ Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
 """(h, w, 3) in [0, 1] to (f h, f w, 3), clamped."""
 
-HEIGHT, WIDTH = 160, 264
+HEIGHT, WIDTH = 160, 428
 THEIR_TILE = 200
 
 
@@ -128,7 +128,7 @@ def by_cutting_off(
 
 
 def photograph() -> Floats:
-    photo = data.astronaut()[40 : 40 + HEIGHT, 130 : 130 + WIDTH]
+    photo = data.astronaut()[40 : 40 + HEIGHT, 40 : 40 + WIDTH]
     return np.ascontiguousarray(photo, np.float32) / 255
 
 
@@ -164,7 +164,8 @@ def main() -> None:
     theirs = ncnn_run(args.realesrgan) if args.realesrgan else run
     figures = {}
     with Upscaler(args.bundle, args.backend, "cpu", precision="fp32", color="none", sanity=False) as upscaler:
-        name = f"tudsr, tiles of {upscaler.plan(WIDTH, HEIGHT).stages[-1].columns.tile} px, blended"
+        tile, overlap = upscaler.plan(WIDTH, HEIGHT).stages[-1].columns.tile, upscaler.settings["overlap"]
+        name = f"tudsr, tiles of {tile} px that overlap by {overlap} px, blended"
         figures[name] = asdict(by_tudsr(upscaler, low, reference))
         bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)

@@ -143,7 +143,7 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
 
 def _require_no_diffusion(options: ExportOptions, source: str) -> None:
     """UsageError where a network that enlarges by itself stands beside what only adapters have."""
-    given = {
+    given: dict[str, object] = {
         "--stage1": options.stage1,
         "--stage2": options.stage2,
         "--no-merge-lora": None if options.merge_lora else True,

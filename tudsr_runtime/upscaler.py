@@ -121,8 +121,10 @@ class Upscaler:
         if tile is not None and tile not in self.bundle.tiles:
             sizes = ", ".join(map(str, self.bundle.tiles))
             raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {tile!r}")
-        self._tile = tile or manifest.tile
-        usual = min(manifest.overlap or OVERLAP, self._tile // 2)
+        # A bundle of networks that see far may ask for more than its own size of tile can overlap by.
+        self._tile = tile or max(self.bundle.tiles)
+        usual = manifest.overlap or min(OVERLAP, (tile or manifest.tile) // 2)
+        usual = min(usual, self._tile // 2)
         self._overlap = _checked(usual if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines
