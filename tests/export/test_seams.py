@@ -97,5 +97,6 @@ def test_the_overlap_leaves_what_one_tile_shows_alone(reach, usual, expected):
     overlap = overlap_for(reach, usual, 8)
     assert overlap == expected
     axis = plan_axis(2048, 1024, overlap, 8)
-    alone = axis.starts[0] + 1024 - (axis.ramp_begin(1) + axis.ramp)
-    assert alone >= reach
+    first_shared, last_shared = axis.ramp_begin(1), axis.ramp_begin(1) + axis.ramp
+    assert 1024 - first_shared >= reach, "from the first tile's edge"
+    assert last_shared - axis.starts[1] >= reach, "from the second tile's edge"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import shutil
@@ -173,3 +174,22 @@ def test_an_overlap_may_be_more_than_the_own_tiles_have_room_for(
         assert small.settings["overlap"] == 32
     with pytest.raises(BundleError, match="overlap must be 17 to 64 px, not 65"):
         open_bundle(with_overlap(network_bundle, tmp_path / "c", 65))
+
+
+def test_a_bundle_is_a_rival_in_the_comparison(upscaler: Upscaler) -> None:
+    pytest.importorskip("skimage", reason="the comparison takes its photographs")
+    rivals = pytest.importorskip("benchmarks.rivals", reason="a checkout has it")
+    low = levels(20, 20, 3).astype(np.float32) / 255
+    methods = rivals.methods(4, upscaler, None, {"other": upscaler})
+    assert np.abs(methods["other"](low) - low.repeat(4, axis=0).repeat(4, axis=1)).max() < 1e-6
+    assert rivals.methods(8, upscaler, None, {"other": upscaler})["other"](low).shape == (160, 160, 3)
+
+
+@pytest.mark.parametrize("text", ["other", "=x", "other=", "nano=x", "nano M4=x", "Real-ESRGAN x4plus=x"])
+def test_a_rivals_name_is_its_own(text: str) -> None:
+    pytest.importorskip("skimage", reason="the comparison takes its photographs")
+    rivals = pytest.importorskip("benchmarks.rivals", reason="a checkout has it")
+    with pytest.raises(argparse.ArgumentTypeError):
+        rivals.bundle_rival(text)
+    assert rivals.bundle_rival("x4plus=models/x4=plus") == ("x4plus", "models/x4=plus")
+    assert rivals.short("x4plus=/a/b/x4plus") == "x4plus=x4plus"
