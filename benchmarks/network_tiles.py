@@ -162,16 +162,15 @@ def main() -> None:
     run = whole(network.module)
     reference = run(low)
     theirs = ncnn_run(args.realesrgan) if args.realesrgan else run
-    figures = {}
+    name = f"realesrgan-ncnn, tiles of {args.their_tile} px of the input, {MARGIN} px cut off"
+    figures = {name: asdict(by_cutting_off(theirs, low, reference, args.their_tile))}
+    sys.stderr.write(f"{figures}\n")
     with Upscaler(args.bundle, args.backend, "cpu", precision="fp32", color="none", sanity=False) as upscaler:
         tile, overlap = upscaler.plan(WIDTH, HEIGHT).stages[-1].columns.tile, upscaler.settings["overlap"]
         name = f"tudsr, tiles of {tile} px that overlap by {overlap} px, blended"
         figures[name] = asdict(by_tudsr(upscaler, low, reference))
         bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)
-    sys.stderr.write(f"{figures}\n")
-    name = f"realesrgan-ncnn, tiles of {args.their_tile} px of the input, {MARGIN} px cut off"
-    figures[name] = asdict(by_cutting_off(theirs, low, reference, args.their_tile))
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     machine = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
     facts = (
