@@ -283,7 +283,8 @@ class Manifest:
 
     `tile` is the size in px that the model was made for, and that every component has a graph for. What may
     be missing: `plans`, the factors that the bundle was measured to be good for; `overlap`, the least overlap
-    of neighbouring tiles in px that its seams were measured to be good with. `latent` is None where the
+    of neighbouring tiles in px that its seams were measured to be good with, up to half of the greatest size
+    of tile that it has. `latent` is None where the
     stages are networks.
 
     Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.

@@ -62,8 +62,8 @@ class Upscaler:
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
-        overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
-            measured to be good with, else 128.
+        overlap: least overlap of neighbouring tiles in px, 17 to half of the largest tile; None for what the
+            bundle was measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
             of its input (0) to the model's result (1). Less is more faithful.
