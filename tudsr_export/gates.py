@@ -67,6 +67,7 @@ RUNTIME = {
     "fp16": Gate("runtime_vs_torch", 45.0, least=True),
 }
 SEAMS = Gate("seams", None, least=True)
+REACH = Gate("reach", None, unit="px")
 ENGINES = Gate("tensorrt_rtx", None, unit="MB of activations")
 HINTS = {
     **dict.fromkeys((FP16_RANGE.name, HALF.name), "--precision fp32"),

@@ -135,7 +135,7 @@ class TransformerStage(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.backbone = guard_linear_attention(generator.unet), generator.backbone
-        self.c = generator.conditions
+        self.c, self.offset = generator.conditions, generator.latent_offset
         self.told = generator.noising.told(torch.tensor([timestep]), self.backbone.time_unit)
         z = torch.zeros(1, generator.codec.channels, *(self.backbone.cells(self.network),) * 2)
         bake_constants(self.network, lambda: self.predict(z))
@@ -144,7 +144,8 @@ class TransformerStage(nn.Module):
         self.a_minus_1 = bake_one_step(self.network, level, kind, self.backbone.output_layer) - 1
 
     def predict(self, z: Tensor) -> Tensor:
-        return self.backbone.predict(self.network, z, self.told.expand(len(z)), self.c)
+        read = z + self.offset if self.offset else z
+        return self.backbone.predict(self.network, read, self.told.expand(len(z)), self.c)
 
     def forward(self, z_L: Tensor) -> Tensor:
         prediction = self.predict(z_L)

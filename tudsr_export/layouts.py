@@ -3,13 +3,16 @@
     layout       on disk                                              timestep    formula    prompt
     tudsr        PEFT folder with tudsr.json                          recorded    base's     beside it
     peft         PEFT folder                                          paper's     base's     base's
-    omgsr        unet_lora_adapter/, vae_encoder_lora_adapter/        273         base's     empty
+    omgsr        unet_lora_adapter/, vae_encoder_lora_adapter/        273         epsilon    empty
+    omgsr-f      flux_adapter/, vae_encoder_adapter/                  505         flow       empty
+    tsd-sr       transformer.safetensors, vae.safetensors             1000        flow       *_embeds.pt
     diffusers    pytorch_lora_weights.safetensors, or another name    paper's     base's     base's
     osediff      a pickle with rank_unet, rank_vae, ...               999         epsilon    empty
     pisa-sr      a pickle with lora_rank_unet_pix, ..._sem, ...       1           z - eps    empty
 
-omgsr (Wu et al. 2025), osediff (Wu et al. 2024), pisa-sr (Sun et al. 2025). A pickle is only ever read by
-PyTorch's loader of plain weights, which refuses one that wants to run code.
+omgsr for Stable Diffusion, omgsr-f for FLUX.1-dev (Wu et al. 2025), osediff (Wu et al. 2024), pisa-sr (Sun et
+al. 2025), tsd-sr for Stable Diffusion 3 (Dong et al. 2025). A pickle is only ever read by PyTorch's loader of
+plain weights, which refuses one that wants to run code.
 """
 
 from __future__ import annotations
@@ -39,11 +42,21 @@ from tudsr_train.adapters import (
     read_adapter_record,
     read_peft,
 )
+from tudsr_train.backbones.backbone import POOLED, PROMPT
+from tudsr_train.backbones.flux import Flux
+from tudsr_train.backbones.sd3 import SD3
 from tudsr_train.bases.prompt import read_conditions
 from tudsr_train.foreign import misread
-from tudsr_train.step import EPSILON, RESIDUAL
+from tudsr_train.step import EPSILON, FLOW_PREDICTION, RESIDUAL
 
 OMGSR_UNET, OMGSR_ENCODER = "unet_lora_adapter", "vae_encoder_lora_adapter"
+OMGSR_FLUX, OMGSR_FLUX_ENCODER = "flux_adapter", "vae_encoder_adapter"
+OMGSR_FLUX_TIMESTEP = 505
+"""Step 244 of FLUX's schedule of 999 steps for 4096 tokens is a sigma of 0.50511."""
+TSD_SR_TRANSFORMER, TSD_SR_VAE = "transformer.safetensors", "vae.safetensors"
+TSD_SR_PROMPT = {PROMPT: "prompt_embeds.pt", POOLED: "pool_embeds.pt"}
+TSD_SR_PROMPT_FOLDER = Path("dataset", "default")
+"""Where its embeddings are put, beside checkpoint/tsdsr, which has the weights."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 PICKLES = (".pkl", ".pt", ".pth", ".bin", ".ckpt")
@@ -75,10 +88,14 @@ class StageAdapter:
     """Weights of the UNet that were trained whole and replace the base's."""
     timestep: int | None = None
     formula: str | None = None
-    """"epsilon" as in Eq. (2), or "residual": z_H = z_L - B(z_L, t, c)."""
+    """"epsilon" as in Eq. (2), "flow_prediction", or "residual": z_H = z_L - B(z_L, t, c)."""
     prompt: str | Tensor | Mapping[str, Tensor] | None = None
     """The prompt as text, as an embedding (1, L, D), or as all conditions by name."""
     record: AdapterRecord | None = None
+    network: str | None = None
+    """diffusers' class of the network that it is for, where that is one alone."""
+    shifted: bool = True
+    """Whether its network reads latents from which the autoencoder's shift is taken, as bases do."""
 
     @property
     def rank(self) -> int:
@@ -110,6 +127,10 @@ def read_adapter(origin: Path) -> StageAdapter:
 def _read_folder(folder: Path) -> StageAdapter:
     if (folder / OMGSR_UNET).is_dir():
         return _read_omgsr(folder)
+    if (folder / OMGSR_FLUX).is_dir():
+        return _read_omgsr_flux(folder)
+    if (folder / TSD_SR_TRANSFORMER).is_file() and (folder / TSD_SR_VAE).is_file():
+        return _read_tsd_sr(folder)
     if (folder / DIFFUSERS_FILE).is_file():
         return _read_diffusers(folder / DIFFUSERS_FILE)
     return _read_peft_folder(folder)
@@ -148,6 +169,64 @@ def _read_omgsr(folder: Path) -> StageAdapter:
         formula=EPSILON,
         prompt="",
     )
+
+
+def _read_omgsr_flux(folder: Path) -> StageAdapter:
+    transformer, encoder = folder / OMGSR_FLUX, folder / OMGSR_FLUX_ENCODER
+    return StageAdapter(
+        folder,
+        "omgsr-f",
+        _sha256((transformer / WEIGHTS_FILE, encoder / WEIGHTS_FILE)),
+        (PeftLora(*read_peft(transformer)),),
+        (_encoder_lora(encoder),),
+        timestep=OMGSR_FLUX_TIMESTEP,
+        formula=FLOW_PREDICTION,
+        prompt="",
+        network=Flux.name,
+    )
+
+
+def _read_tsd_sr(folder: Path) -> StageAdapter:
+    """Two LoRAs as a pipeline of Stable Diffusion 3 saves that of its transformer; alpha is the rank."""
+    prompt = {name: _embedding(folder, file) for name, file in TSD_SR_PROMPT.items()}
+    files = folder / TSD_SR_TRANSFORMER, folder / TSD_SR_VAE
+    transformer, encoder = (_pipeline_lora(file) for file in files)
+    return StageAdapter(
+        folder,
+        "tsd-sr",
+        _sha256(files),
+        (transformer,),
+        (encoder,),
+        timestep=1000,
+        formula=FLOW_PREDICTION,
+        prompt=prompt,
+        network=SD3.name,
+        shifted=False,
+    )
+
+
+def _pipeline_lora(file: Path) -> PeftLora:
+    weights = _without_prefix(load_safetensors(file)[0], "transformer.")
+    ranks = {value.shape[0] for key, value in weights.items() if key.endswith("lora_A.weight") and value.ndim}
+    if len(ranks) != 1 or any(".lora_" not in key for key in weights):
+        raise BundleError(f"{file}: not TSD-SR's LoRA, which has one rank throughout and nothing else")
+    (rank,) = ranks
+    return PeftLora(LoraConfig(r=rank, lora_alpha=rank, target_modules=_modules(weights)), weights)
+
+
+def _embedding(folder: Path, name: str) -> Tensor:
+    """One of TSD-SR's stored embeddings, float32, from beside its weights or from its project's place."""
+    project = folder.parent.parent / TSD_SR_PROMPT_FOLDER
+    file = next((place / name for place in (folder, project) if (place / name).is_file()), None)
+    if file is None:
+        raise BundleError(
+            f"{folder}: TSD-SR's embedding of its prompt ({name}) is neither here nor in {project}",
+            hint=f"copy {' and '.join(TSD_SR_PROMPT.values())}, which its makers publish, into {folder}",
+        )
+    value = load_pickle(file)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise BundleError(f"{file}: no embedding, but a {type(value).__name__}")
+    return value.float()
 
 
 def _encoder_lora(folder: Path) -> PeftLora:

@@ -22,13 +22,18 @@ from tudsr_runtime.errors import BundleError, NotFiniteError
 from tudsr_train.adapters import attach, prompt_sha256
 from tudsr_train.bases.prompt import encode_conditions
 from tudsr_train.generator import Generator
-from tudsr_train.step import EPSILON
+from tudsr_train.step import EPSILON, FLOW_PREDICTION
 
 DEFAULT_TIMESTEP = {1: 200, 2: 50}
 """t_1 and t_2 (paper section 4.1), for adapters without a record."""
 DEFAULT_FACTOR = {1: 4, 2: 2}
 """M and N (paper section 4.1), for adapters without a record."""
 BASE_ENCODER = "vae_encoder"
+TRAINED_ON = {
+    EPSILON: "Stable Diffusion 2.1-base, which these adapters were trained on",
+    "omgsr-f": "FLUX.1-dev, which these adapters were trained on",
+    "tsd-sr": "Stable Diffusion 3 Medium, which these adapters were trained on",
+}
 NOTES = {
     "osediff": "OSEDiff tells its UNet in words what a picture shows; here one prompt is fixed (--prompt)"
 }
@@ -103,7 +108,10 @@ def attach_stage(
         base.folder,
         base.backbone,
     ).eval()
+    _require_network(generator, adapter)
     _set_prompt(generator, adapter, prompt)
+    if not adapter.shifted:
+        generator.latent_offset = generator.codec.shift_factor * generator.codec.scaling_factor
     settings = _settings(generator, adapter, stage, timestep)
     _replace(generator.unet, adapter.trained, origin)
     _attach_all(generator.unet, adapter.unet, settings.name, origin)
@@ -116,12 +124,6 @@ def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int 
     record, origin = adapter.record, adapter.origin
     if record is not None:
         _require_base_and_stage(base, adapter, stage)
-    if adapter.formula and base.prediction_type != EPSILON:
-        raise BundleError(
-            f"{origin}: a {adapter.layout} adapter needs a base that predicts epsilon, but {base.base_id} "
-            f"predicts {base.prediction_type}",
-            hint="Stable Diffusion 2.1-base, which these adapters were trained on",
-        )
     chosen, reason = _timestep(adapter, stage, timestep)
     first, last = base.noising.first, base.noising.last
     if not first <= chosen <= last:
@@ -148,6 +150,20 @@ def _settings(base: Generator, adapter: StageAdapter, stage: int, timestep: int 
         f"{BASE_ENCODER}_stage{stage}" if adapter.encoder else BASE_ENCODER,
         base.backbone.component,
     )
+
+
+def _require_network(base: Generator, adapter: StageAdapter) -> None:
+    """BundleError where the base is of another kind than every adapter of this layout is for."""
+    what, hint = f"{adapter.origin}: a {adapter.layout} adapter", TRAINED_ON.get(adapter.layout)
+    network = type(base.unet).__name__
+    if adapter.network not in (None, network):
+        raise BundleError(f"{what} is for a {adapter.network}, but {base.base_id} has a {network}", hint=hint)
+    needed = FLOW_PREDICTION if adapter.formula == FLOW_PREDICTION else EPSILON
+    if adapter.formula and base.prediction_type != needed:
+        raise BundleError(
+            f"{what} needs a base that predicts {needed}, but {base.base_id} predicts {base.prediction_type}",
+            hint=hint or TRAINED_ON[EPSILON],
+        )
 
 
 def _timestep(adapter: StageAdapter, stage: int, asked: int | None) -> tuple[int, str]:

@@ -113,7 +113,7 @@ Images are NCHW in [-1, 1].
 ## Made from
 
 `{file}` (sha256 `{sha256}`),
-read by spandrel and exported by tudsr {version} with {tools}.
+read by {reader} and exported by tudsr {version} with {tools}.
 The hashes of all files are in `{manifest}`.
 
 ## How exact the graphs are
@@ -122,10 +122,12 @@ The hashes of all files are in `{manifest}`.
 | --- | --- | --- | --- | --- |
 {figures}
 
-`baked_vs_merged` is the relative error, in float32, of the module that is exported against what spandrel
+`baked_vs_merged` is the relative error, in float32, of the module that is exported against what {reader}
 computes; `fp16_range` is the largest value inside the graph, which float16 must hold; `half_vs_float32`
 compares whole tiles in PyTorch, half against float32; `onnx_vs_torch` each graph in ONNX Runtime with the
 float32 PyTorch network; `runtime_vs_torch` a photograph through tudsr's own runtime with the PyTorch network.
+`seams` compares what two tiles show, blended, with one across both; `reach` is how far from a tile's edge its
+missing neighbours still change a pixel by a level of 255, from which the bundle's overlap follows.
 `tudsr bundle verify THIS_FOLDER` repeats the check with the golden tile in `golden/` on the machine where the
 bundle runs.
 """
@@ -153,6 +155,7 @@ def network_card(manifest: Manifest, about: str = "") -> str:
         components=_components(variants),
         file=made["file"],
         sha256=made["sha256"],
+        reader=made.get("reader", "spandrel"),
         version=manifest.tudsr_version,
         tools=", ".join(f"{tool} {number}" for tool, number in manifest.provenance["tools"].items()),
         manifest=MANIFEST_NAME,

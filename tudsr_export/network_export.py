@@ -16,14 +16,14 @@ from torch import Tensor
 from tudsr_export.bundle_writer import MODEL_CARD, list_component
 from tudsr_export.calibration import network_tiles, small_synthetic_tile
 from tudsr_export.engine_gate import build_all
-from tudsr_export.gates import BAKED, HALF, Report, psnr_db
+from tudsr_export.gates import BAKED, HALF, REACH, Measurement, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
 from tudsr_export.model_card import network_card
 from tudsr_export.networks import Network, read_network
 from tudsr_export.part import Graph, Part, write_graphs
 from tudsr_export.plan import NetworkPlan, Shape
 from tudsr_export.round_trip import RoundTrip
-from tudsr_export.seams import LEAST_OVERLAP, Seams
+from tudsr_export.seams import LEAST_OVERLAP, Seams, overlap_for, reach_of
 from tudsr_runtime.atomic import atomic_dir
 from tudsr_runtime.bundle import MANIFEST_NAME
 from tudsr_runtime.engines.backend import Notify
@@ -41,7 +41,7 @@ LARGER_TILE = 1024
 """Px of a further size of tiles: those of 512 compute 1.8 times what they show, these 1.3 times."""
 HALF_RETRIES = 4
 """How many more blocks may become float32 islands for the sake of `half_vs_float32`."""
-TOOLS = ("torch", "spandrel", "onnx", "onnxscript", "onnxruntime")
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def export_network(plan: NetworkPlan, report: Report, notify: Notify) -> None:
@@ -55,10 +55,19 @@ def export_network(plan: NetworkPlan, report: Report, notify: Notify) -> None:
         UsageError: the network cannot have tiles of a size that was asked for.
     """
     with atomic_dir(plan.output, plan.overwrite, own=MANIFEST_NAME) as folder, torch.no_grad():
-        network = read_network(plan.checkpoint)
+        network = _read(plan)
         _announce(network, notify)
         plan = sized(plan, network)
         _NetworkExport(plan, folder, network, report, notify).run()
+
+
+def _read(plan: NetworkPlan) -> Network:
+    if plan.base is None:
+        return read_network(plan.checkpoint)
+    from tudsr_export.inverse import read_inverse
+
+    most_px = max(plan.tile, LARGER_TILE, *(plan.tiles or ()))
+    return read_inverse(plan.checkpoint, plan.base, most_px, plan.timestep, plan.prompt)
 
 
 def sized(plan: NetworkPlan, network: Network) -> NetworkPlan:
@@ -110,16 +119,17 @@ class _NetworkExport:
         """Through all gates, and into the folder."""
         network, plan, report = self.network, self.plan, self.report
         first = self.made[0].clamp(-1, 1)
-        report.relative(BAKED, f"{COMPONENT}, by spandrel", first, network.reference(self.tiles[0]))
+        report.relative(BAKED, f"{COMPONENT}, by {network.reader}", first, network.reference(self.tiles[0]))
         self.part.calibrate(self.tiles, self.made, report, COMPONENT)
         trip, seams = RoundTrip(plan.tile, 1, network.factor), self._seams()
         trip.through(network.module)
         seams.through(self._of_enlarged, COMPONENT, report)
+        overlap = self._overlap(seams.overlap)
         golden = self._golden()
         if plan.precision == "fp16":
             self._halve()
         graphs = self._write()
-        manifest = self._manifest(graphs, golden, seams.overlap)
+        manifest = self._manifest(graphs, golden, overlap)
         self._write_files(manifest)
         trip.compare(self.folder, plan.precision, report)
         build_all(self.folder, {COMPONENT: graphs}, report, self.notify)
@@ -130,6 +140,25 @@ class _NetworkExport:
         step = 2 * self.network.factor
         usual, closer = (math.ceil(overlap / step) * step for overlap in (OVERLAP, LEAST_OVERLAP))
         return Seams(self.plan.tile, (usual, closer))
+
+    def _overlap(self, usual: int | None) -> int | None:
+        """The least overlap that is good by the seams, or more, where the network sees further than that and
+        the greatest tiles may overlap by as much."""
+        if usual is None:
+            return None
+        network, factor = self.network, self.network.factor
+        beyond = math.ceil(self.edge * 3 / 4 / network.multiple) * network.multiple
+        reach = reach_of(network.module, self.edge, beyond)
+        self.report.add(Measurement(REACH, COMPONENT, reach))
+        wanted = overlap_for(reach, usual, 2 * factor)
+        most = max(shape.tile for shape in self.plan.shapes) // 2
+        if wanted <= most:
+            return wanted
+        self.notify(
+            f"{COMPONENT}: the edge of a tile shows {reach} px far, further than an overlap of {most} px "
+            f"mends; it stays at {usual} px"
+        )
+        return usual
 
     def _of_enlarged(self, x: Tensor) -> Tensor:
         factor = self.network.factor
@@ -188,9 +217,11 @@ class _NetworkExport:
                 "architecture": network.title,
                 "file": network.origin.name,
                 "sha256": network.sha256,
+                "reader": network.reader,
             },
+            **({"base": dict(network.base)} if network.base else {}),
             "float32_islands": {COMPONENT: self.part.islands.as_json()} if self.part.islands else {},
-            "tools": {tool: version(tool) for tool in TOOLS},
+            "tools": {tool: version(tool) for tool in (network.reader, *TOOLS)},
         }
         try:
             return Manifest(

@@ -58,6 +58,10 @@ class Network:
     reference: Callable[[Tensor], Tensor]
     note: str = ""
     """What a person should know before using it."""
+    reader: str = "spandrel"
+    """The library that reads it and computes the reference."""
+    base: Mapping[str, str] | None = None
+    """Name and hash of the base that it stands on."""
 
     @property
     def title(self) -> str:
@@ -92,7 +96,7 @@ def read_network(origin: Path) -> Network:
     saved = _load(origin)
     with misread(f"{origin}: no weights in this checkpoint"):
         state = spandrel.canonicalize_state_dict(saved)
-    _require_honest(origin, state)
+    require_honest(origin, state)
     try:
         with misread(f"{origin}: the network cannot be built from this checkpoint"):
             found = spandrel.ModelLoader().load_from_state_dict(state)
@@ -141,7 +145,7 @@ def _load(origin: Path) -> dict[str, Any]:
     raise BundleError(f"{origin}: not a checkpoint", hint=f".safetensors, or {', '.join(PICKLES)}")
 
 
-def _require_honest(origin: Path, state: Mapping[Any, Any]) -> None:
+def require_honest(origin: Path, state: Mapping[Any, Any]) -> None:
     """BundleError where weights are none, or are larger or more than the file can hold."""
     if not state or not all(isinstance(name, str) for name in state):
         raise BundleError(f"{origin}: no weights in this checkpoint")

@@ -29,6 +29,12 @@ class ExportOptions:
             help="In place of base and adapters: a network such as Real-ESRGAN, .pth or .safetensors.",
         ),
     ] = None
+    from_invsr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="In place of adapters: InvSR's noise predictor, with SD-Turbo as the base."
+        ),
+    ] = None
     merge_lora: Annotated[
         bool,
         typer.Option(

@@ -74,3 +74,7 @@ class NetworkPlan(BundlePlan):
     """A checkpoint of a network that enlarges by itself."""
 
     checkpoint: Path
+    base: Path | None = None
+    """The base of a noise predictor of InvSR's; None for a network that spandrel reads."""
+    timestep: int | None = None
+    prompt: str | None = None

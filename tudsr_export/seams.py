@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from tudsr_export.calibration import photo
 from tudsr_export.gates import SEAMS, Report
 from tudsr_runtime.planes import FloatArray
-from tudsr_runtime.tiling.axis import OVERLAP, plan_axis
+from tudsr_runtime.tiling.axis import MAX_RAMP, OVERLAP, plan_axis
 
 LEAST_OVERLAP = 80
 """Overlap in px that is tried in the place of `OVERLAP`: with 576 px, four tiles then reach over 2048 px."""
@@ -21,6 +23,8 @@ LOSS_DB = 0.5
 GOOD_DB = 50.0
 """PSNR from which it does not matter any more: a third of a level."""
 ENLARGED = 8
+ONE_LEVEL = 2 / 255
+"""A level of 255, of pictures in [-1, 1]."""
 
 Restore = Callable[[Tensor], Tensor]
 
@@ -77,6 +81,40 @@ def _blended(
     right = second[..., begin - axis.starts[1] : end - axis.starts[1]]
     middle = axis.starts[1] // 2
     return first[..., begin:end] * falling + right * rising, across[..., begin - middle : end - middle]
+
+
+def reach_of(enlarge: Restore, edge: int, beyond: int) -> int:
+    """How many px from a tile's edge the missing neighbours still show: where what is made of a tile differs
+    by a level or more from what is made of the tile and its neighbours together.
+
+    Args:
+        enlarge: maps a picture (1, 3, h, w) in [-1, 1] to a larger one, of a network that takes any size.
+        edge, beyond: px of its input: the tile's edge, and how much of the neighbour there is.
+
+    Returns: px of the result, measured at one edge of one photograph.
+    """
+    levels = torch.from_numpy(_mirrored(edge, edge + beyond)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    together = enlarge(levels).clamp(-1, 1)
+    alone = enlarge(levels[..., :edge].contiguous()).clamp(-1, 1)
+    off = (together[..., : alone.shape[-1]] - alone).abs().amax(dim=(0, 1, 2))
+    wrong = (off.flip(0) >= ONE_LEVEL).nonzero()
+    return int(wrong.max()) + 1 if len(wrong) else 0
+
+
+def overlap_for(reach: int, usual: int, step: int) -> int:
+    """The overlap with which pixels that one tile shows alone lie `reach` px from its edge, in multiples of
+    `step`; not less than `usual`.
+
+    With a ramp of `MAX_RAMP` px in the middle of an overlap, they lie half of both from it.
+    """
+    return max(usual, math.ceil((2 * reach - MAX_RAMP) / step) * step)
+
+
+def _mirrored(height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The photograph, continued by its mirror image; (height, width, 3)."""
+    found = photo()
+    more = [(0, max(0, wanted - side)) for wanted, side in zip((height, width), found.shape, strict=False)]
+    return np.pad(found, (*more, (0, 0)), mode="symmetric")[:height, :width].copy()
 
 
 def _as_tensor(weights: FloatArray) -> Tensor:

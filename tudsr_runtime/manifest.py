@@ -283,7 +283,8 @@ class Manifest:
 
     `tile` is the size in px that the model was made for, and that every component has a graph for. What may
     be missing: `plans`, the factors that the bundle was measured to be good for; `overlap`, the least overlap
-    of neighbouring tiles in px that its seams were measured to be good with. `latent` is None where the
+    of neighbouring tiles in px that its seams were measured to be good with, up to half of the greatest size
+    of tile that it has. `latent` is None where the
     stages are networks.
 
     Built in Python rather than parsed, it and its parts raise ValueError for a value that cannot be.
@@ -314,7 +315,7 @@ class Manifest:
         fits = MIN_TILE <= self.tile <= MAX_TILE
         _require(fits, f"tile must be {MIN_TILE} to {MAX_TILE} px, not {self.tile}")
         self._check_kind()
-        overlap, half = self.overlap, self.tile // 2
+        overlap, half = self.overlap, self._greatest_tile // 2
         fits = overlap is None or MIN_OVERLAP <= overlap <= half
         _require(fits, f"overlap must be {MIN_OVERLAP} to {half} px, not {overlap}")
         self._check_components()
@@ -366,6 +367,12 @@ class Manifest:
 
     def _fixed(self, factors: str) -> Factors:
         return parse_factors(factors) if self.own_factors else ()
+
+    @property
+    def _greatest_tile(self) -> int:
+        """Of which every component has a graph, as far as sizes alone say."""
+        sizes = ([v.tile for v in c.variants if v.batch == 1] for c in self.components.values())
+        return min((max(own, default=self.tile) for own in sizes), default=self.tile)
 
     def _check_kind(self) -> None:
         """All stages are of one kind, and the tile divides as that kind needs it."""

@@ -62,8 +62,8 @@ class Upscaler:
         device: "auto" or a name in `tudsr_runtime.engines.select.DEVICES`, numbered if need be: "cuda:1".
         precision: "auto", or the arithmetic that it has to be: "fp32", "bf16" or "fp16".
         threads: CPU threads, of which at most one a processor is used; None leaves it to the back end.
-        overlap: least overlap of neighbouring tiles in px, 17 to half a tile; None for what the bundle was
-            measured to be good with, else 128.
+        overlap: least overlap of neighbouring tiles in px, 17 to half of the largest tile; None for what the
+            bundle was measured to be good with, else 128.
         color: a name in `tudsr_runtime.tiling.color.COLOR_METHODS`.
         strength: 0 to 1, or a pair for stage 1 and stage 2: how far a stage goes from the Lanczos enlargement
             of its input (0) to the model's result (1). Less is more faithful.
@@ -121,8 +121,10 @@ class Upscaler:
         if tile is not None and tile not in self.bundle.tiles:
             sizes = ", ".join(map(str, self.bundle.tiles))
             raise UsageError(f"tile must be a size that {manifest.name} has, {sizes} px, not {quoted(tile)}")
-        self._tile = tile or manifest.tile
-        usual = min(manifest.overlap or OVERLAP, self._tile // 2)
+        # A bundle of networks that see far may ask for more than its own size of tile can overlap by.
+        self._tile = tile or max(self.bundle.tiles)
+        usual = manifest.overlap or min(OVERLAP, (tile or manifest.tile) // 2)
+        usual = min(usual, self._tile // 2)
         self._overlap = _checked(usual if overlap is None else overlap, self._tile)
         if engines is not None:
             from tudsr_runtime.engines.tensorrt.record import library_of_engines

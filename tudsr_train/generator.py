@@ -78,6 +78,8 @@ class Generator(nn.Module):
             self.register_buffer(name, c.get(name), persistent=False)
         self.prediction_type = prediction_type
         self.base_id, self.base_sha256, self.folder = base_id, base_sha256, folder
+        self.latent_offset = 0.0
+        """What is added to z_L where the backbone reads it: for one that was trained on other latents."""
         self.requires_grad_(False)
 
     def use(self, name: str) -> None:
@@ -153,7 +155,8 @@ class Generator(nn.Module):
         """B(z_L, t, c), shape of z_L."""
         timestep = torch.full((len(z_L),), t, device=z_L.device)
         told = self.noising.told(timestep, self.backbone.time_unit)
-        return self.backbone.predict(self.unet, z_L, told, self.conditions)
+        read = z_L + self.latent_offset if self.latent_offset else z_L
+        return self.backbone.predict(self.unet, read, told, self.conditions)
 
     def level(self, t: int) -> Tensor:
         """The level of noise at t, a scalar. TrainingError where the schedule has no t."""

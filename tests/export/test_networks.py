@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from benchmarks.network_tiles import by_cutting_off, by_tudsr, photograph, whole
 from tudsr_export import command
 from tudsr_export.network_export import sized
 from tudsr_export.networks import import_spandrel, read_network
@@ -284,3 +285,33 @@ def test_without_a_base_or_a_network_there_is_nothing_to_export(tmp_path: Path) 
     with pytest.raises(UsageError, match="no base model") as caught:
         command.run(ExportOptions(tmp_path / "out", stage1=tmp_path))
     assert "--from-spandrel FILE" in str(caught.value.hint)
+
+
+def spreading() -> torch.nn.Module:
+    """RRDBNet whose pixels see far: what is cut off at a tile's edge is missed."""
+    network = rrdbnet()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(2 if weight.ndim == 4 else 1)
+    return network
+
+
+def test_tiles_show_no_seam_where_those_that_are_cut_off_show_one(tmp_path: Path) -> None:
+    """The command's bundle, in tiles, is the whole picture; squares with a small margin are not."""
+    file, low = tmp_path / "spreading.safetensors", photograph()[:48, :72]
+    save_file(spreading().state_dict(), file)
+    command.run(
+        ExportOptions(tmp_path / "out", from_spandrel=file, licence="MIT", precision="fp32"), tile=128
+    )
+    run = whole(read_network(file).module)
+    reference = run(low)
+    theirs = by_cutting_off(run, low, reference, tile=24, margin=2, ramp=48)
+    with Upscaler(
+        tmp_path / "out", backend="onnxruntime", overlap=64, color="none", sanity=False
+    ) as upscaler:
+        ours = by_tudsr(upscaler, low, reference)
+    assert ours.tiles > 4
+    assert ours.away < 1
+    assert abs(ours.seam_energy - 1) < 0.02
+    assert theirs.near > 10 * max(ours.near, 1)
+    assert theirs.seam_energy > 1.2

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tudsr_export.gates import Report
-from tudsr_export.seams import GOOD_DB, LOSS_DB, Seams, seam_figures
+from tudsr_export.seams import GOOD_DB, LOSS_DB, Seams, overlap_for, reach_of, seam_figures
+from tudsr_runtime.tiling.axis import plan_axis
 
 TILE = 256
 
@@ -66,3 +67,36 @@ def test_the_strip_is_that_of_the_runtime(overlap):
     assert actual.shape == expected.shape
     assert actual.shape[-1] == overlap - 16
     assert -10 * math.log10(float((actual - expected).square().mean()) + 1e-30) > 120
+
+
+def seeing(cells: int, weight: float):
+    """A network, x2, each pixel of which takes `weight` of what lies `cells` px to the left and right."""
+    kernel = torch.zeros(3, 1, 1, 2 * cells + 1)
+    kernel[..., 0] = kernel[..., -1] = weight
+    kernel[..., cells] = 1 - 2 * weight
+
+    def enlarge(x):
+        seen = torch.nn.functional.conv2d(x, kernel, padding=(0, cells), groups=3)
+        return torch.nn.functional.interpolate(seen, scale_factor=2)
+
+    return enlarge
+
+
+def test_how_far_the_edge_of_a_tile_shows():
+    assert reach_of(seeing(5, 0.2), 48, 24) == 10
+    assert reach_of(seeing(17, 0.2), 48, 24) == 34
+    assert reach_of(seeing(17, 0.0005), 48, 24) == 0, "less than a level"
+    assert reach_of(seeing(5, 0.2), 200, 150) == 10, "more than the photograph is continued"
+
+
+@pytest.mark.parametrize(
+    ("reach", "usual", "expected"),
+    [(0, 80, 80), (90, 80, 80), (120, 128, 128), (224, 128, 336), (225, 128, 344)],
+)
+def test_the_overlap_leaves_what_one_tile_shows_alone(reach, usual, expected):
+    overlap = overlap_for(reach, usual, 8)
+    assert overlap == expected
+    axis = plan_axis(2048, 1024, overlap, 8)
+    first_shared, last_shared = axis.ramp_begin(1), axis.ramp_begin(1) + axis.ramp
+    assert 1024 - first_shared >= reach, "from the first tile's edge"
+    assert last_shared - axis.starts[1] >= reach, "from the second tile's edge"

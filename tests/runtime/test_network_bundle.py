@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -145,3 +147,49 @@ def test_plans_have_the_networks_factors(network_bundle: Path) -> None:
     document = json.loads((network_bundle / "bundle.json").read_text()) | {"plans": [plan]}
     with pytest.raises(BundleError, match="plan 4x2 has other factors than the networks'"):
         Manifest.from_json(json.dumps(document))
+
+
+def with_overlap(network_bundle: Path, folder: Path, overlap: int) -> Path:
+    shutil.copytree(network_bundle, folder)
+    document = json.loads((folder / "bundle.json").read_text()) | {"overlap": overlap}
+    (folder / "bundle.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_an_overlap_may_be_more_than_the_own_tiles_have_room_for(
+    network_bundle: Path, tmp_path: Path
+) -> None:
+    """The greatest tiles have it; the others serve where one holds the whole picture."""
+    pytest.importorskip("onnxruntime", reason="runs a graph")
+    folder = with_overlap(network_bundle, tmp_path / "b", 60)
+    with Upscaler(folder, backend="onnxruntime", color="none") as upscaler:
+        assert upscaler.settings["overlap"] == 60
+        wide = upscaler.plan(60, 16).stages[0].columns
+        assert wide.tile == 128
+        assert min(a + wide.tile - b for a, b in itertools.pairwise(wide.starts)) >= 60
+        assert upscaler.plan(16, 16).stages[0].columns.tile == 64
+        x = levels(16, 60, 3)
+        assert np.array_equal(upscaler.upscale(x), x.repeat(4, axis=0).repeat(4, axis=1))
+    with Upscaler(folder, backend="onnxruntime", color="none", tile=64) as small:
+        assert small.settings["overlap"] == 32
+    with pytest.raises(BundleError, match="overlap must be 17 to 64 px, not 65"):
+        open_bundle(with_overlap(network_bundle, tmp_path / "c", 65))
+
+
+def test_a_bundle_is_a_rival_in_the_comparison(upscaler: Upscaler) -> None:
+    pytest.importorskip("skimage", reason="the comparison takes its photographs")
+    rivals = pytest.importorskip("benchmarks.rivals", reason="a checkout has it")
+    low = levels(20, 20, 3).astype(np.float32) / 255
+    methods = rivals.methods(4, upscaler, None, {"other": upscaler})
+    assert np.abs(methods["other"](low) - low.repeat(4, axis=0).repeat(4, axis=1)).max() < 1e-6
+    assert rivals.methods(8, upscaler, None, {"other": upscaler})["other"](low).shape == (160, 160, 3)
+
+
+@pytest.mark.parametrize("text", ["other", "=x", "other=", "nano=x", "nano M4=x", "Real-ESRGAN x4plus=x"])
+def test_a_rivals_name_is_its_own(text: str) -> None:
+    pytest.importorskip("skimage", reason="the comparison takes its photographs")
+    rivals = pytest.importorskip("benchmarks.rivals", reason="a checkout has it")
+    with pytest.raises(argparse.ArgumentTypeError):
+        rivals.bundle_rival(text)
+    assert rivals.bundle_rival("x4plus=models/x4=plus") == ("x4plus", "models/x4=plus")
+    assert rivals.short("x4plus=/a/b/x4plus") == "x4plus=x4plus"
