@@ -20,8 +20,8 @@ NARROW = (HALF, BFLOAT16)
 def write_float32_graph(narrow: Path) -> Path:
     """Write a graph beside a half graph, over its weights, with `_fp32` behind its name; returns the file.
 
-    Every half and bfloat16 value becomes float32, inputs and outputs too. Weights in the graph's external file
-    are read from there, as they are, and cast; those inside the graph are stored as float32.
+    Every half and bfloat16 value becomes float32, inputs and outputs too. Weights in the graph's external
+    file are read from there, as they are, and cast; those inside the graph are stored as float32.
     """
     model = ir.load(narrow)
     for graph in model.graphs():

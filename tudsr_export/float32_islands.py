@@ -5,9 +5,9 @@ Nothing can be decided later: TensorRT 11 runs what the graph says. Two kinds of
     a block       Island around it: weights and arithmetic float32, half at its border
     attention     float32 queries, keys and values, so that q k^T and its softmax are float32; weights half
 
-Where a transformer's values leave half's range they tend to do so in most of its blocks, for each hands on what
-the one before it gave. Float32 would then be most of the network, so all of it is bfloat16 instead: as small as
-half, with float32's range. What surrounds it, the sum with z_L first of all, stays half.
+Where a transformer's values leave half's range they tend to do so in most of its blocks, for each hands on
+what the one before it gave. Float32 would then be most of the network, so all of it is bfloat16 instead: as
+small as half, with float32's range. What surrounds it, the sum with z_L first of all, stays half.
 """
 
 from __future__ import annotations

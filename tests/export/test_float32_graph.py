@@ -84,15 +84,15 @@ def test_half_bundle_has_both_and_a_cpu_takes_the_float32_one(nano, tmp_path):
 
 
 class Wide(nn.Module):
-    """A block that is bfloat16 between half and half, with a reordering that the exporter writes as an Einsum."""
+    """A block that is bfloat16 between half and half, and a reordering that is exported as an Einsum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 1)).bfloat16()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.einsum("nchw->nwhc", self.block((1e4 * x).to(self.block[0].weight.dtype)))
-        return x + (h * 1e-4).to(x.dtype).permute(0, 3, 2, 1)
+        h = torch.einsum("nchw->nwhc", self.block((8192 * x).to(self.block[0].weight.dtype)))
+        return x + (h / 8192).to(x.dtype).permute(0, 3, 2, 1)
 
 
 @pytest.mark.parametrize("external_from", [0, 10**9])
