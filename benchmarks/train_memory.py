@@ -9,8 +9,8 @@ each storage once, parameters not) while Algorithms 1 and 2 run on tensors that 
 says how stage 2 compares with stage 1, and what it would hold if all chunks were summed before one backward.
 `peak` is the most that all tensors hold at a time, weights, gradients, what a backward computes again and 8
 bytes of AdamW for each trained weight included; a GPU needs its libraries' 0.5 to 1 GiB besides. All by the
-CPU's autocast rules. `--by-part` counts with gradient checkpointing of no part, of each and of all of them, in
-stage 2 for its first chunk alone.
+CPU's autocast rules. `--by-part` counts with gradient checkpointing of no part, of each and of all of them,
+in stage 2 for its first chunk alone.
 The second runs one micro-step of stage 1 and one chunk of stage 2 for real, with gradient checkpointing, and
 reports seconds and the process's peak of resident memory.
 """
