@@ -1,7 +1,7 @@
 """Gradient checkpointing, by part: activations are computed again in the backward, and not kept meanwhile.
 
-Chen et al. 2016. diffusers does it for its networks and for `AutoencoderKL` and `AutoencoderTiny` as a whole;
-for a DC-AE it does not, so that one's blocks are wrapped here.
+Chen et al. 2016. diffusers does it for its networks and for `AutoencoderKL`. For a DC-AE it does not, and an
+`AutoencoderTiny` then leaves out the scale of its input, so that these are wrapped here, block by block.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def recompute(network: Any, vae: Any, parts: Collection[str]) -> None:
     """
     if BACKBONE in parts and _supported(network):
         network.enable_gradient_checkpointing()
+    from diffusers import AutoencoderKL
+
     coders = {name: getattr(vae, name) for name in (ENCODER, DECODER) if hasattr(vae, name)}
-    if _supported(vae):
+    if isinstance(vae, AutoencoderKL):
         vae.enable_gradient_checkpointing()
         for name, coder in coders.items():
             _switch(coder, name in parts)
@@ -50,8 +52,9 @@ def _switch(coder: nn.Module, on: bool) -> None:
 
 
 def _wrap(coder: nn.Module) -> None:
-    """Compute every block of a DC-AE's encoder or decoder again, each on its own."""
-    for stack in ("down_blocks", "up_blocks"):
-        for blocks in getattr(coder, stack, ()):
-            for block in blocks if isinstance(blocks, nn.Sequential) else ():
+    """Compute the blocks of an encoder or decoder again, each on its own."""
+    stacks = (*getattr(coder, "down_blocks", ()), *getattr(coder, "up_blocks", ()))
+    for stack in stacks or (getattr(coder, "layers", None),):
+        for block in stack if isinstance(stack, nn.Sequential) else ():
+            if next(block.children(), None) is not None:
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

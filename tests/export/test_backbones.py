@@ -45,7 +45,7 @@ GATES = [
     "merged_vs_lora", "baked_vs_merged", "fp16_range", "half_vs_float32", "onnx_vs_torch",
     "runtime_vs_torch", "tensorrt_rtx",
 ]  # fmt: skip
-"""Those of a half bundle, in the order of docs/export.md; tiles as small as these have no seams to look at."""
+"""Those of a half bundle, in the order of docs/export.md; tiles this small have no seams to look at."""
 BFLOAT16 = onnx.TensorProto.BFLOAT16
 
 
