@@ -1,11 +1,16 @@
 """What training holds in memory: a base, both stages, R 512, batch 1.
 
     python -m benchmarks.train_memory [--base sd2.1] [--precision bf16] [--json FILE]    counts, anywhere
+    python -m benchmarks.train_memory --base sd3.5-medium --by-part [--json FILE]        the same, by part
     python -m benchmarks.train_memory --real [--json FILE]              runs, with random weights; 12 GiB
 
 The first counts the bytes that autograd keeps for the backward (`torch.autograd.graph.saved_tensors_hooks`,
 each storage once, parameters not) while Algorithms 1 and 2 run on tensors that have shapes and no data. It
 says how stage 2 compares with stage 1, and what it would hold if all chunks were summed before one backward.
+`peak` is the most that all tensors hold at a time, weights, gradients, what a backward computes again and 8
+bytes of AdamW for each trained weight included; a GPU needs its libraries' 0.5 to 1 GiB besides. All by the
+CPU's autocast rules. `--by-part` counts with gradient checkpointing of no part, of each and of all of them,
+in stage 2 for its first chunk alone.
 The second runs one micro-step of stage 1 and one chunk of stage 2 for real, with gradient checkpointing, and
 reports seconds and the process's peak of resident memory.
 """
@@ -18,14 +23,18 @@ import json
 import platform
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, SanaTransformer2DModel, SD3Transformer2DModel
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.full_size import scheduler, unet_and_vae
 from tudsr_train.adapters import adapter_parameters, add_adapter
@@ -37,6 +46,7 @@ from tudsr_train.losses.adversarial import TUDSR
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.noising import Flow
+from tudsr_train.recomputation import PARTS
 from tudsr_train.run.log import GIB, peak_memory
 from tudsr_train.run.precision import prepare
 from tudsr_train.stage1 import algorithm_1
@@ -44,6 +54,8 @@ from tudsr_train.stage2 import algorithm_2
 
 R, N, T_1, T_2 = 512, 2, 200, 50
 CPU = torch.device("cpu")
+WITHOUT_DATA = FakeTensorMode()
+"""One for all: transformers keeps what it computed of one size."""
 
 
 def sd21_base() -> Generator:
@@ -144,27 +156,66 @@ class Saved:
         return total
 
 
-def counted(gan: Adversaries, stage: int) -> list[int]:
-    """Bytes that each backward of one picture frees, in order: G, D, and so on for every chunk."""
+class Live(TorchDispatchMode):
+    """Within its context, counts the bytes of all tensors; those of `modules` are there from the start."""
+
+    def __init__(self, *modules: torch.nn.Module | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: set[int] = set()
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()) if module else ():
+                self._meet(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._meet(tensor)
+        return result
+
+    def _meet(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def peak(self) -> int:
+        """The most bytes since the last call."""
+        most, self.most = self.most, self.now
+        return most
+
+
+def counted(gan: Adversaries, stage: int, most: int | None = None) -> list[int]:
+    """Bytes that each backward of one picture frees, in order: G, D, and so on for every chunk, or for the
+    first `most` backwards."""
     gan.generator.use(f"stage{stage}")
     x_L, x_H = torch.rand(1, 3, R, R) * 2 - 1, torch.rand(1, 3, R * stage, R * stage) * 2 - 1
     assert gan.discriminator is not None
     saved, found = Saved(iter([*gan.generator.parameters(), *gan.discriminator.parameters()])), []
     losses = algorithm_1(gan, x_L, x_H, T_1) if stage == 1 else algorithm_2(gan, x_L, x_H, T_1, T_2, R, N)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        for loss in losses:
+        for loss in itertools.islice(losses, most):
             found.append(saved.take())
             loss.value.backward()
+    losses.close()
     return found
 
 
-def count(optimization: Optimization, base: str = "sd2.1") -> dict[str, Any]:
-    """The saved-tensor report of both stages."""
+def count(optimization: Optimization, base: str = "sd2.1", most: int | None = None) -> dict[str, Any]:
+    """The saved-tensor report of both stages, or of the first `most` backwards of stage 2."""
     with torch.device("meta"):
         gan = adversaries(optimization, base)
         if optimization.gradient_checkpointing:
-            gan.generator.enable_gradient_checkpointing()
-    with FakeTensorMode(), losses_without_data():
+            gan.generator.enable_gradient_checkpointing(optimization.checkpointed)
+    with WITHOUT_DATA, losses_without_data():
         for part in (gan.generator, gan.discriminator, gan.losses):
             on_the_cpu_without_data(part)
         unet, phi = gan.generator.unet, gan.discriminator
@@ -172,7 +223,14 @@ def count(optimization: Optimization, base: str = "sd2.1") -> dict[str, Any]:
         own = sum(p.numel() for name, p in unet.named_parameters() if "lora_" not in name)
         parts = (gan.generator, phi, gan.losses)
         weights = sum(p.nbytes for part in parts if part is not None for p in part.parameters())
-        one, two = counted(gan, 1), counted(gan, 2)
+        trained = sum(p.numel() for p in [*theta.values(), *(phi.trainable().values() if phi else ())])
+        with Live(*parts) as live:
+            one = counted(gan, 1)
+            peaks = [live.peak() + 8 * trained]
+            for p in theta.values():
+                p.grad = None
+            two = counted(gan, 2, most)
+            peaks.append(live.peak() + 8 * trained)
     assert phi is not None
     return {
         "unet_millions": round(own / 1e6, 3),
@@ -182,8 +240,18 @@ def count(optimization: Optimization, base: str = "sd2.1") -> dict[str, Any]:
         "heads_millions": round(sum(p.numel() for p in phi.trainable().values()) / 1e6, 3),
         "stage1_backwards_gib": [round(value / GIB, 3) for value in one],
         "stage2_backwards_gib": [round(value / GIB, 3) for value in two],
+        "stage1_peak_gib": round(peaks[0] / GIB, 3),
+        "stage2_peak_gib": round(peaks[1] / GIB, 3),
         "stage2_over_stage1": round(max(two) / max(one), 4),
-        "one_backward_for_all_chunks_over_stage1": round(sum(two[::2]) / max(one), 4),
+    } | ({} if most else {"one_backward_for_all_chunks_over_stage1": round(sum(two[::2]) / max(one), 4)})
+
+
+def by_part(optimization: Optimization, base: str) -> dict[str, Any]:
+    """The report by what is computed again: nothing, a part, all."""
+    choices = {"none": (), **{part: (part,) for part in PARTS}, "all": PARTS}
+    return {
+        name: count(replace(optimization, gradient_checkpointing=bool(parts), checkpointed=parts), base, 2)
+        for name, parts in choices.items()
     }
 
 
@@ -222,16 +290,23 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again, where counted"
     )
+    parser.add_argument("--by-part", action="store_true", help="the same for no part, each and all")
     parser.add_argument("--real", action="store_true", help="run instead of counting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     options = parser.parse_args()
     optimization = Optimization(
         precision=options.precision, gradient_checkpointing=options.real or options.checkpointing
     )
+    if options.real:
+        found = real(optimization)
+    elif options.by_part:
+        found = by_part(optimization, options.base)
+    else:
+        found = count(optimization, options.base)
     report = {
         "command": "python -m benchmarks.train_memory " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        **(real(optimization) if options.real else count(optimization, options.base)),
+        **found,
     }
     text = json.dumps(report, indent=2)
     sys.stdout.write(text + "\n")

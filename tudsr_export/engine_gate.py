@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx
+
 from tudsr_export.gates import ENGINES, Measurement, Report
 from tudsr_export.part import Graph
 from tudsr_runtime.engines.backend import Notify
@@ -34,7 +36,8 @@ def build_all(folder: Path, graphs: Mapping[str, Sequence[Graph]], report: Repor
         for graph in (first, *same):
             subject = name if graph is first else f"{name}, {graph.shape}"
             notify(f"{subject}: building with {LIBRARY} {library.version} for {TARGET}")
-            _add(report, subject, graph, _built(folder / name / graph.model, library))
+            model = folder / name / graph.model
+            _add(report, subject, graph, model, _built(model, library))
 
 
 def _built(model: Path, library: Library) -> BuiltEngine:
@@ -44,14 +47,15 @@ def _built(model: Path, library: Library) -> BuiltEngine:
         raise NotFiniteError(f"{ENGINES.name}: {error}; nothing is published", hint=error.hint) from error
 
 
-def _add(report: Report, name: str, graph: Graph, built: BuiltEngine) -> None:
+def _add(report: Report, name: str, graph: Graph, model: Path, built: BuiltEngine) -> None:
     known = dataclasses.asdict(built.facts)
     # What a second export of the same inputs would not repeat.
     del known["seconds"]
     known |= {"version": built.version, "target": built.target}
     known["types"] = [spec.dtype for spec in (*built.inputs, *built.outputs)]
     report.add(Measurement(ENGINES, name, (built.facts.activation_bytes or 0) / 1e6, facts=known))
-    if name.startswith(("unet", "transformer")) and _loses_fusion(graph, built):
+    backbone = name.startswith(("unet", "transformer"))
+    if backbone and _loses_fusion(graph, built) and attends_to_itself(model):
         raise NotFiniteError(
             f"{ENGINES.name}, {name}: no kernel of {built.version} computes attention in one; "
             "nothing is published"
@@ -66,3 +70,16 @@ def _loses_fusion(graph: Graph, built: BuiltEngine) -> bool:
     attends = built.facts.nodes.get("SOFTMAX", 0) > 0
     full = graph.shape.tile >= FUSED_FROM and graph.precision == "fp16"
     return full and attends and built.facts.fused_attention == 0
+
+
+def attends_to_itself(model: Path) -> bool:
+    """Whether a graph weighs as many keys as it has queries, which is what a fused kernel saves memory of.
+
+    Not so Sana's: it attends to the few tokens of a prompt, whose keys are constants, and to itself linearly.
+    """
+    graph = onnx.load(model, load_external_data=False).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.value_info
+    }
+    weights = [shapes.get(node.output[0], ()) for node in graph.node if node.op_type == "Softmax"]
+    return any(len(shape) < 2 or shape[-1] >= shape[-2] for shape in weights)

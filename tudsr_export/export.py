@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 from tudsr_export.bundle_writer import DECODER, BundleFacts, list_component, write_bundle_files
 from tudsr_export.calibration import calibration_tiles, synthetic_tile
 from tudsr_export.engine_gate import build_all
+from tudsr_export.float32_islands import Islands
 from tudsr_export.gates import HALF, IDENTICAL_DB, MERGED, Report, psnr_db
 from tudsr_export.golden_tile import write_golden
-from tudsr_export.graphs import encoder_graph, stage_graph, vae_graphs
+from tudsr_export.graphs import TransformerStage, encoder_graph, stage_graph, vae_graphs
 from tudsr_export.layouts import StageAdapter, read_adapter
 from tudsr_export.light import Light
 from tudsr_export.merge import BASE_ENCODER, StageSettings, attach_stage, merge_adapter
@@ -134,6 +136,7 @@ class _Export:
             stage_graph(generator, settings.timestep, settings.formula, sides),
             ("z_L", "z_H"),
             plan.precision,
+            network=None if generator.backbone.component == "unet" else TransformerStage.network_part,
         )
         # At full size a second float32 UNet would not fit beside what the exporter needs.
         del generator
@@ -234,7 +237,8 @@ class _Export:
                 break
             part = max(parts, key=lambda p: p.candidate()[0])
             part.keep_in_float32(part.candidate()[1])
-            self.notify(f"{subject}: half is not exact enough; {part.name} keeps {_named(part)} in float32")
+            kept = _named(part.islands)
+            self.notify(f"{subject}: half is not exact enough; {part.name} keeps {kept} in float32")
             halved = self._in_half(parts)
         self.report.psnr(HALF, subject, torch.cat(halved), torch.cat(expected), span=2)
         return halved
@@ -251,7 +255,8 @@ class _Export:
         """Export one part for every shape, compare, and forget it."""
         self.notify(f"{part.name}: exporting in {self.plan.precision}")
         if part.islands:
-            self.notify(f"{part.name}: {_named(part)} stays in float32")
+            for line in _kept(part.islands):
+                self.notify(f"{part.name}: {line}")
             self.islands[part.name] = part.islands.as_json()
         examples = {shape: self._example(part, shape) for shape in self.plan.shapes}
         self.graphs[part.name] = write_graphs(part, self.folder / part.name, examples, self.report)
@@ -286,6 +291,14 @@ def _decibels(halved: list[Tensor], expected: list[Tensor]) -> float:
     return IDENTICAL_DB if found is None else -1 if math.isnan(found) else found
 
 
-def _named(part: Part) -> str:
-    names = sorted(part.islands.blocks | part.islands.attention)
+def _kept(islands: Islands) -> Iterator[str]:
+    """What is not half, in lines."""
+    for name in sorted(islands.bfloat16):
+        yield f"{name} is bfloat16, since half cannot hold its values"
+    if islands.blocks or islands.attention:
+        yield f"{_named(islands)} stays in float32"
+
+
+def _named(islands: Islands) -> str:
+    names = sorted(islands.blocks | islands.attention)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,8 +2,12 @@
 
 Nothing can be decided later: TensorRT 11 runs what the graph says. Two kinds of island:
 
-    a block       Float32Island around it: weights and arithmetic float32, half at its border
+    a block       Island around it: weights and arithmetic float32, half at its border
     attention     float32 queries, keys and values, so that q k^T and its softmax are float32; weights half
+
+Where a transformer's values leave half's range they tend to do so in most of its blocks, for each hands on
+what the one before it gave. Float32 would then be most of the network, so all of it is bfloat16 instead: as
+small as half, with float32's range. What surrounds it, the sum with z_L first of all, stays half.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+BFLOAT16_FROM = 0.25
+"""Share of a network's weights in float32 islands from which all of it is bfloat16 instead: they are twice as
+large, and a GPU takes several times as long for their arithmetic."""
+
 
 @dataclass(frozen=True)
 class Islands:
@@ -29,15 +37,21 @@ class Islands:
 
     blocks: frozenset[str] = frozenset()
     attention: frozenset[str] = frozenset()
+    bfloat16: frozenset[str] = frozenset()
+    """What is bfloat16 but for the float32 within."""
 
     def __or__(self, other: Islands) -> Islands:
-        return Islands(self.blocks | other.blocks, self.attention | other.attention)
+        return Islands(
+            self.blocks | other.blocks, self.attention | other.attention, self.bfloat16 | other.bfloat16
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.blocks or self.attention)
+        return bool(self.blocks or self.attention or self.bfloat16)
 
     def as_json(self) -> dict[str, list[str]]:
-        return {"blocks": sorted(self.blocks), "attention": sorted(self.attention)}
+        """The names by kind; bfloat16 only where there is any."""
+        known = {"blocks": sorted(self.blocks), "attention": sorted(self.attention)}
+        return known | ({"bfloat16": sorted(self.bfloat16)} if self.bfloat16 else {})
 
 
 NONE = Islands()
@@ -50,10 +64,12 @@ class Peaks:
     blocks: dict[str, float] = field(default_factory=dict)
     logits: dict[str, float] = field(default_factory=dict)
     """Largest |q k^T / sqrt(d)|, by attention module."""
+    bfloat16: dict[str, float] = field(default_factory=dict)
+    """As `blocks`, within what is bfloat16."""
 
     @property
     def largest(self) -> float:
-        """The largest of all; NaN where any value is NaN."""
+        """The largest of all that is half; NaN where any value is NaN."""
         values = [*self.blocks.values(), *self.logits.values()]
         return math.nan if any(math.isnan(value) for value in values) else max(values, default=0.0)
 
@@ -92,7 +108,7 @@ class MagnitudeScan(TorchFunctionMode):
 
         def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self._stack.pop()
-            if name in self._islands.blocks:
+            if name in self._islands.blocks or name in self._islands.bfloat16:
                 tree_map_only(Tensor, self._note, output)
 
         self._hooks.callback(part.register_forward_pre_hook(enter).remove)
@@ -125,6 +141,10 @@ class MagnitudeScan(TorchFunctionMode):
         if result.is_floating_point() and result.numel():
             low, high = result.aminmax()
             kind = self.peaks.logits if logits else self.peaks.blocks
+            if self._islands.bfloat16.intersection(self._stack):
+                if logits:
+                    return
+                kind = self.peaks.bfloat16
             self.peaks.note(kind, self._block(), max(-float(low), float(high), key=_nan_first))
 
 
@@ -149,11 +169,15 @@ def upcast_by_config(module: nn.Module) -> Islands:
 
 
 def find_islands(
-    module: nn.Module, tiles: list[Tensor], limit: float, rounds: int = 4
+    module: nn.Module, tiles: list[Tensor], limit: float, rounds: int = 4, network: str | None = None
 ) -> tuple[Islands, list[Tensor], Peaks]:
     """Islands with which no value outside of them is above `limit`, if there are any; outputs; what is left.
 
     Where a value above it leaves an island, the next round takes the block around that.
+
+    Args:
+        network: the part that may be bfloat16 as a whole: where float32 islands do not suffice, or would hold
+            `BFLOAT16_FROM` of its weights.
     """
     islands = upcast_by_config(module)
     outputs, peaks = run_scanned(module, tiles, islands)
@@ -163,7 +187,20 @@ def find_islands(
             break
         islands = islands | more
         outputs, peaks = run_scanned(module, tiles, islands)
+    if network is not None and (
+        not peaks.largest <= limit or float32_share(module, islands, network) >= BFLOAT16_FROM
+    ):
+        islands = Islands(bfloat16=frozenset([network]))
+        outputs, peaks = run_scanned(module, tiles, islands)
     return islands, outputs, peaks
+
+
+def float32_share(module: nn.Module, islands: Islands, network: str) -> float:
+    """The share of a part's weights that lies in float32 blocks."""
+    inside = [n for n in islands.blocks if n == network or _inside(n, (network,))]
+    outer = [n for n in inside if not _inside(n, inside)]
+    held = sum(p.numel() for n in outer for p in module.get_submodule(n).parameters())
+    return held / max(1, sum(p.numel() for p in module.get_submodule(network).parameters()))
 
 
 def _above(peaks: Peaks, limit: float) -> Islands:
@@ -182,23 +219,28 @@ def next_island(peaks: Peaks, islands: Islands) -> tuple[float, Islands]:
 
     (-1, no islands) where there is none.
     """
-    rest = {n: v for n, v in peaks.blocks.items() if _is_part(n) and n not in islands.blocks}
+    known = peaks.blocks | peaks.bfloat16
+    rest = {n: v for n, v in known.items() if _is_part(n) and n not in islands.blocks}
     if not rest:
         return -1.0, NONE
     name = max(rest, key=rest.__getitem__)
     return rest[name], Islands(frozenset([name]))
 
 
-class Float32Island(nn.Module):
-    """A block in float32 within a half module: half comes in, half goes out."""
+class Island(nn.Module):
+    """A block of another type than what surrounds it: its border is that of its surroundings.
 
-    def __init__(self, block: nn.Module) -> None:
+    Args:
+        inside, outside: the types; tensors of others pass as they are.
+    """
+
+    def __init__(self, block: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.inside, self.outside = block, inside, outside
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _to_float32, (args, kwargs))
-        return tree_map_only(Tensor, _to_half, self.block(*args, **kwargs))
+        args, kwargs = tree_map_only(Tensor, _cast(self.outside, self.inside), (args, kwargs))
+        return tree_map_only(Tensor, _cast(self.inside, self.outside), self.block(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         """What a diffusers model asks of its blocks, such as `has_cross_attention`."""
@@ -219,12 +261,8 @@ class Cast(nn.Module):
         return x.to(self.dtype)
 
 
-def _to_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.float16 else x
-
-
-def _to_half(x: Tensor) -> Tensor:
-    return x.half() if x.dtype == torch.float32 else x
+def _cast(source: torch.dtype, target: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(target) if x.dtype == source else x
 
 
 def to_half(module: nn.Module, islands: Islands) -> nn.Module:
@@ -232,12 +270,21 @@ def to_half(module: nn.Module, islands: Islands) -> nn.Module:
     half = copy.deepcopy(module)
     outer = {name for name in islands.blocks if not _inside(name, islands.blocks)}
     kept: Mapping[str, nn.Module] = {name: copy.deepcopy(half.get_submodule(name)) for name in outer}
+    narrow = {name: copy.deepcopy(half.get_submodule(name)).bfloat16() for name in islands.bfloat16}
     half.half()
+    for name, block in narrow.items():
+        half.set_submodule(name, block)
+
+    def around(name: str) -> torch.dtype:
+        return torch.bfloat16 if _inside(name, narrow) else torch.float16
+
     for name in islands.attention:
         if name not in outer and not _inside(name, outer):
-            _upcast(half.get_submodule(name))
+            _upcast(half.get_submodule(name), around(name))
     for name, block in kept.items():
-        half.set_submodule(name, Float32Island(block))
+        half.set_submodule(name, Island(block, torch.float32, around(name)))
+    for name in narrow:
+        half.set_submodule(name, Island(half.get_submodule(name), torch.bfloat16, torch.float16))
     return half
 
 
@@ -245,7 +292,7 @@ def _inside(name: str, blocks: Iterable[str]) -> bool:
     return any(name.startswith(f"{block}.") for block in blocks)
 
 
-def _upcast(attention: Attention) -> None:
+def _upcast(attention: Attention, weights: torch.dtype) -> None:
     for name in ("to_q", "to_k", "to_v"):
         setattr(attention, name, nn.Sequential(getattr(attention, name), Cast(torch.float32)))
-    attention.to_out[0] = nn.Sequential(Cast(torch.float16), attention.to_out[0])
+    attention.to_out[0] = nn.Sequential(Cast(weights), attention.to_out[0])

@@ -2,7 +2,8 @@
 
     merged_vs_lora      adapter merged against adapter attached, UNet and encoder; relative, float32
     baked_vs_merged     each module that is exported, in torch, against the generator; relative, float32
-    fp16_range          largest value inside each module and of each q k^T, outside of its float32 islands
+    fp16_range          largest value inside each module and of each q k^T, outside of its islands in float32
+                        and bfloat16
     half_vs_float32     whole pictures in torch, all stages so far, half against float32; PSNR
     light_vs_full       pictures of a light decoder against the full one's, of the same latents; PSNR, and
                         light_vs_full_dists: DISTS, where its VGG16 is named

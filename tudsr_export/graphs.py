@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
@@ -129,6 +130,9 @@ class TransformerStage(nn.Module):
     Args:
         sides: of the latents that it will be exported for, in cells; no others can be run.
     """
+
+    network_part: ClassVar[str] = "network"
+    """Where B is among its parts."""
 
     def __init__(
         self, generator: Generator, timestep: int, formula: str | None = None, sides: Iterable[int] = ()

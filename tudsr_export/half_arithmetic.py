@@ -30,9 +30,10 @@ SUMS = frozenset(
 
 
 class HalfArithmetic(TorchDispatchMode):
-    """Within its context, `SUMS` of half tensors are computed in float32 and rounded to half.
+    """Within its context, `SUMS` of half tensors are computed in float32 and rounded to half; of bfloat16
+    tensors, to bfloat16.
 
-    What is not of half stays as it is, islands in float32 too. For inference: gradients are not considered.
+    What is of neither stays as it is, islands in float32 too. For inference: gradients are not considered.
     """
 
     def __init__(self) -> None:
@@ -42,14 +43,17 @@ class HalfArithmetic(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket not in SUMS or not _any_half(args):
+        narrow = _narrow(args) if func.overloadpacket in SUMS else None
+        if narrow is None:
             return func(*args, **kwargs)
-        args = tree_map_only(Tensor, _cast(torch.float16, torch.float32), args)
-        return tree_map_only(Tensor, _cast(torch.float32, torch.float16), func(*args, **kwargs))
+        args = tree_map_only(Tensor, _cast(narrow, torch.float32), args)
+        return tree_map_only(Tensor, _cast(torch.float32, narrow), func(*args, **kwargs))
 
 
-def _any_half(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(value, Tensor) and value.dtype == torch.float16 for value in args)
+def _narrow(args: tuple[Any, ...]) -> torch.dtype | None:
+    """The first type of two bytes among tensors."""
+    types = (value.dtype for value in args if isinstance(value, Tensor))
+    return next((dtype for dtype in types if dtype in (torch.float16, torch.bfloat16)), None)
 
 
 def _cast(source: torch.dtype, target: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -67,6 +67,7 @@ def export_onnx(
         assert program is not None  # as it is of the exporter before dynamo
         # The exporter itself folds small constants only, not a prompt's keys and values.
         optimizer.optimize(program.model, input_size_limit=FOLD_UP_TO, output_size_limit=FOLD_UP_TO)
+    transpose_by_name(program.model)
     strip_metadata(program.model)
     if name == MODEL_NAME:
         weights = sum(_stored(value).nbytes for value in program.model.graph.initializers.values())
@@ -77,6 +78,32 @@ def export_onnx(
         onnx_ir.save(program.model, folder / name)
     onnx.checker.check_model(folder / name, full_check=True)
     return folder / name
+
+
+def transpose_by_name(model: onnx_ir.Model) -> None:
+    """Write what an Einsum of one tensor only reorders as a Transpose: ONNX has no Einsum of bfloat16, and an
+    engine need not think about it. SD 3 puts its patches together so."""
+    for graph in model.graphs():
+        for node in tuple(graph):
+            order = _order(node)
+            if order is None:
+                continue
+            (given,), (made,) = node.inputs, node.outputs
+            transpose = onnx_ir.node("Transpose", [given], attributes={"perm": order}, name=node.name)
+            (out,) = transpose.outputs
+            out.name, out.shape, out.type = f"{made.name}_reordered", made.shape, made.type
+            made.replace_all_uses_with(out)
+            graph.insert_after(node, transpose)
+            graph.remove(node, safe=True)
+
+
+def _order(node: onnx_ir.Node) -> list[int] | None:
+    """The axes, in their new order, of an Einsum that only reorders them."""
+    if node.op_type != "Einsum" or len(node.inputs) != 1:
+        return None
+    before, _, after = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+    plain = before.isalpha() and len({*before}) == len(before) and sorted(before) == sorted(after)
+    return [before.index(axis) for axis in after] if plain else None
 
 
 def _share_weights(model: onnx_ir.Model, first: Path) -> None:

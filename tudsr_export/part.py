@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tudsr_export.float32_graph import write_float32_graph
+from tudsr_export.float32_graph import holds_bfloat16, write_float32_graph, write_rounded_graph
 from tudsr_export.float32_islands import NONE, Islands, Peaks, find_islands, next_island, run_scanned, to_half
 from tudsr_export.gates import BAKED, FP16_RANGE, ONNX, Measurement, Report, run_onnx
 from tudsr_export.half_arithmetic import HalfArithmetic
@@ -45,6 +45,8 @@ class Part:
     ports: tuple[str, str]
     """Names of its input and output."""
     precision: str
+    network: str | None = None
+    """The part of the module that may be bfloat16 as a whole (`find_islands`)."""
     islands: Islands = NONE
     peaks: Peaks = field(default_factory=Peaks)
     _half: nn.Module | None = None
@@ -52,7 +54,8 @@ class Part:
     def calibrate(self, tiles: list[Tensor], expected: list[Tensor], report: Report, subject: str) -> None:
         """The gates of the float32 module: it computes what the generator did, within half's range."""
         if self.precision == "fp16":
-            islands, outputs, peaks = find_islands(self.module, tiles, float(FP16_RANGE.limit or 0))
+            limit = float(FP16_RANGE.limit or 0)
+            islands, outputs, peaks = find_islands(self.module, tiles, limit, network=self.network)
         else:
             islands, (outputs, peaks) = NONE, run_scanned(self.module, tiles)
         report.relative(BAKED, subject, torch.cat(outputs), torch.cat(expected))
@@ -141,12 +144,23 @@ def _compared(
 ) -> list[Graph]:
     """A graph, and the float32 one over its weights where it is half; both compared in ONNX Runtime."""
     model, precision = folder / graph.model, graph.precision
-    compare(report, precision, subject, run_onnx(model, x), expected)
+    compare(report, precision, subject, _computed(model, x), expected)
     if precision == "fp32":
         return [graph]
     wide = write_float32_graph(model)
     compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
     return [graph, replace(graph, model=wide.name, files=external_files(wide), precision="fp32")]
+
+
+def _computed(model: Path, x: Tensor) -> Tensor:
+    """What a graph makes of an input; of one with bfloat16, what its rounded graph does."""
+    if not holds_bfloat16(model):
+        return run_onnx(model, x)
+    rounded = write_rounded_graph(model)
+    try:
+        return run_onnx(rounded, x)
+    finally:
+        rounded.unlink()
 
 
 def compare(report: Report, precision: str, subject: str, actual: Tensor, expected: Tensor) -> None:

@@ -20,6 +20,7 @@ from tudsr_train.data.sources import Data, MixedData, Pictures, softens
 from tudsr_train.discriminators.base import DiscriminatorConfig
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import LossWeights
+from tudsr_train.recomputation import PARTS
 from tudsr_train.run.best import RISES
 from tudsr_train.run.optimization import SCHEDULES
 
@@ -80,6 +81,8 @@ class Optimization:
     fp32, so that x_hat is finer than bfloat16's 1/256, for more memory. Eq. (2) is float32 in either."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward: less memory, a third more time. Off in OMGSR."""
+    checkpointed: tuple[str, ...] = PARTS
+    """The parts that `gradient_checkpointing` is for: any of backbone, encoder and decoder. Ours."""
     compile: bool = False
     """torch.compile the UNet: a minute to start, then faster. Ours."""
     device: str = "auto"
@@ -123,6 +126,12 @@ class Optimization:
             raise TrainingError(f"optimization: ema must be below 1, not {self.ema}")
         if self.store not in ("fp32", "fp16"):
             raise TrainingError(f"optimization: store {self.store!r} is not known; fp32 and fp16 are")
+        unknown = sorted({*self.checkpointed} - {*PARTS})
+        if unknown:
+            raise TrainingError(
+                f"optimization: checkpointed names {unknown[0][:80]!r}; {', '.join(PARTS[:-1])} and "
+                f"{PARTS[-1]} are known"
+            )
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"optimization: schedule {self.schedule!r} is not known; {', '.join(SCHEDULES)} are"

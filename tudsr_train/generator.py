@@ -11,7 +11,7 @@ The LQ latent is fed as it is: no noise is added to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ from tudsr_train.bases.folder import PARTS, base_name, base_sha256, find_base
 from tudsr_train.bases.prompt import conditions_of, read_conditions
 from tudsr_train.foreign import misread, read_config, require_modest, without_bars
 from tudsr_train.noising import Noising, VariancePreserving, noising_of
+from tudsr_train.recomputation import PARTS as CHECKPOINTED
+from tudsr_train.recomputation import recompute
 from tudsr_train.step import EPSILON, PREDICTION_TYPES, RESIDUAL, V_PREDICTION, one_step, one_step_weights
 
 if TYPE_CHECKING:
@@ -187,11 +189,9 @@ class Generator(nn.Module):
         """Restore x_L in one step; Eq. (2). Returns (B, 3, H, W) clamped to [-1, 1]."""
         return self.decode(self.denoise(self.encode(x_L, sample), t)).clamp(-1, 1)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Compute the activations of both parts again in the backward, instead of keeping them."""
-        for part in (self.unet, self.vae):
-            if getattr(part, "_supports_gradient_checkpointing", False):
-                part.enable_gradient_checkpointing()
+    def enable_gradient_checkpointing(self, parts: Collection[str] = CHECKPOINTED) -> None:
+        """Compute the activations of these parts again in the backward, instead of keeping them."""
+        recompute(self.unet, self.vae, parts)
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,27 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from diffusers.models.attention_processor import SanaMultiscaleLinearAttention
+from diffusers.models.attention_processor import Attention as LinearAttention
+from diffusers.models.attention_processor import (
+    SanaLinearAttnProcessor2_0,
+    SanaMultiscaleLinearAttention,
+)
 from torch import Tensor, nn
 
 from tests.export.conftest import TILE, export
 from tests.train.backbones.bases import MAKERS, disturb, make_base
+from tudsr_export import command, engine_gate
+from tudsr_export.float32_islands import NONE, to_half
 from tudsr_export.fold_transformer import constant_parts
-from tudsr_export.gates import Report
-from tudsr_export.graphs import TransformerStage
+from tudsr_export.gates import Report, run_onnx
+from tudsr_export.graphs import TransformerStage, vae_graphs
 from tudsr_export.linear_attention import guard_linear_attention
 from tudsr_export.onnx_export import Port, export_onnx
+from tudsr_export.options import ExportOptions
 from tudsr_export.plan import ExportPlan
 from tudsr_runtime.bundle import open_bundle
+from tudsr_runtime.engines.tensorrt.builder import build_engine
+from tudsr_runtime.engines.tensorrt.library import open_library
 from tudsr_runtime.errors import UsageError
 from tudsr_runtime.tiling.axis import plan_axis
 from tudsr_runtime.upscaler import Upscaler
@@ -31,6 +41,12 @@ from tudsr_train.generator import Generator
 
 KINDS = tuple(MAKERS)
 T, FACTOR = 50, 2
+GATES = [
+    "merged_vs_lora", "baked_vs_merged", "fp16_range", "half_vs_float32", "onnx_vs_torch",
+    "runtime_vs_torch", "tensorrt_rtx",
+]  # fmt: skip
+"""Those of a half bundle, in the order of docs/export.md; tiles this small have no seams to look at."""
+BFLOAT16 = onnx.TensorProto.BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,77 @@ def test_a_tile_beyond_the_known_positions_is_refused(made: Callable[[str], Made
         export(plan(one.base, one.adapter, tmp_path / "bundle", tiles=(66,)))
 
 
+LOUDER = {"sd3": "pos_embed.proj", "sana": "patch_embed.proj", "flux": "x_embedder"}
+"""The first layer of each transformer, which says how large the values are that its blocks hand on."""
+
+
+def raise_the_stream(base: Path, kind: str) -> None:
+    """Let the blocks of a base hand on values that half cannot hold."""
+    network = Generator.load(base).unet
+    for parameter in network.get_submodule(LOUDER[kind]).parameters():
+        parameter.data *= 1e5
+    network.save_pretrained(base / "transformer")
+
+
+HALVES = [
+    pytest.param("sd3", "bfloat16"),
+    pytest.param("sana", "float16"),
+    *(pytest.param(kind, dtype, marks=pytest.mark.thorough)
+      for kind, dtype in [("sd3", "float16"), ("sana", "bfloat16"), ("flux", "float16"), ("flux", "bfloat16"),
+                          ("sdxl", "float16")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "dtype"), HALVES)
+def test_a_half_bundle_passes_the_same_gates_in_the_type_that_holds_its_values(
+    kind: str,
+    dtype: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        monkeypatch.setattr(engine_gate, "open_library", open_library)
+    base = make_base(kind, tmp_path / "base")
+    if dtype == "bfloat16":
+        raise_the_stream(base, kind)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    options = ExportOptions(tmp_path / "out", base, stage2=adapter, merge_lora=True, licence="Apache-2.0")
+    command.run(options, tile=TILE)
+    said = capsys.readouterr().err
+    bundle = open_bundle(tmp_path / "out")
+    manifest = bundle.manifest
+    assert list(manifest.numerics) == GATES
+    name = manifest.stages[0].unet
+    assert ("network is bfloat16, since half cannot hold its values" in said) == (dtype == "bfloat16")
+    kept = {name: {"attention": [], "blocks": [], "bfloat16": ["network"]}} if dtype == "bfloat16" else {}
+    assert manifest.provenance["float32_islands"] == kept
+    variant = bundle.variant(name, precision="fp16")
+    assert [spec.dtype for spec in (*variant.inputs, *variant.outputs)] == ["float16", "float16"]
+    model = onnx.load(bundle.path(variant))
+    weights = {t.data_type for t in model.graph.initializer if t.dims}
+    found = (BFLOAT16 in weights, onnx.TensorProto.FLOAT16 in weights)
+    assert found == ((True, False) if dtype == "bfloat16" else (False, True))
+    widest = onnx.load(bundle.path(bundle.variant(name, precision="fp32")))
+    assert not [v for v in widest.graph.value_info if v.type.tensor_type.elem_type == BFLOAT16]
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        built = manifest.numerics["tensorrt_rtx"]
+        assert {name, "vae_encoder", "vae_decoder"} <= {*built}
+        assert built[name]["types"] == ["float16", "float16"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the [rtx] extra: pip install tensorrt-rtx"
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_builder_takes_every_float32_graph(kind: str, made: Callable[[str], Made]) -> None:
+    bundle = open_bundle(made(kind).bundle)
+    library = open_library("tensorrt-rtx")
+    for name in bundle.manifest.components:
+        built = build_engine(bundle.path(bundle.variant(name)), "sm89", library)
+        assert [spec.dtype for spec in (*built.inputs, *built.outputs)] == ["float32", "float32"]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sdxl"])
 def test_batches_and_sizes_get_the_constants_that_they_had(kind: str, made: Callable[[str], Made]) -> None:
@@ -193,6 +280,34 @@ def test_linear_attention_of_nothing_is_finite_once_it_is_guarded(guarded: bool,
         np.testing.assert_allclose(actual, expected.numpy(), atol=1e-6)
     elif np.isfinite(actual).all():
         pytest.skip("this exporter keeps 1e-15")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_every_linear_attention_of_a_sana_is_exported_with_its_guard(half: bool, tmp_path: Path) -> None:
+    """Its autoencoder and its transformer see keys and queries of zero, and ONNX Runtime gives numbers."""
+    G = Generator.load(make_base("sana", tmp_path / "base"), "a")
+    for network in (G.unet, G.vae):
+        for part in network.modules():
+            linear = isinstance(part, SanaMultiscaleLinearAttention) or (
+                isinstance(part, LinearAttention) and isinstance(part.processor, SanaLinearAttnProcessor2_0)
+            )
+            for layer in (part.to_q, part.to_k) if linear else ():
+                nn.init.zeros_(layer.weight)
+    encoder, decoder = vae_graphs(G.vae)
+    stage = TransformerStage(G, T, sides=[8]).eval()
+    for name, module, channels, side in (
+        ("encoder", encoder, 3, 32),
+        ("stage", stage, 8, 8),
+        ("decoder", decoder, 8, 8),
+    ):
+        x, exported = torch.randn(1, channels, side, side), to_half(module, NONE) if half else module
+        with torch.no_grad():
+            expected = module(x)
+            ports = Port("x", tuple(x.shape)), Port("y", tuple(expected.shape))
+            model = export_onnx(exported, tmp_path / name, *ports, "fp16" if half else "fp32")
+        torch.testing.assert_close(
+            run_onnx(model, x), expected, rtol=0, atol=0.02 * float(expected.abs().max()) if half else 1e-4
+        )
 
 
 def test_large_tiles_need_few() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tests.export.conftest import TILE, export
 from tudsr_export import engine_gate
@@ -38,6 +41,16 @@ def built(**changes: object) -> BuiltEngine:
 
 def graph(tile: int = 512, precision: str = "fp16", name: str = "unet_stage1") -> dict[str, list[Graph]]:
     return {name: [Graph("model.onnx", (), Shape(1, tile), precision, (), 0)]}
+
+
+def write_attention(folder: Path, keys: int = 8, name: str = "unet_stage1") -> None:
+    """A graph of 8 queries and so many keys."""
+    shape = (1, 2, 8, keys)
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in "xwy"]
+    nodes = [helper.make_node("Softmax", ["x"], ["w"]), helper.make_node("Identity", ["w"], ["y"])]
+    graph = helper.make_graph(nodes, "attention", ports[:1], ports[2:], value_info=ports[1:2])
+    (folder / name).mkdir()
+    onnx.save(helper.make_model(graph), folder / name / "model.onnx")
 
 
 @pytest.fixture
@@ -106,11 +119,20 @@ def test_a_graph_that_cannot_be_built_fails_the_gate(library, tmp_path):
 )
 def test_attention_must_be_fused_at_full_size(tile, precision, facts, fails, library, tmp_path):
     library(built(**facts))
+    write_attention(tmp_path)
     if not fails:
         engine_gate.build_all(tmp_path, graph(tile, precision), Report(), lambda _: None)
         return
     with pytest.raises(NotFiniteError, match=r"no kernel of 1\.2\.3 computes attention in one"):
         engine_gate.build_all(tmp_path, graph(tile, precision), Report(), lambda _: None)
+
+
+def test_attention_to_a_prompt_alone_need_not_be_fused(library, tmp_path):
+    library(built(fused_attention=0))
+    write_attention(tmp_path, keys=7, name="transformer_stage1")
+    report = Report()
+    engine_gate.build_all(tmp_path, graph(name="transformer_stage1"), report, lambda _: None)
+    assert report.as_json()["tensorrt_rtx"]["transformer_stage1"]["fused_attention"] == 0
 
 
 def test_an_autoencoder_may_have_a_head_that_is_too_wide_to_fuse(library, tmp_path):

@@ -1,5 +1,7 @@
 """The float32 graph over the half weights: same weights, no half arithmetic, no second copy."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -7,8 +9,9 @@ import torch
 from torch import nn
 
 from tests.export.test_bundle_equals_generator import export
-from tudsr_export.float32_graph import write_float32_graph
+from tudsr_export.float32_graph import holds_bfloat16, write_float32_graph, write_rounded_graph
 from tudsr_export.gates import run_onnx
+from tudsr_export.half_arithmetic import HalfArithmetic
 from tudsr_export.onnx_export import Port, export_onnx
 from tudsr_runtime.bundle import open_bundle
 
@@ -78,3 +81,43 @@ def test_half_bundle_has_both_and_a_cpu_takes_the_float32_one(nano, tmp_path):
     narrow, wide = (run_onnx(bundle.path(v), x) for v in component.variants)
     torch.testing.assert_close(wide, narrow, rtol=0, atol=2e-2)
     assert not torch.equal(wide, narrow)
+
+
+class Wide(nn.Module):
+    """A block that is bfloat16 between half and half, and a reordering that is exported as an Einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 1)).bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.einsum("nchw->nwhc", self.block((8192 * x).to(self.block[0].weight.dtype)))
+        return x + (h / 8192).to(x.dtype).permute(0, 3, 2, 1)
+
+
+@pytest.mark.parametrize("external_from", [0, 10**9])
+@torch.no_grad()
+def test_what_is_bfloat16_is_rounded_where_there_are_no_kernels_for_it(
+    external_from: int, tmp_path: Path
+) -> None:
+    module, x = Wide().eval(), torch.randn(SHAPE)
+    model = export_onnx(module, tmp_path / "m", Port("x", SHAPE), Port("y", SHAPE), "fp16", external_from)
+    assert holds_bfloat16(model)
+    with HalfArithmetic():
+        rounded = module(x.half()).float()
+    module.block.float()
+    exact = module(x)
+    wide = write_float32_graph(model)
+    assert not holds_bfloat16(wide)
+    torch.testing.assert_close(run_onnx(wide, x), exact, rtol=0, atol=1e-5)
+    found = run_onnx(write_rounded_graph(model), x)
+    # bfloat16 keeps 8 bits; kernels that sum in another order may round to the next of them
+    torch.testing.assert_close(found, rounded, rtol=0, atol=2**-6)
+    apart = [float((y - exact).square().mean()) for y in (found, rounded)]
+    assert min(apart) > 1e-8
+    assert apart[0] == pytest.approx(apart[1], rel=0.2)
+
+
+def test_half_alone_holds_no_bfloat16(tmp_path: Path) -> None:
+    model = export_onnx(Block().eval().half(), tmp_path / "m", Port("x", SHAPE), Port("y", SHAPE), "fp16")
+    assert not holds_bfloat16(model)

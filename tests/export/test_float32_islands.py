@@ -13,7 +13,7 @@ from torch import nn
 from tests.export.conftest import Source, export, make_adapter, make_nano
 from tudsr_export.float32_islands import (
     NONE,
-    Float32Island,
+    Island,
     Islands,
     find_islands,
     next_island,
@@ -21,6 +21,7 @@ from tudsr_export.float32_islands import (
     to_half,
     upcast_by_config,
 )
+from tudsr_export.half_arithmetic import HalfArithmetic
 from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.errors import NotFiniteError
 from tudsr_train.generator import Generator
@@ -73,7 +74,7 @@ def test_what_half_cannot_hold_becomes_an_island_and_computes_in_float32():
     assert islands == Islands(frozenset(["body.1"]))
     assert peaks.largest <= LIMIT
     half = to_half(model, islands)
-    assert isinstance(half.body[1], Float32Island)
+    assert isinstance(half.body[1], Island)
     assert half.body[1].block.up.weight.dtype == torch.float32
     assert half.body[0].up.weight.dtype == torch.float16
     assert half(x.half()).dtype == torch.float16
@@ -89,6 +90,50 @@ def test_what_leaves_an_island_still_counts():
     assert "body.0.0" in islands.blocks
     _, _, peaks = find_islands(Model(Loud(1e6, leak=1e5)), [torch.ones(1, 4)], LIMIT)
     assert peaks.largest > LIMIT
+
+
+def stream(*gains: float) -> nn.Module:
+    """Blocks that each hand on what they gave, as a transformer's."""
+    return nn.Sequential(Model(*(Loud(gain) for gain in gains)))
+
+
+@pytest.mark.parametrize(
+    ("gains", "wide"), [((1e6, 1.0, 1.0, 1.0, 1.0), False), ((1e6, 1.0, 1.0, 1.0), True), ((1.0, 1.0), False)]
+)
+def test_a_network_of_which_float32_would_be_much_is_bfloat16(gains: tuple[float, ...], wide: bool) -> None:
+    model, x = stream(*gains), torch.ones(1, 4)
+    islands, _, peaks = find_islands(model, [x], LIMIT, network="0")
+    assert (islands.bfloat16 == frozenset("0"), bool(islands.blocks)) == (wide, gains[0] > 1 and not wide)
+    assert peaks.largest <= LIMIT
+    assert find_islands(model, [x], LIMIT)[0].bfloat16 == frozenset()
+    if wide:
+        assert peaks.bfloat16["0.body.0"] == pytest.approx(1e6)
+        assert next_island(peaks, islands) == (pytest.approx(1e6), Islands(frozenset(["0.body.0"])))
+
+
+def test_what_a_bfloat16_network_gives_must_still_be_half() -> None:
+    model = nn.Sequential(Model(Loud(1e6, leak=1e5)))
+    islands, _, peaks = find_islands(model, [torch.ones(1, 4)], LIMIT, network="0")
+    assert islands.bfloat16 == frozenset("0")
+    assert peaks.largest == pytest.approx(1e5)
+
+
+@torch.no_grad()
+def test_a_bfloat16_network_is_narrow_and_near_with_float32_within() -> None:
+    model = stream(1e6, 3.0)
+    x = torch.tensor([[1.0, -0.5, 0.3, 0.1]])
+    islands = Islands(frozenset(["0.body.1"]), bfloat16=frozenset(["0"]))
+    half = to_half(model, islands)
+    network = half[0].block
+    assert network.body[0].up.weight.dtype == torch.bfloat16
+    assert network.body[1].block.up.weight.dtype == torch.float32
+    assert network.body[1].outside == torch.bfloat16
+    with HalfArithmetic():
+        found = half(x.half())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), model(x), rtol=2**-7, atol=0)
+    assert not torch.equal(found.float(), model(x))
+    assert islands.as_json() == {"blocks": ["0.body.1"], "attention": [], "bfloat16": ["0"]}
 
 
 def attention(upcast: bool = False, size: float = 1.0) -> nn.Module:
@@ -146,8 +191,8 @@ def test_an_export_keeps_an_island_says_so_and_passes_every_gate(tmp_path):
 def test_without_islands_the_same_export_fails(tmp_path, monkeypatch):
     from tudsr_export import part
 
-    def none(module, tiles, limit):
-        del limit
+    def none(module, tiles, limit, network):
+        del limit, network
         return NONE, *run_scanned(module, tiles)
 
     monkeypatch.setattr(part, "find_islands", none)

@@ -40,7 +40,7 @@ def prepare(generator: Generator, optimization: Optimization, device: torch.devi
     for part in (generator.unet, generator.vae):
         part.to(memory_format=torch.channels_last)
     if optimization.gradient_checkpointing:
-        generator.enable_gradient_checkpointing()
+        generator.enable_gradient_checkpointing(optimization.checkpointed)
     if optimization.compile:
         generator.unet.compile(dynamic=False)
 

@@ -23,6 +23,8 @@ from tudsr_train.generator import Generator
 from tudsr_train.losses.adversarial import TUDSR
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.noising import Flow, VariancePreserving
+from tudsr_train.recomputation import PARTS
+from tudsr_train.run.precision import prepare
 from tudsr_train.stage1 import algorithm_1, train_stage1
 from tudsr_train.stage2 import algorithm_2, train_stage2
 from tudsr_train.step import one_step
@@ -89,6 +91,53 @@ def test_a_resumed_run_of_both_stages_equals_an_uninterrupted_one(
 
     assert train("1", 1, 1) != train("1", 2, 1) == train("1 whole", 2, 1)
     assert train("2", 1, 2) != train("2", 2, 2) == train("2 whole", 2, 2)
+
+
+def kept_and_gradients(base: Path, parts: tuple[str, ...]) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes that autograd keeps for a backward through all of G, and the gradient of every weight."""
+    G = Generator.load(base).requires_grad_(True)
+    G.enable_gradient_checkpointing(parts)
+    x_L = torch.linspace(-1, 1, 3 * 32 * 32).sin().view(1, 3, 32, 32)
+    sizes: list[int] = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(x.nbytes)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = G.decode(G.denoise(G.encode(x_L), 200)).square().sum()
+    loss.backward()
+    named = G.named_parameters()
+    return sum(sizes), {name: p.grad for name, p in named if p.grad is not None}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_part_can_compute_its_activations_again(kind: str, bases: Callable[[str], Path]) -> None:
+    most, expected = kept_and_gradients(bases(kind), ())
+    assert {name.split(".")[0] for name in expected} == {"unet", "vae"}
+    saved = 0
+    for part in PARTS:
+        kept, found = kept_and_gradients(bases(kind), (part,))
+        assert kept < 0.95 * most, part
+        saved += most - kept
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], msg=lambda m, name=name: f"{name}: {m}")
+    kept, _ = kept_and_gradients(bases(kind), PARTS)
+    assert most - kept == pytest.approx(saved, rel=0.05)
+
+
+def test_a_configuration_chooses_the_parts(bases: Callable[[str], Path]) -> None:
+    G = Generator.load(bases("sd3"))
+    prepare(G, Optimization(checkpointed=("decoder",)), torch.device("cpu"))
+    parts = (G.unet, G.vae.encoder, G.vae.decoder)
+    assert not any(part.gradient_checkpointing for part in parts)
+    chosen = Optimization(gradient_checkpointing=True, checkpointed=("decoder",))
+    prepare(G, chosen, torch.device("cpu"))
+    assert [part.gradient_checkpointing for part in parts] == [False, False, True]
+    with pytest.raises(TrainingError, match="'unet'; backbone, encoder and decoder are known"):
+        Optimization(checkpointed=("backbone", "unet"))
 
 
 @pytest.mark.parametrize("kind", FLOWS)
