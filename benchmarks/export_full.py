@@ -1,11 +1,16 @@
 """The export at full size: the architecture of Stable Diffusion 2.1-base, both stages, the autoencoder.
 
     python -m benchmarks.export_full [--precision fp16] [--keep DIR] [--json FILE]
+    python -m benchmarks.export_full --graphs-alone --keep DIR
 
 Weights are random: what is measured is the way through the exporter, not a picture. Prints the figures of
 the gates, then seconds, peak resident memory, file sizes, nodes and casts; with the [rtx] extra also what
 TensorRT for RTX makes of the graphs for an RTX 40 card (SM 8.9). Needs 14 GB of memory and 20 GB of disk.
 Fails where a documented bound does not hold.
+
+--graphs-alone makes a bundle to time with, by a part of the work: the same graphs without gates, and stage 2
+over a copy of stage 1's UNet. Its golden tile is black, so that no machine passes it: name the precision.
+Its overlap of 80 px is what trained bundles were measured to be good with, and was not measured.
 """
 
 from __future__ import annotations
@@ -14,10 +19,12 @@ import argparse
 import json
 import platform
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +35,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.full_size import scheduler, unet_and_vae
+from tudsr_export.bundle_writer import DECODER, BundleFacts, list_component, write_bundle_files
 from tudsr_export.command import run
+from tudsr_export.export import sized
+from tudsr_export.golden_tile import write_golden
+from tudsr_export.graphs import stage_graph, vae_graphs
+from tudsr_export.merge import BASE_ENCODER, attach_stage, merge_adapter
 from tudsr_export.options import ExportOptions
+from tudsr_export.part import Graph, Part, widened, write_models
+from tudsr_export.plan import ExportPlan
+from tudsr_export.seams import LEAST_OVERLAP
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_train.adapters import TARGETS, add_adapter, record_of, save_adapter
 from tudsr_train.generator import Generator
@@ -39,6 +54,11 @@ MOST_MEMORY = 14e9
 MOST_UNET = 1.66e9
 """Bytes of the files of one half UNet."""
 RANK = 32
+SHAPES: dict[str, Callable[[int], Sequence[int]]] = {
+    "image": lambda tile: (1, 3, tile, tile),
+    **dict.fromkeys(("z_L", "z_H"), lambda tile: (1, 4, tile // 8, tile // 8)),
+}
+"""Of inputs and outputs, by the size of tiles in px."""
 
 
 def make_base(folder: Path) -> None:
@@ -117,6 +137,56 @@ def export(folder: Path, precision: str) -> dict[str, Any]:
     }
 
 
+def graphs_alone(folder: Path, precision: str) -> None:
+    """Write `folder`/bundle as the exporter would, but with nothing computed and nothing compared."""
+    base = folder / "base"
+    base.mkdir()
+    make_base(base)
+    adapters = dict(enumerate(make_adapters(base, folder), 1))
+    generator = Generator.load(base).eval()
+    output = folder / "bundle"
+    plan = sized(
+        ExportPlan(base, adapters, output, precision, "full-untested", "unspecified", tiles=None), generator
+    )
+    output.mkdir()
+    stages, graphs = [], {}
+    for number, adapter in adapters.items():
+        attached, settings = attach_stage(generator, adapter, number)
+        stages.append(settings)
+        if number == 1:
+            merge_adapter(attached.unet)
+            sides = [shape.tile // 8 for shape in plan.shapes]
+            module = stage_graph(attached, settings.timestep, settings.formula, sides)
+            unet = Part(settings.unet, module, ("z_L", "z_H"), precision)
+        del attached
+    generator.unet = nn.Identity()
+    graphs[stages[0].unet] = untested(unet, output, plan)
+    shutil.copytree(output / stages[0].unet, output / stages[1].unet)
+    graphs[stages[1].unet] = graphs[stages[0].unet]
+    encoder, decoder = vae_graphs(generator.vae)
+    for name, module, ports in (
+        (BASE_ENCODER, encoder, ("image", "z_L")),
+        (DECODER, decoder, ("z_H", "image")),
+    ):
+        graphs[name] = untested(Part(name, module.eval(), ports, precision), output, plan)
+    components = {name: list_component(output / name, listed) for name, listed in sorted(graphs.items())}
+    black = torch.full((1, 3, plan.tile, plan.tile), -1.0)
+    golden = write_golden(output, black, [black] * len(stages))
+    facts = BundleFacts(plan, generator, tuple(stages), components, golden, {}, overlap=LEAST_OVERLAP)
+    write_bundle_files(output, facts, {})
+
+
+def untested(part: Part, folder: Path, plan: ExportPlan) -> list[Graph]:
+    """The graphs of a part for every size of tiles of the plan, each in half followed by the float32 one."""
+    ports = {
+        shape: part.ports_of(*(SHAPES[port](shape.tile) for port in part.ports)) for shape in plan.shapes
+    }
+    models = write_models(part, folder / part.name, ports).values()
+    if part.precision == "fp32":
+        return [*models]
+    return [graph for model in models for graph in (model, widened(folder / part.name, model))]
+
+
 def show(result: dict[str, Any]) -> None:
     lines = [f"{result['seconds']} s, of the processor {result['processor_seconds']} s"]
     lines.append(f"peak resident memory {result['peak_memory_bytes'] / 1e9:.2f} GB")
@@ -137,7 +207,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
     parser.add_argument("--keep", type=Path, help="work in this new folder, and leave the bundle there")
     parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--graphs-alone", action="store_true", help="a bundle to time with: no gates")
     options = parser.parse_args()
+    if options.graphs_alone:
+        if options.keep is None or options.json is not None:
+            parser.error("--graphs-alone needs --keep, and has no result for --json")
+        options.keep.mkdir(parents=True)
+        graphs_alone(options.keep, options.precision)
+        sys.stdout.write(f"{options.keep / 'bundle'}\n")
+        return
     if options.keep:
         options.keep.mkdir(parents=True)
         result = export(options.keep, options.precision)

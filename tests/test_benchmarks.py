@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
+
+from benchmarks import build_engines
 
 ROOT = Path(__file__).parent.parent
 MODULES = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
@@ -32,3 +35,14 @@ def test_documents_start_benchmarks_that_are_there() -> None:
         assert set(re.findall(r"-m benchmarks\.(\w+)", text)) <= {*PROGRAMS, "NAME"}, path
         for name in re.findall(r"benchmarks/(\w+)\.py", text):
             assert name in MODULES, path
+
+
+def test_documented_builds_are_those_that_were_measured() -> None:
+    """The tables of docs/tensorrt.md are made of the result files, by `--again`."""
+    document = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    results = sorted((ROOT / "benchmarks" / "results").glob("build_*.json"))
+    assert len(results) >= 2
+    for path in results:
+        text = build_engines.markdown(json.loads(path.read_text(encoding="utf-8")))
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == text, path.name
+        assert text.strip() in document, path.name

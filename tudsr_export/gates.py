@@ -58,8 +58,9 @@ FP16_RANGE = Gate("fp16_range", 65504 / 4)
 # By PSNR and not by the worst pixel: in a decoder as large as Stable Diffusion's, half's rounding puts one
 # pixel of a million several levels off in a picture that is right to a quarter of a level (61 dB).
 HALF = Gate("half_vs_float32", 45.0, least=True)
-# Stable Diffusion's full decoder gives photographs back at about 24 dB (COCO, as its authors publish), and
-# restorers that people call good are 0.06 of dists[hed] from them (benchmarks/results/rivals.md).
+# Stable Diffusion's autoencoder gives photographs back at 23.4 to 24.5 dB (COCO 2017 at 256 px, by the model
+# card of stabilityai/sd-vae-ft-mse), and restorers that people call good are 0.06 of dists[hed] from them
+# (benchmarks/results/rivals.md).
 LIGHT = Gate("light_vs_full", 30.0, least=True)
 LIGHT_DISTS = Gate("light_vs_full_dists", 0.05)
 ONNX = {"fp32": Gate("onnx_vs_torch", 1e-4), "fp16": Gate("onnx_vs_torch", 55.0, least=True)}

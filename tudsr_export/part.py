@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -74,6 +75,10 @@ class Part:
         """What would be kept in float32 next, and its largest value; (-1, nothing) where all is."""
         return next_island(self.peaks, self.islands)
 
+    def ports_of(self, source: Sequence[int], target: Sequence[int]) -> tuple[Port, Port]:
+        """Input and output by name, of these shapes."""
+        return Port(self.ports[0], tuple(source)), Port(self.ports[1], tuple(target))
+
     def exported(self) -> nn.Module:
         """The module in the precision of the bundle."""
         if self.precision == "fp32":
@@ -109,27 +114,37 @@ def write_graphs(
 ) -> list[Graph]:
     """Export a part for every shape, each with an example input and its expected output, and compare.
 
+    Shapes, weights and what is left of the part as `write_models` says.
+    """
+    ports = {shape: part.ports_of(x.shape, expected.shape) for shape, (x, expected) in examples.items()}
+    models = write_models(part, folder, ports)
+    graphs = []
+    for shape, graph in models.items():
+        subject = f"{part.name}, {shape}" if graphs else part.name
+        graphs += _compared(folder, graph, subject, *examples[shape], report)
+    return graphs
+
+
+def write_models(part: Part, folder: Path, ports: dict[Shape, tuple[Port, Port]]) -> dict[Shape, Graph]:
+    """Export a part for every shape, with these ports, and compare nothing.
+
     The first shape is the bundle's own; the graphs of the others share its weights. The part's own weights
     are gone afterwards.
     """
     part.forget_float32()
-    first = next(iter(examples))
+    first = next(iter(ports))
     # Shared weights have to lie in a file of their own.
-    external = EXTERNAL_FROM["fp16"] if len(examples) > 1 else None
+    external = EXTERNAL_FROM["fp16"] if len(ports) > 1 else None
     models = {}
-    for shape, (x, expected) in examples.items():
-        ports = Port(part.ports[0], tuple(x.shape)), Port(part.ports[1], tuple(expected.shape))
+    for shape, (source, target) in ports.items():
         name = _file_name(shape, first)
         model = export_onnx(
-            part.exported(), folder, *ports, part.precision, external_from=external, name=name
+            part.exported(), folder, source, target, part.precision, external_from=external, name=name
         )
-        models[shape] = Graph(name, external_files(model), shape, part.precision, ports, count_macs(model))
+        macs = count_macs(model)
+        models[shape] = Graph(name, external_files(model), shape, part.precision, (source, target), macs)
     part.release()
-    graphs = []
-    for shape, graph in models.items():
-        subject = part.name if shape == first else f"{part.name}, {shape}"
-        graphs += _compared(folder, graph, subject, *examples[shape], report)
-    return graphs
+    return models
 
 
 def _file_name(shape: Shape, first: Shape) -> str:
@@ -147,9 +162,15 @@ def _compared(
     compare(report, precision, subject, _computed(model, x), expected)
     if precision == "fp32":
         return [graph]
-    wide = write_float32_graph(model)
-    compare(report, precision, f"{subject}, in fp32", run_onnx(wide, x), expected)
-    return [graph, replace(graph, model=wide.name, files=external_files(wide), precision="fp32")]
+    wide = widened(folder, graph)
+    compare(report, precision, f"{subject}, in fp32", run_onnx(folder / wide.model, x), expected)
+    return [graph, wide]
+
+
+def widened(folder: Path, graph: Graph) -> Graph:
+    """The float32 graph over the weights of a half one, which is written beside it."""
+    wide = write_float32_graph(folder / graph.model)
+    return replace(graph, model=wide.name, files=external_files(wide), precision="fp32")
 
 
 def _computed(model: Path, x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 ENGINE_LIBRARIES = (
     *("openvino", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx"),
-    *("tensorrt", "tensorrt-rtx"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu12"),
 )
-"""The packages of the engine libraries."""
+"""The packages of the engine libraries, of TensorRT those that are asked for by name."""
 
 
 def install_hint(extra: str) -> str:

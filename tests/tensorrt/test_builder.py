@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.tensorrt.graphs import write_graph
 from tudsr_runtime.bundle import TensorSpec
@@ -117,7 +118,8 @@ def test_a_library_that_is_not_there_comes_with_its_pip_line(monkeypatch: pytest
         open_library("tensorrt-rtx")
     # In which order the installed package lists them is up to what built it.
     pip, install, *wanted = shlex.split(str(caught.value.hint))
-    assert (pip, install, sorted(wanted)) == ("pip", "install", ["cuda-bindings>=12.8", "tensorrt-rtx>=1.4"])
+    assert (pip, install) == ("pip", "install")
+    assert sorted(Requirement(one).name for one in wanted) == ["cuda-bindings", "tensorrt-rtx"]
     with pytest.raises(UsageError, match="no engine library is called 'tvm'"):
         open_library("tvm")
 

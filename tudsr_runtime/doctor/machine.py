@@ -6,12 +6,13 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from tudsr_runtime.bench.measure import describe_machine
 from tudsr_runtime.doctor.findings import Finding
+from tudsr_runtime.engines.tensorrt.cuda import CUDA_13_DRIVER
 from tudsr_runtime.engines.tensorrt.library import TARGETS
 from tudsr_runtime.files import cache_folder
 from tudsr_runtime.installation import nvidia_smi, versions_of
@@ -22,7 +23,8 @@ from tudsr_runtime.version import __version__
 PACKAGES = (
     *("numpy", "pillow", "typer", "rich"),
     *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-migraphx"),
-    *("openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings"),
+    *("openvino", "tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    *("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "cuda-bindings"),
     *("torch", "diffusers", "peft", "transformers", "accelerate", "onnx", "onnxscript"),
     *("huggingface-hub", "watchfiles", "fastapi", "uvicorn"),
 )
@@ -101,12 +103,16 @@ def gpus() -> Iterator[Finding]:
     if listed is None:
         yield Finding("gpu", "nvidia-smi finds no NVIDIA GPU (others are tried by name: docs/devices.md)")
         return
+    installed = versions_of(PACKAGES)
     for number, line in enumerate(listed.split("; ")):
-        yield gpu_finding(number, line)
+        yield gpu_finding(number, line, installed)
 
 
-def gpu_finding(number: int, line: str) -> Finding:
-    """What nvidia-smi says of one GPU: name, driver, memory and compute capability, with commas between."""
+def gpu_finding(number: int, line: str, installed: Mapping[str, str]) -> Finding:
+    """What nvidia-smi says of one GPU: name, driver, memory and compute capability, with commas between.
+
+    `installed` are versions of packages: a problem where some need a later driver than there is.
+    """
     name, driver, memory, capability = (line.split(", ") + [""] * 4)[:4]
     target = f"sm{capability.replace('.', '')}"
     engines = "TensorRT for RTX and TensorRT" if target in TARGETS else "TensorRT, not TensorRT for RTX"
@@ -116,11 +122,21 @@ def gpu_finding(number: int, line: str) -> Finding:
     if cuda is None:
         hint = f"a driver of {DRIVERS[-1][0]} or later"
         return Finding(f"gpu {number}", f"{text}: too old for CUDA 12", "problem", hint, facts)
+    later = [name for name in installed if needs_cuda_13(name, installed[name])]
+    if later and _major(driver) < CUDA_13_DRIVER:
+        hint = f"a driver of {CUDA_13_DRIVER} or later, or the packages for CUDA 12 (docs/tensorrt.md)"
+        said = f"{text}: {cuda}, but {' and '.join(later)} {'needs' if len(later) == 1 else 'need'} CUDA 13"
+        return Finding(f"gpu {number}", said, "problem", hint, facts)
     return Finding(f"gpu {number}", f"{text}: {cuda}; engines of {engines}", facts=facts)
 
 
-DRIVERS = ((580, "CUDA 13 and 12"), (525, "CUDA 12"))
-"""From which driver on which CUDA runs (NVIDIA's table of CUDA compatibility, Linux)."""
+DRIVERS = ((CUDA_13_DRIVER, "CUDA 13 and 12"), (525, "CUDA 12"))
+"""From which driver on which CUDA runs (docs.nvidia.com/deploy/cuda-compatibility, minor versions)."""
+
+
+def needs_cuda_13(package: str, version: str) -> bool:
+    """Whether a package holds the runtime of CUDA 13, by its name or its version."""
+    return package.endswith("-cu13") or (package == "cuda-bindings" and _major(version) >= 13)
 
 
 def _major(version: str) -> int:

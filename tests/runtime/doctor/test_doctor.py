@@ -160,9 +160,27 @@ def test_a_back_end_that_fails_is_a_problem_unless_its_engines_are_not_built(
     ],
 )
 def test_what_a_gpu_can_run_follows_from_driver_and_capability(line: str, status: str, said: str) -> None:
-    found = machine.gpu_finding(0, line)
+    found = machine.gpu_finding(0, line, {})
     assert found.status == status
     assert said in found.text
+
+
+@pytest.mark.parametrize(
+    ("driver", "installed", "wrong"),
+    [
+        ("570.86.10", {"tensorrt-rtx-cu13": "1.7.1.116", "cuda-bindings": "13.5.0"}, "need CUDA 13"),
+        ("570.86.10", {"tensorrt-rtx-cu12": "1.7.1.116", "cuda-bindings": "13.0.3"}, "needs CUDA 13"),
+        ("570.86.10", {"tensorrt-rtx-cu12": "1.7.1.116", "cuda-bindings": "12.9.10"}, None),
+        ("580.65.06", {"tensorrt-cu13": "11.4.0.106", "cuda-bindings": "13.5.0"}, None),
+    ],
+)
+def test_packages_that_need_a_later_driver_are_a_problem(
+    driver: str, installed: dict[str, str], wrong: str | None
+) -> None:
+    line = f"NVIDIA GeForce RTX 4090, {driver}, 24564 MiB, 8.9"
+    found = machine.gpu_finding(0, line, installed)
+    assert found.status == ("problem" if wrong else "ok")
+    assert wrong is None or (wrong in found.text and "a driver of 580 or later" in str(found.hint))
 
 
 def test_features_of_the_processor(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def _about_driver(reason: str) -> str | None:
     if INSUFFICIENT_DRIVER not in reason:
         return None
     return (
-        f"where there is an NVIDIA GPU, a driver of {CUDA_13_DRIVER} or later, which CUDA 13 needs; "
-        "nvidia-smi shows it"
+        f"where there is an NVIDIA GPU, a driver of {CUDA_13_DRIVER} or later, which CUDA 13 needs "
+        "(nvidia-smi shows it), or the packages for CUDA 12 (docs/tensorrt.md)"
     )
 
 
