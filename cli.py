@@ -1,26 +1,17 @@
 """The `tudsr` command: assembles the commands of the packages, each imported only when it runs.
 
-stdout carries results, stderr everything else. Every error that tudsr raises on purpose ends here, as one
-line and an exit code (`tudsr_runtime.errors`); anything else is a bug and shows its traceback.
+stdout carries results, stderr everything else. Every error that tudsr raises on purpose ends as one line and
+an exit code (`tudsr_runtime.entry`); anything else is a bug and shows its traceback.
 """
 
-import dataclasses
-import inspect
-import io
-import os
-import signal
 import sys
-import traceback
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup
 
 from tudsr_eval.options import AblationOptions, EvalOptions
 from tudsr_export.options import ExportOptions
@@ -28,35 +19,9 @@ from tudsr_runtime.batch.options import NOT_OF_WATCH, UpscaleOptions, WatchOptio
 from tudsr_runtime.bench.options import BenchOptions, LatencyOptions, Table3Options
 from tudsr_runtime.engines.options import engines_option, threads_option
 from tudsr_runtime.engines.tensorrt.options import BuildOptions
+from tudsr_runtime.options import Grouped, command_group, failures_as_json, from_options, named_path, needs
 from tudsr_serve.options import ServeOptions
 from tudsr_train.options import PairsOptions, TrainOptions
-
-
-class _Grouped(TyperCommand):
-    """A command whose help lists its options in groups, in plain text, as they are declared."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one list for each `rich_help_panel`, what has none as "Options"."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            default = "Options" if isinstance(parameter, TyperOption) else "Arguments"
-            if record is not None:
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
-        for name in sorted(groups, key=lambda name: (name != "Arguments", name == "Options")):
-            with formatter.section(name):
-                formatter.write_dl(groups[name])
-
-
-def _group(help_text: str, add_completion: bool = False) -> typer.Typer:
-    return typer.Typer(
-        help=help_text,
-        no_args_is_help=True,
-        add_completion=add_completion,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
 
 
 class _EvalGroup(TyperGroup):
@@ -68,72 +33,17 @@ class _EvalGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = _group("Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True)
-train_app = _group("Train the base model, the LoRA adapter of each stage, and a light decoder.")
-bundle_app = _group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
+app = command_group(
+    "Image super-resolution by 8 and more, with two one-step diffusion stages.", add_completion=True
+)
+train_app = command_group("Train the base model, the LoRA adapter of each stage, and a light decoder.")
+bundle_app = command_group("Look at a bundle, the folder of ONNX graphs that `tudsr upscale` runs.")
 app.add_typer(train_app, name="train")
 app.add_typer(bundle_app, name="bundle")
-bench_app = _group("Time this machine.")
+bench_app = command_group("Time this machine.")
 app.add_typer(bench_app, name="bench")
-eval_app = _group("Say how good pictures are, beside those of rivals.")
+eval_app = command_group("Say how good pictures are, beside those of rivals.")
 app.add_typer(eval_app, name="eval", cls=_EvalGroup)
-
-
-def _from_options(command: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
-    """A command for Typer, whose parameter `options`, a dataclass, is replaced by the fields of it.
-
-    A field `Annotated[tuple[str, ...], typer.Option(...)]` is an option that may be repeated. Fields named in
-    `without` keep their defaults.
-    """
-    own = typing.get_type_hints(command, include_extras=True)
-    kind = own["options"]
-    hints = typing.get_type_hints(kind, include_extras=True)
-    types = {name: hint for name, hint in hints.items() if name not in without}
-    repeated = {
-        name for name, found in types.items() if typing.get_origin(typing.get_args(found)[0]) is tuple
-    }
-    parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.name != "options":
-            parameters.append(parameter.replace(annotation=own[parameter.name]))
-            continue
-        for field in (field for field in dataclasses.fields(kind) if field.name in types):
-            of, help_text = typing.get_args(types[field.name])
-            if field.name in repeated:
-                of = list[typing.get_args(of)[0]]  # type: ignore[misc]  # all that Typer repeats
-            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-            parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=[] if default == () else default,
-                    annotation=Annotated[of, help_text],
-                )
-            )
-
-    def run(**given: Any) -> None:
-        values = {name: given.pop(name) for name in types}
-        with _failures_as_json(values.get("as_json", False)):
-            command(**given, options=kind(**values | {name: tuple(values[name]) for name in repeated}))
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
-
-
-@contextmanager
-def _failures_as_json(wanted: bool) -> Iterator[None]:
-    """Where JSON is wanted, write what ends the command to stdout as an object, too."""
-    from tudsr_runtime.terminal import Terminal, failure, was_told
-
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        ended = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > 128)
-        if wanted and not ended and not was_told(error):
-            Terminal().json(failure(error))
-        raise
 
 
 def _print_version(wanted: bool) -> None:
@@ -153,21 +63,14 @@ def _common(
     pass
 
 
-def _path(text: str) -> Path:
-    """An input; the empty one, of a variable that is not set, would be the folder where one stands."""
-    if not text:
-        raise typer.BadParameter("an empty name is no picture and no folder")
-    return Path(text)
-
-
-@app.command(cls=_Grouped)
-@_from_options
+@app.command(cls=Grouped)
+@from_options
 def upscale(
     inputs: Annotated[
         list[Path],
         # Whether they can be read is found out picture by picture: one that cannot must not stop the rest.
         typer.Argument(
-            metavar="INPUT...", parser=_path, help="Pictures, folders of them, patterns, or - for stdin."
+            metavar="INPUT...", parser=named_path, help="Pictures, folders of them, patterns, or - for stdin."
         ),
     ],
     options: UpscaleOptions,
@@ -187,20 +90,20 @@ def upscale(
         run(inputs, options, comparison(options.compare))
 
 
-@app.command(cls=_Grouped)
-@partial(_from_options, without=NOT_OF_WATCH)
+@app.command(cls=Grouped)
+@partial(from_options, without=NOT_OF_WATCH)
 def watch(
     folder: Annotated[
-        Path, typer.Argument(metavar="IN", parser=_path, help="Folder that pictures come into.")
+        Path, typer.Argument(metavar="IN", parser=named_path, help="Folder that pictures come into.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", parser=_path, help="Folder of the results.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", parser=named_path, help="Folder of the results.")],
     options: WatchOptions,
 ) -> None:
     """Enlarge every picture that comes into a folder, until Ctrl-C.
 
     What is there already is done first. Stopped and started again, it goes on where it was.
     """
-    with _needs("watch"):
+    with needs("watch"):
         from tudsr_runtime.batch.watch_command import watch as run
 
         run(folder, output, options)
@@ -214,7 +117,7 @@ def bundle_info(
     """Print what a bundle says about itself."""
     from tudsr_runtime.bundle_command import bundle_info as run
 
-    with _failures_as_json(as_json):
+    with failures_as_json(as_json):
         run(bundle, as_json)
 
 
@@ -245,7 +148,7 @@ def bundle_list(
     """Print the bundles that are here: built in, and pulled from the hub."""
     from tudsr_runtime.hub.command import bundle_list as run
 
-    with _failures_as_json(as_json):
+    with failures_as_json(as_json):
         run(as_json)
 
 
@@ -275,7 +178,7 @@ def pull(
 
     Its folder is printed. `--bundle hf:OWNER/NAME` runs it.
     """
-    with _needs("hub"):
+    with needs("hub"):
         from tudsr_runtime.hub.command import pull as run
 
         run(name, output)
@@ -292,14 +195,14 @@ def push(
 
     A bundle is checked first. The address of the commit is printed.
     """
-    with _needs("hub"):
+    with needs("hub"):
         from tudsr_runtime.hub.command import push as run
 
         run(folder, name, private, message)
 
 
 @bench_app.command("latency")
-@_from_options
+@from_options
 def bench_latency(options: LatencyOptions) -> None:
     """Time one enlargement, whole and in its parts, with engines loaded."""
     from tudsr_runtime.bench.command import latency
@@ -308,7 +211,7 @@ def bench_latency(options: LatencyOptions) -> None:
 
 
 @bench_app.command("table3")
-@_from_options
+@from_options
 def bench_table3(options: Table3Options) -> None:
     """Time the four rows of the paper's Table 3, beside the published figures.
 
@@ -320,7 +223,7 @@ def bench_table3(options: Table3Options) -> None:
 
 
 @bench_app.command("tiles")
-@_from_options
+@from_options
 def bench_tiles(options: BenchOptions) -> None:
     """Time one tile of every size that the bundle has; `upscale` then chooses sizes by it.
 
@@ -363,45 +266,45 @@ def doctor(
     """
     from tudsr_runtime.doctor.command import doctor as run
 
-    with _failures_as_json(as_json):
+    with failures_as_json(as_json):
         run(bundle, as_json)
 
 
 @train_app.command("base")
-@_from_options
+@from_options
 def train_base(options: TrainOptions) -> None:
     """Train a base model from nothing."""
-    with _needs("train"):
+    with needs("train"):
         from tudsr_train.command import run
 
         run("base", options)
 
 
 @train_app.command("stage1")
-@_from_options
+@from_options
 def train_stage1(options: TrainOptions) -> None:
     """Train the LoRA of stage 1 (Algorithm 1)."""
-    with _needs("train"):
+    with needs("train"):
         from tudsr_train.command import run
 
         run("stage1", options)
 
 
 @train_app.command("stage2")
-@_from_options
+@from_options
 def train_stage2(options: TrainOptions) -> None:
     """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    with _needs("train"):
+    with needs("train"):
         from tudsr_train.command import run
 
         run("stage2", options)
 
 
 @train_app.command("decoder")
-@_from_options
+@from_options
 def train_decoder(options: TrainOptions) -> None:
     """Distil a light decoder from the base's own, for `tudsr upscale --decoder light`."""
-    with _needs("train"):
+    with needs("train"):
         from tudsr_train.command import run
 
         run("decoder", options)
@@ -434,20 +337,20 @@ def train_plot(
 
 
 @app.command()
-@_from_options
+@from_options
 def export(options: ExportOptions) -> None:
     """Merge the adapters into the base and write a bundle of ONNX graphs.
 
     Every graph is compared with the model it came from; a bundle that differs is not written.
     """
-    with _needs("export"):
+    with needs("export"):
         from tudsr_export.command import run
 
         run(options)
 
 
 @app.command()
-@_from_options
+@from_options
 def build(options: BuildOptions) -> None:
     """Build TensorRT engines from a bundle.
 
@@ -458,31 +361,31 @@ def build(options: BuildOptions) -> None:
     run(options)
 
 
-@app.command(cls=_Grouped)
-@_from_options
+@app.command(cls=Grouped)
+@from_options
 def serve(options: ServeOptions) -> None:
     """Enlarge pictures over HTTP, and on a page for the browser.
 
     The address is printed. Only programs of this machine can ask, unless --host says otherwise.
     """
-    with _needs("serve"):
+    with needs("serve"):
         from tudsr_serve.command import serve as run
 
         run(options)
 
 
-@app.command("app", cls=_Grouped)
-@_from_options
+@app.command("app", cls=Grouped)
+@from_options
 def open_app(options: ServeOptions) -> None:
     """Enlarge pictures on a page in the browser: `tudsr serve`, and the page is opened."""
-    with _needs("serve"):
+    with needs("serve"):
         from tudsr_serve.command import serve as run
 
         run(options, browser=True)
 
 
 @eval_app.command("pictures")
-@_from_options
+@from_options
 def eval_pictures(
     predictions: Annotated[
         list[Path],
@@ -496,14 +399,14 @@ def eval_pictures(
     NAME_x4.png finds NAME.png in --reference and --input. Several PRED are several methods in one table.
     `tudsr eval ablation` compares the plans of a bundle.
     """
-    with _needs("eval"):
+    with needs("eval"):
         from tudsr_eval.command import evaluate
 
         evaluate(predictions, options)
 
 
 @eval_app.command("ablation")
-@_from_options
+@from_options
 def eval_ablation(
     bundle: Annotated[str, typer.Argument(metavar="nano|DIR", help="The bundle.")],
     pictures: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to enlarge.")],
@@ -513,7 +416,7 @@ def eval_ablation(
 
     x4: M4, N4 and M2N2; x8: M8, N8 and M4N2. What is there already is not made again.
     """
-    with _needs("eval"):
+    with needs("eval"):
         from tudsr_eval.command import ablation
 
         ablation(bundle, pictures, options)
@@ -521,110 +424,9 @@ def eval_ablation(
 
 def main() -> int:
     """Run the command line; the exit code."""
-    _open_closed_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    from tudsr_runtime.calls import ended_by_signals
-    from tudsr_runtime.streams import lenient_streams
+    from tudsr_runtime.entry import run
 
-    with lenient_streams(), ended_by_signals():
-        return _run() or _report_stdout()
-
-
-def _run() -> int:
-    """The exit code of the command."""
-    try:
-        code = app(standalone_mode=False)
-    except SystemExit as stop:
-        code = stop.code
-    except Exception as error:
-        return _report_usage(error) if hasattr(error, "show") else _report(error)
-    return code if isinstance(code, int) else 0
-
-
-def _report_stdout() -> int:
-    """The exit code for results that stdout did not take; quietly where nobody reads any more."""
-    from tudsr_runtime.errors import OutputError
-    from tudsr_runtime.streams import failure_of
-    from tudsr_runtime.terminal import BROKEN_PIPE_EXIT
-
-    failure = failure_of(sys.stdout)
-    if failure is None:
-        return 0
-    if isinstance(failure, BrokenPipeError):
-        return BROKEN_PIPE_EXIT
-    return _report(OutputError(f"cannot write to stdout: {failure.strerror or failure}"))
-
-
-def _open_closed_streams() -> None:
-    """A shell may start a program with a stream closed (`2>&-`), for which Python has None.
-
-    In its place: stdin is empty, stderr goes nowhere, writing to stdout fails. Each takes its old number,
-    which would else be given to the next file that is opened, a result for instance.
-    """
-    for name, mode, access in (
-        ("stdin", "r", os.O_RDONLY),
-        ("stdout", "w", os.O_RDONLY),
-        ("stderr", "w", os.O_WRONLY),
-    ):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))  # noqa: SIM115
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    """End by the way of an exception, so that unfinished files are removed; at the second signal, at once."""
-    from tudsr_runtime.calls import end_process
-
-    signal.signal(number, lambda again, _: end_process(again))
-    raise SystemExit(128 + number)
-
-
-def _report_usage(error: Any) -> int:
-    """What the parser says of a command line; a pattern of the shell may have put any file name there."""
-    from tudsr_runtime.streams import printable_lines
-
-    said = io.StringIO()
-    error.show(file=said)
-    typer.echo(printable_lines(said.getvalue()), err=True, nl=False)
-    # The options were not understood, so what was asked for is read off the words.
-    if "--json" in sys.argv[1:]:
-        from tudsr_runtime.errors import UsageError
-        from tudsr_runtime.terminal import Terminal, failure
-
-        Terminal().json(failure(UsageError(error.format_message())))
-    return int(error.exit_code)
-
-
-def _report(error: Exception) -> int:
-    from tudsr_runtime.errors import TudsrError
-    from tudsr_runtime.machine import as_exhausted
-    from tudsr_runtime.streams import printable_lines
-    from tudsr_runtime.terminal import describe
-
-    error = as_exhausted(error) or error
-    deliberate = isinstance(error, TudsrError)
-    if not deliberate or os.environ.get("TUDSR_DEBUG") == "1":
-        typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True, nl=False)
-    if isinstance(error, TudsrError):
-        typer.echo(describe(error), err=True)
-        return error.exit_code
-    typer.echo("error: this is a bug of tudsr; please report it with the lines above", err=True)
-    return 1
-
-
-@contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Say which extra brings a package that is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        from tudsr_runtime.errors import DeviceError
-        from tudsr_runtime.installation import install_hint
-
-        package = (error.name or "").partition(".")[0]
-        if package.startswith("tudsr"):
-            raise
-        raise DeviceError(f"the package {package} is not installed", hint=install_hint(extra)) from error
+    return run(app)
 
 
 if __name__ == "__main__":

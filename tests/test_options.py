@@ -1,4 +1,4 @@
-"""Options from the fields of a dataclass, as `cli._from_options` gives them to Typer."""
+"""Options from the fields of a dataclass, as `from_options` gives them to Typer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import cli
+from tudsr_runtime.options import from_options
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-@cli._from_options
+@from_options
 def run(names: Annotated[list[str], typer.Argument(metavar="NAME...")], options: Options) -> None:
     """What it does."""
     made.append((names, options))

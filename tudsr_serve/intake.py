@@ -163,7 +163,7 @@ class Intake:
             max_input_megapixels=self.limits.max_input_megapixels,
             max_output_megapixels=self.limits.max_output_megapixels,
         )
-        return Request.of(
+        return Request(
             limited,
             again=lambda _, scale: f"scale={scale:g}",
             output=folder,

@@ -154,7 +154,7 @@ def enlarge(job: Job) -> tuple[str, ...]:
     size = plan.output_width, plan.output_height
     needed = host_bytes(plan, planned.header, target, job.upscaler.color)
     require_memory(needed, f"{job.shown}: {size[0]} x {size[1]} px")
-    decoded, _ = planned.read(request.metadata)
+    decoded, _ = planned.read(request.options.metadata)
     picture = dataclasses.replace(decoded, wrap=job.upscaler.wrap)
     check_transparency(picture, target)
     previews = Previews(job, picture)

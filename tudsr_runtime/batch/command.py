@@ -197,7 +197,7 @@ def suffix_of_format(name: str | None) -> str | None:
 def make_request(plain: PlainFiles, options: UpscaleOptions, suffix: str | None, again: Again) -> Request:
     """What the options ask for of every picture. Raises UsageError: they contradict each other."""
     inputs, output = plain.inputs, plain.output
-    return Request.of(
+    return Request(
         options,
         again,
         output=output,

@@ -28,62 +28,41 @@ Again = Callable[[Path, float], str]
 
 @dataclass(frozen=True)
 class Request:
-    """What holds for every picture of a run.
+    """What holds for every picture of a run: its options, and what follows from them and from the inputs.
 
     `output` is the file or folder of -o, `to_folder` which of them; `suffix` is that of --format; `single`:
     one file was named, its error is the command's own; `to_stdout`: the picture goes there, not its path.
+
+    Raises:
+        UsageError: options contradict each other.
     """
 
-    scale: float | None
-    factors: str | None
-    size: TargetSize | None
+    options: UpscaleOptions
+    again: Again
     output: Path | None
     to_folder: bool
     suffix: str | None
     single: bool
-    to_stdout: bool
-    on_exists: OnExists
-    metadata: Metadata
-    encoding: Encoding
-    max_input_megapixels: int
-    max_output_megapixels: int
-    as_json: bool
-    again: Again
+    to_stdout: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        options: UpscaleOptions,
-        again: Again,
-        *,
-        output: Path | None,
-        to_folder: bool,
-        suffix: str | None,
-        single: bool,
-        to_stdout: bool = False,
-    ) -> Request:
-        """What the options ask for; where they say nothing of the size, the bundle does.
+    def __post_init__(self) -> None:
+        self.size  # noqa: B018 - raises
 
-        Raises UsageError: they contradict each other.
-        """
-        size = target_size(options.scale, options.width, options.height, options.longest, options.megapixels)
-        return cls(
-            scale=options.scale,
-            factors=options.factors,
-            size=size,
-            output=output,
-            to_folder=to_folder,
-            suffix=suffix,
-            single=single,
-            to_stdout=to_stdout,
-            on_exists="overwrite" if to_stdout else options.where_taken,
-            metadata=options.metadata,
-            encoding=Encoding(options.quality, options.compression),
-            max_input_megapixels=options.max_input_megapixels,
-            max_output_megapixels=options.max_output_megapixels,
-            as_json=options.as_json,
-            again=again,
-        )
+    @cached_property
+    def size(self) -> TargetSize | None:
+        """What the result is to measure; None where the scale says so, or nothing does but the bundle."""
+        told = self.options
+        return target_size(told.scale, told.width, told.height, told.longest, told.megapixels)
+
+    @property
+    def on_exists(self) -> OnExists:
+        """What becomes of an output that exists."""
+        return "overwrite" if self.to_stdout else self.options.where_taken
+
+    @property
+    def encoding(self) -> Encoding:
+        """How results are compressed."""
+        return Encoding(self.options.quality, self.options.compression)
 
 
 @dataclass(frozen=True)
@@ -156,15 +135,17 @@ def plan_job(request: Request, upscaler: Upscaler, source: Source) -> Job:
         InputError: not a picture, or it would become too large. UsageError: scale or size is invalid.
         OutputError: the format holds no picture of that size.
     """
-    header = read_header(source.path, request.max_input_megapixels)
+    header = read_header(source.path, request.options.max_input_megapixels)
     size = request.size.of(header.width, header.height) if request.size else None
-    plan = upscaler.plan(header.width, header.height, request.scale, request.factors, size=size)
+    plan = upscaler.plan(
+        header.width, header.height, request.options.scale, request.options.factors, size=size
+    )
     if request.output is not None and not request.to_folder:
         target, note = request.output, None
     else:
         label = f"{size[0]}x{size[1]}" if size else f"x{plan.scale:g}"
         target, note = name_output(source, header, label, request.output, request.suffix)
-    limit = request.max_output_megapixels
+    limit = request.options.max_output_megapixels
     check_output_size(header, target, plan.output_width, plan.output_height, limit, request.again)
     stretched = request.size.stretch(header.width, header.height) if request.size else None
     notes = tuple(said for said in (note, stretched) if said)
@@ -257,6 +238,6 @@ def _settings(request: Request, upscaler: Upscaler, plan: Plan) -> dict[str, obj
         **upscaler.settings,
         "factors": plan.factors,
         "output_px": (plan.output_width, plan.output_height),
-        "metadata": request.metadata,
+        "metadata": request.options.metadata,
         **asdict(request.encoding),
     }

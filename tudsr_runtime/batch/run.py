@@ -183,7 +183,7 @@ class Batch:
         exhausted = as_exhausted(error)
         if exhausted is not None:
             error = MemoryExhausted(f"{path}: {exhausted}", hint=exhausted.hint)
-        if self.request.as_json:
+        if self.request.options.as_json:
             self.terminal.json(failure(error, path))
             mark_told(error)
         if self.request.single:
@@ -193,7 +193,7 @@ class Batch:
     def sum_up(self, seconds: float) -> None:
         """Print the summary."""
         tally = self.tally
-        if self.request.as_json:
+        if self.request.options.as_json:
             self.terminal.json({"summary": {**vars(tally), "seconds": round(seconds, 3)}})
         counts = ", ".join(f"{count} {name}" for name, count in vars(tally).items() if count)
         nothing = "nothing done" if self.stopped else "nothing to do"
@@ -206,7 +206,7 @@ class Batch:
         tally = self.tally
         if tally.failed:
             raised = BatchError(f"{tally.failed} of {counted(sum(vars(tally).values()), 'picture')} failed")
-            if self.request.as_json:
+            if self.request.options.as_json:
                 mark_told(raised)
             raise raised
 
@@ -298,7 +298,7 @@ class Batch:
     def _skip(self, job: Job, output: Path, why: str) -> None:
         self.tally.skipped += 1
         self.terminal.note(f"{job.source}: skipped, {output} {why}")
-        if self.request.as_json:
+        if self.request.options.as_json:
             self.terminal.json({"input": str(job.source), "output": str(output), "status": "skipped"})
 
     def _run_one(self, job: Job, bar: ProgressBar) -> None:
@@ -306,7 +306,7 @@ class Batch:
         started = time.monotonic()
         needed = host_bytes(plan, job.header, job.target, self.upscaler.color)
         require_memory(needed, f"{job.source}: {plan.output_width} x {plan.output_height} px")
-        picture, sha256 = job.read(self.request.metadata)
+        picture, sha256 = job.read(self.request.options.metadata)
         check_transparency(picture, job.target)
         seconds = {"read": time.monotonic() - started, "upscale": 0.0}
         for note in (*job.notes, *picture.notes):
@@ -363,7 +363,7 @@ class Batch:
         if self.request.to_stdout and status == "ok":
             self.terminal.file(job.target)
             return
-        if not self.request.as_json:
+        if not self.request.options.as_json:
             self.terminal.result(line)
             return
         done = {"status": status, **job.summary(self.upscaler), "seconds": None, "notes": notes, **more}
