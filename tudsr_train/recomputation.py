@@ -48,7 +48,7 @@ def _supported(model: Any) -> bool:
 def _switch(coder: nn.Module, on: bool) -> None:
     for module in coder.modules():
         if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = on
+            setattr(module, "gradient_checkpointing", on)  # noqa: B010, not a tensor of the module's
 
 
 def _wrap(coder: nn.Module) -> None:
