@@ -311,10 +311,10 @@ def train_decoder(options: TrainOptions) -> None:
 
 
 @train_app.command("pairs")
-@_from_options
+@from_options
 def train_pairs(options: PairsOptions) -> None:
     """Let a teacher restore degraded crops, and keep the pairs to train on."""
-    with _needs("train"):
+    with needs("train"):
         from tudsr_train.command import pairs
 
         pairs(options)
