@@ -4,7 +4,8 @@ cli.py        -> the command module of each package, inside the command that nee
 tudsr_eval    -> tudsr_runtime; tudsr_train and torch inside functions alone
 tudsr_serve   -> tudsr_runtime, the [serve] extra, numpy and Pillow
 tudsr_export  -> tudsr_train, tudsr_runtime
-tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, typed, ...); teacher.py runs bundles by its Upscaler
+tudsr_train   -> tudsr_runtime (errors, atomic, files, machine, metrics, installation, streams, typed, ...);
+                 teacher.py runs bundles by its Upscaler
 tudsr_runtime -> nothing of ours; at module top only the standard library, numpy and Pillow
 """
 
