@@ -83,6 +83,7 @@ KINDS: dict[str, type] = {
     "base-texture": BaseConfig,
     "stage1": Stage1Config,
     "stage2": Stage2Config,
+    "stage2-first": Stage2Config,
     "decoder": DecoderConfig,
     "pairs": PairsConfig,
     "pairs-x8": PairsConfig,
