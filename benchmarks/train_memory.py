@@ -1,7 +1,7 @@
 """What training holds in memory: a base, both stages, R 512, batch 1.
 
     python -m benchmarks.train_memory [--base sd2.1] [--precision bf16] [--json FILE]    counts, anywhere
-    python -m benchmarks.train_memory --base sd3.5-medium --by-part [--json FILE]        the same, by part
+    python -m benchmarks.train_memory --base sd3.5-medium --by-part [--json FILE]        stage 1, by part
     python -m benchmarks.train_memory --real [--json FILE]              runs, with random weights; 12 GiB
 
 The first counts the bytes that autograd keeps for the backward (`torch.autograd.graph.saved_tensors_hooks`,
@@ -9,8 +9,8 @@ each storage once, parameters not) while Algorithms 1 and 2 run on tensors that 
 says how stage 2 compares with stage 1, and what it would hold if all chunks were summed before one backward.
 `peak` is the most that all tensors hold at a time, weights, gradients, what a backward computes again and 8
 bytes of AdamW for each trained weight included; a GPU needs its libraries' 0.5 to 1 GiB besides. All by the
-CPU's autocast rules. `--by-part` counts with gradient checkpointing of no part, of each and of all of them,
-in stage 2 for its first chunk alone.
+CPU's autocast rules. `--by-part` counts stage 1 with gradient checkpointing of no part, of backbone, of
+decoder and of all; without an adapter of its own the encoder has no gradient, and keeps nothing anyway.
 The second runs one micro-step of stage 1 and one chunk of stage 2 for real, with gradient checkpointing, and
 reports seconds and the process's peak of resident memory.
 """
@@ -46,7 +46,7 @@ from tudsr_train.losses.adversarial import TUDSR
 from tudsr_train.losses.dists import DistsConfig
 from tudsr_train.losses.reconstruction import Losses, LossWeights
 from tudsr_train.noising import Flow
-from tudsr_train.recomputation import PARTS
+from tudsr_train.recomputation import BACKBONE, DECODER, PARTS
 from tudsr_train.run.log import GIB, peak_memory
 from tudsr_train.run.precision import prepare
 from tudsr_train.stage1 import algorithm_1
@@ -136,24 +136,30 @@ def losses_without_data() -> Iterator[None]:
         torch.Tensor.item = item  # type: ignore[method-assign]
 
 
+class Kept:
+    """What autograd holds in the place of a tensor, as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 class Saved:
     """Counts the storages that autograd is keeping."""
 
     def __init__(self, parameters: Iterator[torch.Tensor]) -> None:
         self._ignored = {p.untyped_storage()._cdata for p in parameters}
-        self._kept: dict[int, torch.Tensor] = {}
+        self._kept: weakref.WeakSet[Kept] = weakref.WeakSet()
 
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._ignored:
-            self._kept[storage._cdata] = tensor
-        return tensor
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        if tensor.untyped_storage()._cdata not in self._ignored:
+            self._kept.add(kept)
+        return kept
 
     def take(self) -> int:
-        """Bytes since the last call."""
-        total = sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
-        self._kept.clear()
-        return total
+        """Bytes that are kept now."""
+        storages = (kept.tensor.untyped_storage() for kept in self._kept)
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 class Live(TorchDispatchMode):
@@ -193,24 +199,22 @@ class Live(TorchDispatchMode):
         return most
 
 
-def counted(gan: Adversaries, stage: int, most: int | None = None) -> list[int]:
-    """Bytes that each backward of one picture frees, in order: G, D, and so on for every chunk, or for the
-    first `most` backwards."""
+def counted(gan: Adversaries, stage: int) -> list[int]:
+    """Bytes that each backward of one picture frees, in order: G, D, and so on for every chunk."""
     gan.generator.use(f"stage{stage}")
     x_L, x_H = torch.rand(1, 3, R, R) * 2 - 1, torch.rand(1, 3, R * stage, R * stage) * 2 - 1
     assert gan.discriminator is not None
     saved, found = Saved(iter([*gan.generator.parameters(), *gan.discriminator.parameters()])), []
     losses = algorithm_1(gan, x_L, x_H, T_1) if stage == 1 else algorithm_2(gan, x_L, x_H, T_1, T_2, R, N)
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        for loss in itertools.islice(losses, most):
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept.tensor):
+        for loss in losses:
             found.append(saved.take())
             loss.value.backward()
-    losses.close()
     return found
 
 
-def count(optimization: Optimization, base: str = "sd2.1", most: int | None = None) -> dict[str, Any]:
-    """The saved-tensor report of both stages, or of the first `most` backwards of stage 2."""
+def count(optimization: Optimization, base: str = "sd2.1", stages: int = 2) -> dict[str, Any]:
+    """The saved-tensor report of both stages, or of the first alone."""
     with torch.device("meta"):
         gan = adversaries(optimization, base)
         if optimization.gradient_checkpointing:
@@ -224,33 +228,39 @@ def count(optimization: Optimization, base: str = "sd2.1", most: int | None = No
         parts = (gan.generator, phi, gan.losses)
         weights = sum(p.nbytes for part in parts if part is not None for p in part.parameters())
         trained = sum(p.numel() for p in [*theta.values(), *(phi.trainable().values() if phi else ())])
+        report: dict[str, Any] = {
+            "unet_millions": round(own / 1e6, 3),
+            "weights_gib": round(weights / GIB, 3),
+            "lora_modules": len(theta) // 2,
+            "lora_millions": round(sum(p.numel() for p in theta.values()) / 1e6, 3),
+            "heads_millions": round(sum(p.numel() for p in phi.trainable().values()) / 1e6, 3) if phi else 0,
+        }
         with Live(*parts) as live:
             one = counted(gan, 1)
-            peaks = [live.peak() + 8 * trained]
-            for p in theta.values():
-                p.grad = None
-            two = counted(gan, 2, most)
-            peaks.append(live.peak() + 8 * trained)
-    assert phi is not None
+            report |= stage_report(1, one, live.peak() + 8 * trained)
+            if stages > 1:
+                for p in theta.values():
+                    p.grad = None
+                two = counted(gan, 2)
+                report |= stage_report(2, two, live.peak() + 8 * trained)
+                report["stage2_over_stage1"] = round(max(two) / max(one), 4)
+                report["one_backward_for_all_chunks_over_stage1"] = round(sum(two[::2]) / max(one), 4)
+    return report
+
+
+def stage_report(stage: int, backwards: list[int], peak: int) -> dict[str, Any]:
+    """What a stage holds, in GiB."""
     return {
-        "unet_millions": round(own / 1e6, 3),
-        "weights_gib": round(weights / GIB, 3),
-        "lora_modules": len(theta) // 2,
-        "lora_millions": round(sum(p.numel() for p in theta.values()) / 1e6, 3),
-        "heads_millions": round(sum(p.numel() for p in phi.trainable().values()) / 1e6, 3),
-        "stage1_backwards_gib": [round(value / GIB, 3) for value in one],
-        "stage2_backwards_gib": [round(value / GIB, 3) for value in two],
-        "stage1_peak_gib": round(peaks[0] / GIB, 3),
-        "stage2_peak_gib": round(peaks[1] / GIB, 3),
-        "stage2_over_stage1": round(max(two) / max(one), 4),
-    } | ({} if most else {"one_backward_for_all_chunks_over_stage1": round(sum(two[::2]) / max(one), 4)})
+        f"stage{stage}_backwards_gib": [round(value / GIB, 3) for value in backwards],
+        f"stage{stage}_peak_gib": round(peak / GIB, 3),
+    }
 
 
 def by_part(optimization: Optimization, base: str) -> dict[str, Any]:
-    """The report by what is computed again: nothing, a part, all."""
-    choices = {"none": (), **{part: (part,) for part in PARTS}, "all": PARTS}
+    """The report of stage 1 by what is computed again: nothing, a part that has gradients, all."""
+    choices = {"none": (), BACKBONE: (BACKBONE,), DECODER: (DECODER,), "all": PARTS}
     return {
-        name: count(replace(optimization, gradient_checkpointing=bool(parts), checkpointed=parts), base, 2)
+        name: count(replace(optimization, gradient_checkpointing=bool(parts), checkpointed=parts), base, 1)
         for name, parts in choices.items()
     }
 
@@ -290,7 +300,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again, where counted"
     )
-    parser.add_argument("--by-part", action="store_true", help="the same for no part, each and all")
+    parser.add_argument("--by-part", action="store_true", help="stage 1, by what is computed again")
     parser.add_argument("--real", action="store_true", help="run instead of counting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     options = parser.parse_args()

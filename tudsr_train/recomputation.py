@@ -45,7 +45,7 @@ def _supported(model: Any) -> bool:
     return bool(getattr(model, "_supports_gradient_checkpointing", False))
 
 
-def _switch(coder: nn.Module, on: bool) -> None:
+def _switch(coder: Any, on: bool) -> None:
     for module in coder.modules():
         if hasattr(module, "gradient_checkpointing"):
             setattr(module, "gradient_checkpointing", on)  # noqa: B010, not a tensor of the module's

@@ -119,7 +119,7 @@ def test_each_part_can_compute_its_activations_again(kind: str, bases: Callable[
     saved = 0
     for part in PARTS:
         kept, found = kept_and_gradients(bases(kind), (part,))
-        assert kept < 0.95 * most, part
+        assert kept < 0.97 * most, part
         saved += most - kept
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
