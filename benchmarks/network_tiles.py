@@ -45,8 +45,8 @@ Run = Callable[[Floats], Floats]
 """(h, w, 3) in [0, 1] to (f h, f w, 3), clamped."""
 
 HEIGHT, WIDTH = 256, 428
-"""No side less than a tile of 1024 px has: a smaller one is mirrored, which is no matter of tiles. Two of them
-then overlap by 336 px."""
+"""No side less than a tile of 1024 px has: a smaller one is mirrored, which is no matter of
+tiles."""
 THEIR_TILE = 200
 
 
