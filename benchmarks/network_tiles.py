@@ -44,7 +44,9 @@ Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
 """(h, w, 3) in [0, 1] to (f h, f w, 3), clamped."""
 
-HEIGHT, WIDTH = 160, 428
+HEIGHT, WIDTH = 256, 428
+"""No side less than a tile of 1024 px has: a smaller one is mirrored, which is no matter of
+tiles."""
 THEIR_TILE = 200
 
 
@@ -114,6 +116,10 @@ def _near(length: int, borders: Sequence[int], ramp: int) -> NDArray[np.bool_]:
 
 def by_tudsr(upscaler: Upscaler, low: Floats, reference: Floats) -> Figures:
     stage = upscaler.plan(low.shape[1], low.shape[0]).stages[-1]
+    if min(reference.shape[:2]) < stage.columns.tile:
+        raise ValueError(
+            f"{reference.shape[:2]} px are less than a tile, and would be compared with a mirror"
+        )
     columns, rows = middles(stage.columns), middles(stage.rows)
     ramp = max(stage.columns.ramp, stage.rows.ramp)
     return compared(upscaler.upscale(low), reference, columns, rows, ramp)

@@ -200,7 +200,9 @@ def _show(report: Report) -> None:
         return
     table = Table("gate", "of", "figure", "limit", "largest error")
     for m in report.measurements:
-        spec, unit = (".1f", " dB") if m.gate.least else (".1f", " MB") if m.gate.unit else (".1e", "")
+        spec, unit = (
+            (".1f", " dB") if m.gate.least else (".1f", f" {m.gate.unit[:2]}") if m.gate.unit else (".1e", "")
+        )
         shown = ("-" if n is None else format(n, spec) + unit for n in (m.value, m.gate.limit))
         table.add_row(m.gate.name, m.subject, *shown, "-" if m.largest is None else format(m.largest, ".1e"))
     for gate, status in report.notes.items():

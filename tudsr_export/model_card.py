@@ -127,7 +127,7 @@ computes; `fp16_range` is the largest value inside the graph, which float16 must
 compares whole tiles in PyTorch, half against float32; `onnx_vs_torch` each graph in ONNX Runtime with the
 float32 PyTorch network; `runtime_vs_torch` a photograph through tudsr's own runtime with the PyTorch network.
 `seams` compares what two tiles show, blended, with one across both; `reach` is how far from a tile's edge its
-missing neighbours still change a pixel by a level of 255, from which the bundle's overlap follows.
+missing neighbours still change a pixel by half a level of 255, from which the bundle's overlap follows.
 `tudsr bundle verify THIS_FOLDER` repeats the check with the golden tile in `golden/` on the machine where the
 bundle runs.
 """

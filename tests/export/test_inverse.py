@@ -196,3 +196,10 @@ def test_a_base_of_another_kind_is_refused(peer: Peer, tmp_path: Path) -> None:
     make_stable_diffusion(tmp_path / "other", "v_prediction")
     with pytest.raises(BundleError, match=r"needs a UNet that predicts epsilon, but other has .* v_pred"):
         export(peer, tmp_path / "out", base=tmp_path / "other")
+
+
+@pytest.mark.thorough
+def test_in_half_it_is_the_same_picture(peer: Peer, tmp_path: Path) -> None:
+    bundle = export(peer, tmp_path / "out", precision="fp16")
+    assert set(bundle.precisions) == {"fp16", "fp32"}
+    assert bundle.manifest.numerics["half_vs_float32"]["network"]["value"] > 45
