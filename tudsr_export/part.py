@@ -115,7 +115,7 @@ def write_graphs(
     """
     ports = {shape: part.ports_of(x.shape, expected.shape) for shape, (x, expected) in examples.items()}
     models = write_models(part, folder, ports)
-    graphs = []
+    graphs: list[Graph] = []
     for shape, graph in models.items():
         subject = f"{part.name}, {shape}" if graphs else part.name
         graphs += _compared(folder, graph, subject, *examples[shape], report)
