@@ -60,10 +60,10 @@ SHAPES: dict[str, Callable[[int], Sequence[int]]] = {
 """Of inputs and outputs, by the size of tiles in px."""
 
 
-def make_base(folder: Path, size: str = "full") -> None:
-    """The architecture of Stable Diffusion 2.1-base, or a "tiny" one, random, in diffusers' layout."""
+def make_base(folder: Path) -> None:
+    """The architecture of Stable Diffusion 2.1-base, random, in diffusers' layout."""
     torch.manual_seed(0)
-    unet, vae = unet_and_vae(size)
+    unet, vae = unet_and_vae()
     unet.save_pretrained(folder / "unet")
     # Latents of about 1, as after training. Near 0 the decoder's norms would amplify every rounding.
     vae.quant_conv.weight.data *= 30
@@ -137,11 +137,11 @@ def export(folder: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def graphs_alone(folder: Path, precision: str, size: str = "full") -> None:
+def graphs_alone(folder: Path, precision: str) -> None:
     """Write `folder`/bundle as the exporter would, but with nothing computed and nothing compared."""
     base = folder / "base"
     base.mkdir()
-    make_base(base, size)
+    make_base(base)
     adapters = dict(enumerate(make_adapters(base, folder), 1))
     generator = Generator.load(base).eval()
     output = folder / "bundle"
