@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table3 import tudsr_tmac
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bench.latency import sample_picture
 from tudsr_runtime.bench.measure import describe_machine
@@ -74,6 +73,11 @@ def ways(args: argparse.Namespace) -> dict[str, Upscaler]:
 
 def place(upscaler: Upscaler, stage: StagePlan) -> Place:
     return stage.columns.tile, upscaler.bundle.macs(stage.stage, stage.columns.tile)
+
+
+def tmac(plan: Plan, upscaler: Upscaler) -> float:
+    """Multiply-adds of a picture, in 1e12, as the bundle counts them."""
+    return sum(stage.tiles * (place(upscaler, stage)[1] or 0) for stage in plan.stages) / 1e12
 
 
 def run_tile(upscaler: Upscaler, stage: StagePlan) -> None:
@@ -131,10 +135,10 @@ def by_tiles(plan: Plan, upscaler: Upscaler, spent: dict[Place, Spent]) -> dict[
 
 
 def measure(args: argparse.Namespace, upscalers: dict[str, Upscaler]) -> dict[str, Any]:
-    rows = [PUBLISHED[number - 1] for number in args.rows]
-    plans = {(number, name): row.plan(one) for number, row in zip(args.rows, rows, strict=True)
-             for name, one in upscalers.items()}  # fmt: skip
-    spent = time_tiles(upscalers[CHEAPEST], list(plans.values()), args.rounds)
+    rows = {number: PUBLISHED[number - 1] for number in sorted({*args.rows, *args.whole})}
+    plans = {(number, name): row.plan(one) for number, row in rows.items() for name, one in upscalers.items()}
+    timed = [plan for (number, _), plan in plans.items() if number in args.rows]
+    spent = time_tiles(upscalers[CHEAPEST], timed, args.rounds)
     whole = {number: time_whole(upscalers, PUBLISHED[number - 1], args.rounds) for number in args.whole}
     return {
         "command": "python -m benchmarks.plan_speed " + " ".join(args.command),
@@ -158,14 +162,14 @@ def measure(args: argparse.Namespace, upscalers: dict[str, Upscaler]) -> dict[st
                     {
                         "way": name,
                         "tiles": described(plan := plans[number, name]),
-                        "tmac": tudsr_tmac(plan, upscalers[name]),
-                        "by_tiles": by_tiles(plan, upscalers[name], spent),
+                        "tmac": tmac(plan, upscalers[name]),
+                        "by_tiles": by_tiles(plan, upscalers[name], spent) if number in args.rows else None,
                         "whole": whole[number][name].medians() if name in whole.get(number, {}) else None,
                     }
                     for name in upscalers
                 ],
             }
-            for number, row in zip(args.rows, rows, strict=True)
+            for number, row in rows.items()
         ],
     }
 
@@ -177,20 +181,20 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         f"{', '.join(map(str, record['machine'].values()))}; {record['runs_by']}",
         "",
-        "| row | picture | tiles | | TMAC | by tiles: s | processor s | whole: s | processor s |",
+        "| row | picture | way | tiles | TMAC | by tiles: s | processor s | whole: s | processor s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
         for way in row["ways"]:
-            whole = way["whole"]
-            run = f"{whole['clock_s']:.0f} | {whole['processor_s']:.0f}" if whole else "not run |"
+            spent = " | ".join(seconds(way[kind]) for kind in ("by_tiles", "whole"))
             lines.append(
                 f"| {row['row']} | {row['picture']} | {way['way']} | {way['tiles']} | {way['tmac']:.1f} "
-                f"| {way['by_tiles']['clock_s']:.0f} | {way['by_tiles']['processor_s']:.0f} | {run} |"
+                f"| {spent} |"
             )
         least = " | ".join(saved(row["ways"][0], row["ways"][-1]))
         lines.append(f"| {row['row']} | saved by the last way | | | {least} |")
-    lines += ["", "| tile | TMAC | s | processor s | runs |", "|---|---|---|---|---|"]
+    if record["tiles"]:
+        lines += ["", "| tile | TMAC | s | processor s | runs |", "|---|---|---|---|---|"]
     lines += [
         f"| {one['tile']} px | {one['tmac']:.3f} | {one['clock_s']:.2f} | {one['processor_s']:.2f} "
         f"| {one['runs']} |"
@@ -199,19 +203,24 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seconds(found: dict[str, float] | None) -> str:
+    """Two cells."""
+    return f"{found['clock_s']:.0f} | {found['processor_s']:.0f}" if found else "not run |"
+
+
 def saved(own: dict[str, Any], cheapest: dict[str, Any]) -> list[str]:
     """By how much each figure of a row fell."""
     pairs = [(own["tmac"], cheapest["tmac"])]
     for kind in ("by_tiles", "whole"):
         for key in ("clock_s", "processor_s"):
-            pairs.append((own[kind][key], cheapest[kind][key]) if own[kind] else (0, 0))
+            pairs.append((own[kind][key], cheapest[kind][key]) if own[kind] else (0.0, 0.0))
     return [f"{1 - after / before:.0%}" if before else "" for before, after in pairs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--rows", type=int, nargs="+", default=[len(PUBLISHED)], choices=range(1, 5))
+    parser.add_argument("--rows", type=int, nargs="*", default=[len(PUBLISHED)], choices=range(1, 5))
     parser.add_argument("--whole", type=int, nargs="*", default=[], choices=range(1, 5))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backend", default="auto")
@@ -219,8 +228,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    if set(args.whole) - set(args.rows):
-        parser.error("--whole takes rows of --rows")
     args.command = [("BUNDLE" if one == args.bundle else one) for one in sys.argv[1:]]
     record = measure(args, ways(args))
     args.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ class BundleFacts:
     stages: tuple[StageSettings, ...]
     components: dict[str, Component]
     """By name, the preferred variant of each first."""
-    golden: Golden
+    golden: Golden | None
     islands: Mapping[str, Any]
     """What of a component stays in float32."""
     light_decoder: str | None = None
