@@ -147,7 +147,14 @@ def graphs_alone(folder: Path, precision: str) -> None:
     output = folder / "bundle"
     about = "Random weights, not compared with anything: for timing."
     plan = ExportPlan(
-        base, adapters, output, precision, "full-untested", "unspecified", about=about, tiles=None
+        base=base,
+        adapters=adapters,
+        output=output,
+        precision=precision,
+        name="full-untested",
+        licence="unspecified",
+        about=about,
+        tiles=None,
     )
     plan = sized(plan, generator)
     output.mkdir()

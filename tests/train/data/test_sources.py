@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.config import Stage1Config
+from tudsr_train.config import PairsConfig, Stage1Config
 from tudsr_train.config_file import load_config
 from tudsr_train.data.degradation_nano import Degradation
 from tudsr_train.data.degradation_real_esrgan import RealESRGAN
@@ -197,9 +197,17 @@ def test_the_configuration_of_data_and_degradation(tmp_path: Path) -> None:
 DOCUMENTED = re.findall(
     r"```yaml\n(.*?)```", (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8"), re.DOTALL
 )
+OF_TEACHERS = [text for text in DOCUMENTED if "teacher:" in text]
 
 
-@pytest.mark.parametrize("text", DOCUMENTED)
+@pytest.mark.parametrize("text", OF_TEACHERS)
+def test_the_documented_pairs_of_a_teacher_are_valid(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert load_config(PairsConfig, path, []).count == 1600
+
+
+@pytest.mark.parametrize("text", [text for text in DOCUMENTED if text not in OF_TEACHERS])
 def test_the_documented_configurations_are_valid(tmp_path: Path, text: str) -> None:
     config = _config(tmp_path, text)
     parts = config.data.parts if isinstance(config.data, MixedData) else (config.data,)
