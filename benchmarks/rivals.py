@@ -62,7 +62,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 SIDE = 384
 SCALES = (2, 4, 8)
-PLANS = {2: ("2x-", "4x-", "-x2", "2x2"), 4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
+PLANS = {2: ("2x-", "3x-", "4x-", "-x2", "2x2"), 4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
 METRICS = ("psnr_y", "ssim_y", "niqe", "gmsd", "texture", "consistency")
 MODEL = "realesrgan-x4plus"
 MARGIN = 10
