@@ -12,8 +12,8 @@ from zlib import crc32
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Threads that wait for each other by spinning take the time of the one that is waited for: beside other work on
-# as few cores as there are threads, a test of seconds took minutes. libgomp reads this when torch is loaded.
+# Threads that wait for each other by spinning take the time of the one that is waited for: beside other work
+# on as few cores as there are threads, a test of seconds took minutes. libgomp reads this as torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A slow machine is no failure; and what CI says should depend on the change alone.
