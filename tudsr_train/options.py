@@ -6,6 +6,14 @@ from typing import Annotated
 
 import typer
 
+Overrides = Annotated[
+    tuple[str, ...],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
+]
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -19,10 +27,7 @@ class TrainOptions:
             help="Training configuration (YAML), or a shipped one: nano/stage1.",
         ),
     ]
-    overrides: Annotated[
-        tuple[str, ...],
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
-    ] = ()
+    overrides: Overrides = ()
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder of the run.  [default: `out` of the file]"),
@@ -33,9 +38,7 @@ class TrainOptions:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a result that no run beside it has made.")
     ] = False
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
-    ] = False
+    print_config: PrintConfig = False
     check: Annotated[
         bool, typer.Option("--check", help="Read data and weights, try one pair, report memory, and stop.")
     ] = False
@@ -51,14 +54,9 @@ class PairsOptions:
             "--config", metavar="FILE|NAME", help="Which pairs (YAML), or a shipped one: nano/pairs."
         ),
     ]
-    overrides: Annotated[
-        tuple[str, ...],
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of it; repeatable."),
-    ] = ()
+    overrides: Overrides = ()
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder of the pairs.  [default: `out` of the file]"),
     ] = None
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration, explained, and stop.")
-    ] = False
+    print_config: PrintConfig = False
