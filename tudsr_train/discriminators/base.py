@@ -50,8 +50,20 @@ class DiscriminatorConfig:
     """Rank, and alpha, of the LoRA of a diffusion discriminator (D3SR)."""
     width: int = 96
     """Channels of a backbone whose weights are `random`, a multiple of 32."""
+    precision: str = "fp32"
+    """What the frozen backbone of a discriminator over pictures computes in, fp32 or bf16; heads are float32
+    in both. On an AMD EPYC with AVX512-BF16 it halves VGG16's time."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise TrainingError(
+                f"discriminator: precision {self.precision!r} is not known; fp32 and bf16 are"
+            )
+        if self.precision == "bf16" and self.kind == "diffusion":
+            raise TrainingError(
+                "discriminator: a diffusion one computes in float32 alone",
+                hint="leave discriminator.precision at fp32",
+            )
         if self.kind not in KINDS:
             raise TrainingError(f"discriminator: kind is {self.kind!r}; {', '.join(KINDS)} are known")
         if not 1 <= self.lora_rank <= MOST_WIDTH:
@@ -70,8 +82,9 @@ class Discriminator(nn.Module):
     """D(x) = {logits^l} of Eq. (4): a frozen `backbone` and trained `heads`.
 
     Whatever mode the module is put in, the backbone stays in eval (DINOv3 draws random positions in train),
-    and whatever `requires_grad_` is asked for, it stays frozen. Arithmetic is float32 also under autocast:
-    spectral norm's power iteration is too coarse in bfloat16.
+    and whatever `requires_grad_` is asked for, it stays frozen. Arithmetic is float32 also under autocast,
+    but for a backbone over pictures where `precision` says so: spectral norm's power iteration is too coarse
+    in bfloat16.
     """
 
     space: str

@@ -40,7 +40,7 @@ class DinoDiscriminator(PictureDiscriminator):
             strides = (backbone.config.patch_size,) * len(layers)
         else:
             strides = tuple(2 ** (stage + 1) for stage in layers)
-        return cls(backbone, strides, config.head, config.diff_augment)
+        return cls(backbone, strides, config)
 
 
 def _vit(config: DiscriminatorConfig, layers: tuple[int, ...]) -> PreTrainedModel:

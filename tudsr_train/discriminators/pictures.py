@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr_runtime.errors import TrainingError
-from tudsr_train.discriminators.base import Discriminator
+from tudsr_train.discriminators.base import Discriminator, DiscriminatorConfig
 from tudsr_train.discriminators.diff_augment import diff_augment, policies
 from tudsr_train.discriminators.heads import make_head
 from tudsr_train.vgg16 import IMAGENET_MEAN, IMAGENET_STD
@@ -33,11 +33,12 @@ class PictureDiscriminator(Discriminator):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, strides: tuple[int, ...], head: str, diff_augment: str) -> None:
+    def __init__(self, backbone: Backbone, strides: tuple[int, ...], config: DiscriminatorConfig) -> None:
         super().__init__()
-        self.backbone, self.strides, self.policies = backbone, strides, policies(diff_augment)
+        self.in_bf16 = config.precision == "bf16"
+        self.backbone, self.strides, self.policies = backbone, strides, policies(config.diff_augment)
         levels = zip(backbone.channels, strides, strict=True)
-        heads = [make_head(head, channels, stride) for channels, stride in levels]
+        heads = [make_head(config.head, channels, stride) for channels, stride in levels]
         self.heads = nn.ModuleList(heads)
         self.least = max(stride * made.smallest for stride, made in zip(strides, heads, strict=True))
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
@@ -48,7 +49,9 @@ class PictureDiscriminator(Discriminator):
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """{f_x^l} of Eq. (3): (B, C_l, R / stride_l, R / stride_l), under the final LayerNorm for a ViT."""
         normalised = (x * 0.5 + 0.5 - self.mean) / self.std
-        return tuple(self.backbone(normalised).feature_maps)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bf16):
+            maps = self.backbone(normalised).feature_maps
+        return tuple(level.to(x.dtype) for level in maps)
 
     def forward(self, sample: Tensor) -> list[Tensor]:
         self._check(sample)

@@ -80,4 +80,4 @@ class VggDiscriminator(PictureDiscriminator):
                 f"discriminator.layers is {list(layers)}; expected ascending numbers of stages, 1 to 5"
             )
         backbone = Vgg16(load_vgg16(config.weights or DEFAULT_WEIGHTS), layers)
-        return cls(backbone, tuple(2 ** (layer - 1) for layer in layers), config.head, config.diff_augment)
+        return cls(backbone, tuple(2 ** (layer - 1) for layer in layers), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,8 @@ def test_untrained_networks_are_made_only_by_name(head: str, generator: Generato
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"kind": "dino"}, "'dino'; none, dinov3, dinov3-convnext, vgg16, diffusion are known"),
+    ({"precision": "fp8"}, "precision 'fp8' is not known; fp32 and bf16 are"),
+    ({"kind": "diffusion", "precision": "bf16"}, "a diffusion one computes in float32 alone"),
     ({"kind": "none"}, "none to build; dinov3, dinov3-convnext, vgg16, diffusion can be"),
     ({"width": 48}, "width must be a multiple of 32"),
     ({"kind": "diffusion", "lora_rank": 0}, "lora_rank must be 1 to"),
@@ -346,3 +349,24 @@ def test_a_vgg16_discriminator_trains_its_heads_alone_and_leads_the_picture(gene
 def test_a_vgg16_has_five_stages(layers: tuple[int, ...], generator: Generator) -> None:
     with pytest.raises(TrainingError, match=r"ascending numbers of stages, 1 to 5|counted from 1"):
         build_discriminator(DiscriminatorConfig("vgg16", "random", layers=layers), generator)
+
+
+def test_a_backbone_in_bfloat16_gives_nearly_the_same_logits_and_float32_heads(generator: Generator) -> None:
+    cosines = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16) * 2 - 1, scale_factor=4, mode="bilinear")
+        logits, gradients = [], []
+        for precision in ("fp32", "bf16"):
+            D = build_discriminator(replace(VGG, precision=precision), generator).eval()
+            at = x.clone().requires_grad_()
+            levels = D(at)
+            assert all(level.dtype == torch.float32 for level in levels)
+            torch.stack([level.mean() for level in levels]).sum().backward()
+            assert at.grad is not None
+            logits.append(torch.cat([level.detach().flatten() for level in levels]))
+            gradients.append(at.grad.flatten())
+        assert not torch.equal(*logits)  # else nothing was computed in bfloat16
+        assert torch.allclose(*logits, atol=0.1)
+        cosines.append(float(torch.cosine_similarity(*gradients, dim=0)))
+    assert sum(cosines) / len(cosines) > 0.7
