@@ -4,7 +4,7 @@
     tudsr eval page/lanczos page/x4plus page/nano --reference page/reference --input page/input -o page/report
 
 The eight details of `rivals`, degraded and clean at x4 and degraded at x8, and the middles (512 px) of 16 of
-RealSR's pairs, at even steps. Real-ESRGAN x4plus as in `rivals`, then Lanczos at x8. A folder for each method,
+RealSR's pairs, at even steps. Real-ESRGAN x4plus as in `rivals`, then Lanczos at x8. A folder a method,
 for `tudsr eval`, whose page has them side by side.
 """
 
