@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tudsr_runtime.bundle import DECODERS, Bundle, Manifest, NetworkStage, open_bundle
+from tudsr_runtime.bundle import DECODERS, Bundle, open_bundle
 from tudsr_runtime.engines.backend import AUTO
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
+from tudsr_runtime.manifest import Manifest, NetworkStage
 from tudsr_runtime.terminal import Terminal, counted
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import Variant
 from tudsr_runtime.engines.backend import (
     End,
     Engine,
@@ -29,6 +28,7 @@ from tudsr_runtime.engines.backend import (
 from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, ended_by, named, run_options
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 

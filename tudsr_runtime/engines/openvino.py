@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import Variant
 from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
@@ -36,6 +35,7 @@ from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
 from tudsr_runtime.machine import processors
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, open_bundle
+from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import select as registry
 from tudsr_runtime.engines.backend import (
     Choice,
@@ -25,6 +25,7 @@ from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH, PROVIDERS, Session
 from tudsr_runtime.engines.select import open_backend, select
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.manifest import BundleFile, TensorSpec, Variant
 
 MakeBundle = Callable[..., Path]
 CPU = Choice("onnxruntime", "cpu", "for the test")

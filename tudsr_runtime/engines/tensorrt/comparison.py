@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.bundle import DECODERS, Bundle, Variant
+from tudsr_runtime.bundle import DECODERS, Bundle
 from tudsr_runtime.engines.backend import Backend, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.engines.tensorrt.cuda import find_gpu
@@ -29,6 +29,7 @@ from tudsr_runtime.engines.tensorrt.record import engine_name
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.golden_tile import LEAST_DB, read_tile
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray
 
 EXTRA = "compare"
