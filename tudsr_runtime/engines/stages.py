@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 
 from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.calls import under_way
@@ -119,9 +118,7 @@ class LoadedEngines:
     def __enter__(self) -> LoadedEngines:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _stage(self, index: int, tile: int, choice: Choice) -> LoadedStage:
