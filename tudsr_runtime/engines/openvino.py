@@ -71,7 +71,7 @@ class OpenVino:
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
         """Half bundles in bf16 on a CPU where that is faster and in fp16 on a GPU or NPU, else fp32."""
-        has = self._capabilities(device)
+        has = _property(device, "OPTIMIZATION_CAPABILITIES")
         if asked != AUTO:
             if CAPABILITIES[asked] not in has:
                 raise DeviceError(f"{device} does not compute in {asked}", hint="--precision auto")
@@ -82,7 +82,7 @@ class OpenVino:
         fast = "bf16" if on_cpu else "fp16"
         if CAPABILITIES[fast] not in has:
             return Precision("fp32", f"the processor has no {fast}")
-        if on_cpu and not _bf16_pays(self._name(device)):
+        if on_cpu and not _bf16_pays(_property(device, "FULL_DEVICE_NAME")):
             return Precision("fp32", "the processor has no AMX, without which Intel's bf16 is slower")
         return Precision(fast, f"the bundle is {offered[0]} and the processor has {fast}")
 
@@ -102,15 +102,10 @@ class OpenVino:
         """One tile through these engines, each reading the tensor that the one before it wrote."""
         return RequestChain([engine.model for engine in engines if isinstance(engine, CompiledEngine)]).run
 
-    def _capabilities(self, device: str) -> list[str]:
-        return list(self._property(device, "OPTIMIZATION_CAPABILITIES"))
 
-    def _name(self, device: str) -> str:
-        return str(self._property(device, "FULL_DEVICE_NAME"))
-
-    def _property(self, device: str, name: str) -> Any:
-        with _named(f"asking OpenVINO about {device}"):
-            return open_core().get_property(_plugin(device), name)
+def _property(device: str, name: str) -> Any:
+    with _named(f"asking OpenVINO about {device}"):
+        return open_core().get_property(_plugin(device), name)
 
 
 def _bf16_pays(processor: str) -> bool:
