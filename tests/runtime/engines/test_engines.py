@@ -93,7 +93,7 @@ def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle
     loaded = LoadedEngines(bundle, CPU, 1)
     first, second = (loaded.stage(index).engines for index in range(2))
     assert (first[0], first[2]) == (second[0], second[2])
-    names = [engine.component for engine in (*first, *second) if isinstance(engine, SessionEngine)]
+    names = [engine.loaded.component for engine in (*first, *second) if isinstance(engine, SessionEngine)]
     assert names == [name for i in (1, 2) for name in ("vae_encoder", f"unet_stage{i}", "vae_decoder")]
 
 
