@@ -27,7 +27,7 @@ from tudsr_runtime.pictures.containers import (
 )
 from tudsr_runtime.pictures.geo import Geo, geo_of
 from tudsr_runtime.pictures.metadata import orientation, stale_exif, sub_directory
-from tudsr_runtime.pictures.pillow import finite_numbers, is_pillows
+from tudsr_runtime.pictures.pillow import DamageIgnored, finite_numbers
 from tudsr_runtime.pictures.signalled import Colour
 from tudsr_runtime.pictures.xmp import said
 
@@ -205,7 +205,7 @@ def _refused(what: str) -> InputError:
 
 def _colour_of_exif(image: Image.Image) -> Colour | None:
     """The colour of TIFF's WhitePoint and PrimaryChromaticities, or of Exif's way to say Adobe RGB."""
-    try:
+    with DamageIgnored():
         exif = image.getexif()
         white, corners = finite_numbers(exif.get(318)), finite_numbers(exif.get(319))
         if len(corners) == 6:
@@ -217,9 +217,6 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
         uncalibrated = exif_directory.get(0xA001) == 0xFFFF and ExifTags.IFD.Interop in exif_directory
         if uncalibrated and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03":
             return Colour(signalled.ADOBE_RGB, signalled.ADOBE_GAMMA, "Adobe RGB by Exif")
-    except Exception as error:
-        if not is_pillows(error):
-            raise
     return None
 
 
@@ -317,14 +314,11 @@ def _dpi(image: Image.Image, kind: str) -> tuple[float, float] | None:
 
 
 def _dpi_of_exif(image: Image.Image) -> tuple[float, ...]:
-    try:
+    with DamageIgnored():
         exif = image.getexif()
         unit = {2: 1.0, 3: 2.54}.get(exif.get(296, 2), 0.0)
         return tuple(number * unit for tag in (282, 283) for number in finite_numbers(exif.get(tag))[:1])
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return ()
+    return ()
 
 
 def _icc_of_bmp(data: bytes) -> bytes | None:
