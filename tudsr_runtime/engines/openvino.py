@@ -34,7 +34,7 @@ from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.machine import processors
+from tudsr_runtime.machine import CPUINFO, processor_says, processors
 from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
@@ -44,7 +44,6 @@ DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 ELEMENT_TYPES = {"f32": "float32", "f16": "float16"}
-CPUINFO = Path("/proc/cpuinfo")
 UNLIMITED = ("", "ALL", "DEFAULT")
 MAX_STREAMS = 4
 """Tiles at a time of a small model on a CPU; each stream holds its own activations."""
@@ -114,16 +113,7 @@ def _bf16_pays(processor: str) -> bool:
     A tile of the embedded bundle took 216 ms against 392 on an AMD EPYC with AVX512-BF16, but 570 against 387
     on an Intel Xeon that has AVX512-BF16 and no AMX. OpenVINO says bfloat16 of both.
     """
-    return "AMD" in processor or "amx_bf16" in processor_flags()
-
-
-def processor_flags() -> frozenset[str]:
-    """The instruction sets that Linux names; empty on other systems."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+    return "AMD" in processor or "amx_bf16" in processor_says("flags", cpuinfo=CPUINFO).split()
 
 
 def processor_limit() -> str | None:
