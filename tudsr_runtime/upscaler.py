@@ -419,8 +419,7 @@ class Upscaler:
 
 def _counted(bundle: Bundle) -> TileCosts | None:
     """The operations that the bundle's manifest counts; None if it does not, of some size."""
-    places = [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
-    counted = {place: bundle.macs(*place) for place in places}
+    counted = {place: bundle.macs(*place) for place in bundle.places}
     if None in counted.values():
         return None
     return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})
