@@ -39,12 +39,11 @@ class LoadedStage:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped; a network reads
         (1, 3, T / M, T / M). Raises as `Engine.run`."""
         with under_way():
-            return self.chain(x) if self.chain else self._one_by_one(x)
-
-    def _one_by_one(self, x: FloatArray) -> FloatArray:
-        for engine in self.engines:
-            x = engine.run(x)
-        return x
+            if self.chain:
+                return self.chain(x)
+            for engine in self.engines:
+                x = engine.run(x)
+            return x
 
 
 class LoadedEngines:
