@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures import signalled, unkept
 from tudsr_runtime.pictures.containers import (
+    Items,
     Parts,
     avif_items,
     boxes,
@@ -223,8 +224,8 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
 def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[str]:
     """Notes on pictures, videos and records beside the picture."""
     rest = parts.rest.strip(b"\0\r\n \t")
-    types = [body[4:].split(b"\0")[0] for name, body in avif_items(data).properties if name == b"auxC"] \
-        if kind == "AVIF" else []  # fmt: skip
+    items = avif_items(data) if kind == "AVIF" else Items()
+    types = [body[4:].split(b"\0")[0] for name, body in items.properties if name == b"auxC"]
     iso = any(body.startswith(ISO_GAIN_MAP) for body in parts.named(b"APP2"))
     second = b"\xff\xd8\xff" in rest
     gain = (
@@ -232,7 +233,7 @@ def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[st
             second
             and (iso or said(xmp, "hdrgm:", "HDRGainMap") or b"hdr-gain-map/" in rest or ISO_GAIN_MAP in rest)
         )
-        or b"tmap" in (avif_items(data).kinds if kind == "AVIF" else ())
+        or b"tmap" in items.kinds
         or any(b"gainmap" in name.lower() for name in types)
     )
     video = re.search(rb"ftyp[a-zA-Z0-9 ]{4}", rest) is not None
