@@ -120,13 +120,8 @@ def bundle_verify(
     if opened.manifest.golden is None:
         terminal.remark("this bundle has no golden tile, so no back end is checked (export it again)")
         return
-    if engines is not None:
-        from tudsr_runtime.engines.tensorrt.record import library_of_engines
-
-        backend = library_of_engines(engines, backend)
-    asked = Asked(backend, device, precision)
+    asked = Asked(backend, device, precision, engines)
     choice, figures = choose(opened, asked, threads, terminal.note, afresh=True)
-    choice = dataclasses.replace(choice, engines=engines)
     terminal.note(f"back end: {choice}")
     if figures is None:
         figures = run_golden(opened, choice, threads, terminal.remark)

@@ -125,16 +125,11 @@ class Upscaler:
         usual = manifest.overlap or min(OVERLAP, (tile or manifest.tile) // 2)
         usual = min(usual, self._tile // 2)
         self._overlap = _checked(usual if overlap is None else overlap, self._tile)
-        if engines is not None:
-            from tudsr_runtime.engines.tensorrt.record import library_of_engines
-
-            backend = library_of_engines(engines, backend)
-        asked = Asked(backend, device, precision)
-        chosen, _ = choose(self.bundle, asked, threads, notify)
-        if not isinstance(bundle, Bundle) and chosen.backend not in BUILT:
-            self.bundle.check()
-        self.choice: Choice = dataclasses.replace(chosen, engines=engines)
+        asked = Asked(backend, device, precision, engines)
+        self.choice: Choice = choose(self.bundle, asked, threads, notify)[0]
         """The back end, device and arithmetic that run, and why."""
+        if not isinstance(bundle, Bundle) and self.choice.backend not in BUILT:
+            self.bundle.check()
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
         self._under_way: set[Calls] = set()
