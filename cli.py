@@ -270,44 +270,23 @@ def doctor(
         run(bundle, as_json)
 
 
-@train_app.command("base")
-@from_options
-def train_base(options: TrainOptions) -> None:
-    """Train a base model from nothing."""
-    with needs("train"):
-        from tudsr_train.command import run
+def _train_command(what: str, help_text: str) -> None:
+    """Add `tudsr train WHAT`."""
 
-        run("base", options)
+    def train(options: TrainOptions) -> None:
+        with needs("train"):
+            from tudsr_train.command import run
 
+            run(what, options)
 
-@train_app.command("stage1")
-@from_options
-def train_stage1(options: TrainOptions) -> None:
-    """Train the LoRA of stage 1 (Algorithm 1)."""
-    with needs("train"):
-        from tudsr_train.command import run
-
-        run("stage1", options)
+    train.__doc__ = help_text
+    train_app.command(what)(from_options(train))
 
 
-@train_app.command("stage2")
-@from_options
-def train_stage2(options: TrainOptions) -> None:
-    """Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2)."""
-    with needs("train"):
-        from tudsr_train.command import run
-
-        run("stage2", options)
-
-
-@train_app.command("decoder")
-@from_options
-def train_decoder(options: TrainOptions) -> None:
-    """Distil a light decoder from the base's own, for `tudsr upscale --decoder light`."""
-    with needs("train"):
-        from tudsr_train.command import run
-
-        run("decoder", options)
+_train_command("base", "Train a base model from nothing.")
+_train_command("stage1", "Train the LoRA of stage 1 (Algorithm 1).")
+_train_command("stage2", "Train the LoRA of stage 2 on the pictures of stage 1 (Algorithm 2).")
+_train_command("decoder", "Distil a light decoder from the base's own, for `tudsr upscale --decoder light`.")
 
 
 @train_app.command("pairs")

@@ -31,10 +31,10 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from tudsr_runtime import Upscaler
 from tudsr_runtime.bench.measure import describe_machine
-from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant
 from tudsr_runtime.engines.backend import Engine, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.files import file_sha256
+from tudsr_runtime.manifest import BundleFile, TensorSpec, Variant
 
 BARS = (3.5, 1.5)
 

@@ -13,8 +13,10 @@ from tudsr_export.model_card import model_card
 from tudsr_export.onnx_export import OPSET
 from tudsr_export.part import TENSOR_DTYPES, Graph
 from tudsr_export.plan import ExportPlan
-from tudsr_runtime.bundle import (
-    MANIFEST_NAME,
+from tudsr_runtime.bundle import MANIFEST_NAME
+from tudsr_runtime.files import file_sha256
+from tudsr_runtime.manifest import (
+    SCHEMA_VERSION,
     BundleFile,
     Component,
     Golden,
@@ -24,8 +26,6 @@ from tudsr_runtime.bundle import (
     TensorSpec,
     Variant,
 )
-from tudsr_runtime.files import file_sha256
-from tudsr_runtime.manifest import SCHEMA_VERSION
 from tudsr_runtime.version import __version__
 from tudsr_train.generator import Generator
 from tudsr_train.step import one_step_weights

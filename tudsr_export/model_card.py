@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tudsr_runtime.bundle import MANIFEST_NAME, Manifest, TensorSpec, Variant
-from tudsr_runtime.manifest import MeasuredPlan, Stage
+from tudsr_runtime.bundle import MANIFEST_NAME
+from tudsr_runtime.manifest import Manifest, MeasuredPlan, Stage, TensorSpec, Variant
 
 TEMPLATE = """\
 # {name}

@@ -16,35 +16,7 @@ from tudsr_runtime.errors import BundleError, UsageError, quoted
 from tudsr_runtime.files import file_sha256
 from tudsr_runtime.hub.links import is_snapshot, without_links
 from tudsr_runtime.hub.names import is_hub_name, parse_name
-from tudsr_runtime.manifest import (
-    BundleFile,
-    Component,
-    Golden,
-    Latent,
-    Manifest,
-    NetworkStage,
-    Stage,
-    TensorSpec,
-    Variant,
-)
-
-__all__ = [
-    "BUILTIN_BUNDLES",
-    "DECODERS",
-    "MANIFEST_NAME",
-    "MAX_MANIFEST_BYTES",
-    "Bundle",
-    "BundleFile",
-    "Component",
-    "Golden",
-    "Latent",
-    "Manifest",
-    "NetworkStage",
-    "Stage",
-    "TensorSpec",
-    "Variant",
-    "open_bundle",
-]
+from tudsr_runtime.manifest import BundleFile, Manifest, Variant
 
 BUILTIN_BUNDLES = ("nano",)
 MANIFEST_NAME = "bundle.json"

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tudsr_runtime.bundle import DECODERS, Bundle, Manifest, NetworkStage, open_bundle
+from tudsr_runtime.bundle import DECODERS, Bundle, open_bundle
 from tudsr_runtime.engines.backend import AUTO
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.golden_tile import LEAST_DB, require_close, run_golden
+from tudsr_runtime.manifest import Manifest, NetworkStage
 from tudsr_runtime.terminal import Terminal, counted
 
 
@@ -119,13 +120,8 @@ def bundle_verify(
     if opened.manifest.golden is None:
         terminal.remark("this bundle has no golden tile, so no back end is checked (export it again)")
         return
-    if engines is not None:
-        from tudsr_runtime.engines.tensorrt.record import library_of_engines
-
-        backend = library_of_engines(engines, backend)
-    asked = Asked(backend, device, precision)
+    asked = Asked(backend, device, precision, engines)
     choice, figures = choose(opened, asked, threads, terminal.note, afresh=True)
-    choice = dataclasses.replace(choice, engines=engines)
     terminal.note(f"back end: {choice}")
     if figures is None:
         figures = run_golden(opened, choice, threads, terminal.remark)

@@ -62,9 +62,7 @@ class Calls:
         """End those that are under way, as far as their library can, and let no other begin."""
         with self._changed:
             self.reason = self.reason or reason
-            for cancel in list(self._under_way.values()):
-                if cancel is not None:
-                    cancel()
+            self.cancel_all()
 
     def wait(self, seconds: float = GRACE_SECONDS) -> bool:
         """Wait until none is under way; whether that is so."""

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tudsr_runtime.bundle import Bundle, BundleFile
+from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.engines.backend import Choice, Notify
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, NotFiniteError
-from tudsr_runtime.manifest import Golden
+from tudsr_runtime.manifest import BundleFile, Golden
 from tudsr_runtime.planes import FloatArray
 
 CENTRE = 4

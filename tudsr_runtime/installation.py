@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tudsr_runtime.machine import processor_says
+
 ENGINE_LIBRARIES = (
     *("openvino", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx"),
     *("tensorrt", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu12"),
@@ -57,12 +59,7 @@ def processor(kind: str = "cpu") -> str:
     """Name of the processor of a kind of device: of "cuda" the GPUs with driver and memory, else the CPU."""
     if kind == "cuda":
         return nvidia_smi("name,driver_version,memory.total") or "an NVIDIA GPU"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return processor_says("model name") or platform.processor() or platform.machine()
 
 
 def nvidia_smi(query: str) -> str | None:

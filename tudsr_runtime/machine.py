@@ -12,6 +12,7 @@ from pathlib import Path
 from tudsr_runtime.errors import MemoryExhausted
 
 PROC = Path("/proc")
+CPUINFO = PROC / "cpuinfo"
 CGROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 """Bytes from which on a limit of version 1 of control groups is none."""
@@ -30,6 +31,16 @@ class FreeMemory:
 def processors() -> int:
     """The processors that this process may run on, at least 1."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def processor_says(*names: str, cpuinfo: Path = CPUINFO) -> str:
+    """What Linux says of the first processor under one of these names; "" where it says nothing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    told = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in told if name.strip() in names), "")
 
 
 def bounded_threads(asked: int | None, notify: Callable[[str], None]) -> int | None:

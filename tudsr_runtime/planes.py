@@ -53,6 +53,11 @@ Planes: TypeAlias = FloatArray | PlanarView
 """A picture (3, h, w) in [-1, 1] of which bands of rows are taken by slices."""
 
 
+def noise_tile(edge: int) -> FloatArray:
+    """Uniform noise (1, 3, edge, edge) in [-1, 1], always the same: to time and compare engines with."""
+    return np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
+
+
 def white(dtype: np.dtype[np.generic]) -> int:
     """The value that stands for full intensity: 255, 65535, or 1 for floats."""
     return {"uint8": 255, "uint16": 65535}.get(dtype.name, 1)

@@ -41,9 +41,8 @@ def stored_times(bundle: Bundle, choice: Choice, threads: int | None, notify: No
     known = (_place(bundle, choice, threads), _place(bundle, choice, threads, named=False))
     found = next((stored[place] for place in known if place in stored), {})
     try:
-        places = ((stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles)
         return TileCosts(
-            {(stage, tile): found[str(stage)][str(tile)] for stage, tile in places},
+            {(stage, tile): found[str(stage)][str(tile)] for stage, tile in bundle.places},
             SECONDS,
             "measured here by tudsr bench tiles",
         )

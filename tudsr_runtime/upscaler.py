@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, overload
 
 import numpy as np
@@ -126,16 +125,11 @@ class Upscaler:
         usual = manifest.overlap or min(OVERLAP, (tile or manifest.tile) // 2)
         usual = min(usual, self._tile // 2)
         self._overlap = _checked(usual if overlap is None else overlap, self._tile)
-        if engines is not None:
-            from tudsr_runtime.engines.tensorrt.record import library_of_engines
-
-            backend = library_of_engines(engines, backend)
-        asked = Asked(backend, device, precision)
-        chosen, _ = choose(self.bundle, asked, threads, notify)
-        if not isinstance(bundle, Bundle) and chosen.backend not in BUILT:
-            self.bundle.check()
-        self.choice: Choice = dataclasses.replace(chosen, engines=engines)
+        asked = Asked(backend, device, precision, engines)
+        self.choice: Choice = choose(self.bundle, asked, threads, notify)[0]
         """The back end, device and arithmetic that run, and why."""
+        if not isinstance(bundle, Bundle) and self.choice.backend not in BUILT:
+            self.bundle.check()
         self._engines = LoadedEngines(self.bundle, self.choice, threads, notify, tile)
         self._exhausted: int | None = None
         self._under_way: set[Calls] = set()
@@ -369,9 +363,7 @@ class Upscaler:
     def __enter__(self) -> Upscaler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _bands(
@@ -422,8 +414,7 @@ class Upscaler:
 
 def _counted(bundle: Bundle) -> TileCosts | None:
     """The operations that the bundle's manifest counts; None if it does not, of some size."""
-    places = [(stage, tile) for stage in range(len(bundle.manifest.stages)) for tile in bundle.tiles]
-    counted = {place: bundle.macs(*place) for place in places}
+    counted = {place: bundle.macs(*place) for place in bundle.places}
     if None in counted.values():
         return None
     return TileCosts({place: macs / 1e12 for place, macs in counted.items() if macs is not None})

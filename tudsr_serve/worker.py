@@ -54,7 +54,9 @@ class Worker:
     def waiting(self) -> int:
         """How many jobs wait."""
         with self._changed:
-            return self._waits()
+            while self._waiting and self._waiting[0].over:
+                self._waiting.popleft()
+            return sum(not job.over for job in self._waiting)
 
     def start(self) -> None:
         """Begin to run jobs."""
@@ -74,12 +76,18 @@ class Worker:
     def check_room(self) -> None:
         """Raises Busy if no job can be taken now, Full if none will be."""
         with self._changed:
-            self._check_room()
+            if self._stopped:
+                raise Full("the server is stopping", retry_after=10)
+            waiting = self.waiting
+            if waiting >= self.places:
+                mean = sum(self._recent) / len(self._recent) if self._recent else 10.0
+                after = min(max(1, math.ceil(mean)), 600)
+                raise Busy(f"{waiting} pictures are waiting already", hint="later", retry_after=after)
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn. Raises as `check_room`."""
         with self._changed:
-            self._check_room()
+            self.check_room()
             self._waiting.append(job)
             self._changed.notify()
 
@@ -90,20 +98,6 @@ class Worker:
             if job not in before:
                 return 0
             return self.running + sum(not one.over for one in before[: before.index(job)])
-
-    def _check_room(self) -> None:
-        if self._stopped:
-            raise Full("the server is stopping", retry_after=10)
-        waiting = self._waits()
-        if waiting >= self.places:
-            mean = sum(self._recent) / len(self._recent) if self._recent else 10.0
-            after = min(max(1, math.ceil(mean)), 600)
-            raise Busy(f"{waiting} pictures are waiting already", hint="later", retry_after=after)
-
-    def _waits(self) -> int:
-        while self._waiting and self._waiting[0].over:
-            self._waiting.popleft()
-        return sum(not job.over for job in self._waiting)
 
     def _work(self) -> None:
         while (job := self._next()) is not None:

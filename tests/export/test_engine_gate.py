@@ -14,9 +14,10 @@ from tudsr_export import engine_gate
 from tudsr_export.gates import Report
 from tudsr_export.part import Graph
 from tudsr_export.plan import Shape
-from tudsr_runtime.bundle import TensorSpec, open_bundle
+from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, EngineFacts
 from tudsr_runtime.errors import DeviceError, NotFiniteError
+from tudsr_runtime.manifest import TensorSpec
 
 
 class Library:

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 import cli
-from tudsr_runtime.bundle import (
+from tudsr_runtime.engines.select import BACKENDS
+from tudsr_runtime.files import file_sha256
+from tudsr_runtime.manifest import (
     BundleFile,
     Component,
     Latent,
@@ -27,8 +29,6 @@ from tudsr_runtime.bundle import (
     TensorSpec,
     Variant,
 )
-from tudsr_runtime.engines.select import BACKENDS
-from tudsr_runtime.files import file_sha256
 
 MakeBundle = Callable[..., Path]
 

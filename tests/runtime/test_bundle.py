@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tudsr_runtime.bundle import Bundle, Manifest, open_bundle
+from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.errors import BundleError
 from tudsr_runtime.files import file_sha256
-from tudsr_runtime.manifest import MIN_OVERLAP, read_plans
+from tudsr_runtime.manifest import MIN_OVERLAP, Manifest, read_plans
 from tudsr_runtime.tiling import axis
 
 MakeBundle = Callable[..., Path]

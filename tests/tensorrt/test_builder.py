@@ -13,11 +13,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.tensorrt.graphs import write_graph
-from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.tensorrt.build_log import Phases
 from tudsr_runtime.engines.tensorrt.builder import build_engine
 from tudsr_runtime.engines.tensorrt.library import TARGETS, Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, UsageError
+from tudsr_runtime.manifest import TensorSpec
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ import cli
 from tests.runtime.conftest import add_golden
 from tests.tensorrt.conftest import Machine
 from tests.tensorrt.fakes import NO_MEMORY_FOR_CONTEXT, FakeTensorRT
-from tudsr_runtime.bundle import Bundle, BundleFile, Golden, Variant, open_bundle
+from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines import choose as chooser
 from tudsr_runtime.engines.backend import Choice, Engine, Precision, Target
 from tudsr_runtime.engines.choose import Asked, choose
@@ -42,6 +42,7 @@ from tudsr_runtime.engines.tensorrt.record import RECORD_NAME, engine_folder
 from tudsr_runtime.engines.tensorrt.store import Wanted, ensure_engines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, NotFiniteError, UsageError
 from tudsr_runtime.golden_tile import Figure
+from tudsr_runtime.manifest import BundleFile, Golden, Variant
 from tudsr_runtime.terminal import Terminal
 from tudsr_runtime.upscaler import Upscaler
 

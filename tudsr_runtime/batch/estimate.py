@@ -6,10 +6,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from tudsr_runtime.pictures.read import Header
 from tudsr_runtime.pictures.write import held_bytes
+from tudsr_runtime.planes import noise_tile
 from tudsr_runtime.tiling.color import WHOLE_PICTURE
 from tudsr_runtime.tiling.plan import Plan, StagePlan
 from tudsr_runtime.upscaler import Upscaler
@@ -30,8 +29,7 @@ class Estimator:
         place = stage.stage, stage.columns.tile
         if place not in self._seconds:
             run = self.upscaler.stage(stage).run
-            edge = stage.source[0].tile
-            tile = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
+            tile = noise_tile(stage.source[0].tile)
             run(tile)
             started = time.monotonic()
             run(tile)

@@ -36,15 +36,18 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
 def name_output(
     source: Source, header: Header, label: str, folder: Path | None, suffix: str | None = None
 ) -> tuple[Path, str | None]:
-    """NAME_x8.EXT for NAME.EXT and label "x8", beside the input or below `folder`, and a note if EXT changed.
+    """NAME_x8.EXT for NAME.EXT and label "x8", and a note if EXT changed: beside the input, or in the same
+    place below `folder`.
 
     EXT is the input's own if that is one of its format's; it becomes .png where the format knows no
     transparency and the picture has it; with `suffix`, it is that.
     """
-    if suffix is not None:
-        return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), None
-    suffix, note = fitting_suffix(header)
-    return _placed(source, f"{source.path.stem}_{label}{suffix}", folder), note
+    suffix, note = fitting_suffix(header) if suffix is None else (suffix, None)
+    name = f"{source.path.stem}_{label}{suffix}"
+    if folder is None:
+        return source.path.with_name(name), note
+    below = source.path.parent.relative_to(source.folder) if source.folder else Path()
+    return folder / below / name, note
 
 
 def fitting_suffix(header: Header) -> tuple[str, str | None]:
@@ -132,11 +135,3 @@ def links_note(target: Path) -> tuple[str, ...]:
 def identity(path: Path) -> str:
     """A text that is the same for every way to name a file."""
     return os.path.normcase(os.path.realpath(path))
-
-
-def _placed(source: Source, name: str, folder: Path | None) -> Path:
-    """The path of an output of that name: beside the input, or in the same place below `folder`."""
-    if folder is None:
-        return source.path.with_name(name)
-    below = source.path.parent.relative_to(source.folder) if source.folder else Path()
-    return folder / below / name

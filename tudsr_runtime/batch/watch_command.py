@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from tudsr_runtime.batch.command import (
     at_another_scale,
@@ -202,8 +201,6 @@ class Alarm:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=1)

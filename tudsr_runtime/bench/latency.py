@@ -17,9 +17,9 @@ from PIL import Image
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.pictures.read import read_header, read_picture
 from tudsr_runtime.pictures.write import write_picture
-from tudsr_runtime.planes import FloatArray, PlanarView
+from tudsr_runtime.planes import FloatArray, PlanarView, noise_tile
 from tudsr_runtime.tiling.color import DEFAULT_COLOR, color_method
-from tudsr_runtime.tiling.plan import Plan, StagePlan
+from tudsr_runtime.tiling.plan import Plan
 from tudsr_runtime.tiling.resample import Rows, upsample_stream
 from tudsr_runtime.tiling.stages import run_stages
 from tudsr_runtime.upscaler import Upscaler
@@ -109,7 +109,10 @@ def _engine_parts(
     """Encoder, UNet and decoder, or the one network, each alone, over all tiles."""
     totals: dict[str, list[Durations]] = {}
     for stage in plan.stages:
-        x, names = _tile(stage), ("network",) if stage.enlarges else ("encoder", "UNet", "decoder")
+        x, names = (
+            noise_tile(stage.source[0].tile),
+            ("network",) if stage.enlarges else ("encoder", "UNet", "decoder"),
+        )
         for name, engine in zip(names, upscaler.stage(stage).engines, strict=True):
             totals.setdefault(name, []).append(timed(partial(engine.run, x)).times(stage.tiles))
             x = engine.run(x)
@@ -119,14 +122,9 @@ def _engine_parts(
 def run_engines(upscaler: Upscaler, plan: Plan) -> None:
     """All tiles of the plan through the engines, with nothing around them."""
     for stage in plan.stages:
-        runner, x = upscaler.stage(stage), _tile(stage)
+        runner, x = upscaler.stage(stage), noise_tile(stage.source[0].tile)
         with ThreadPoolExecutor(runner.parallel) as pool:
             _drain(pool.map(lambda _, run=runner.run, x=x: run(x), range(stage.tiles)))
-
-
-def _tile(stage: StagePlan) -> FloatArray:
-    size = stage.source[0].tile
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
 
 
 def _sum(found: list[Durations]) -> Durations:

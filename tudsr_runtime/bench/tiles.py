@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tudsr_runtime.bench.measure import Durations, measure
 from tudsr_runtime.bench.report import seconds
 from tudsr_runtime.engines.stages import LoadedStage
-from tudsr_runtime.planes import FloatArray
+from tudsr_runtime.planes import noise_tile
 from tudsr_runtime.tiling.axis import plan_axis
 from tudsr_runtime.tiling.plan import StagePlan
 from tudsr_runtime.upscaler import Upscaler
@@ -47,7 +45,7 @@ def measure_tiles(upscaler: Upscaler, warmup: int, repeats: int) -> Iterator[Til
 
 def _run(runner: LoadedStage, edge: int) -> None:
     """As many tiles, read with `edge` px a side, as the engines take at a time."""
-    x: FloatArray = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
+    x = noise_tile(edge)
     with ThreadPoolExecutor(runner.parallel) as pool:
         list(pool.map(runner.run, [x] * runner.parallel))
 

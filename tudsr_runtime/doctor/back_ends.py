@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from tudsr_runtime.bench.measure import measure
 from tudsr_runtime.bundle import BUILTIN_BUNDLES, Bundle, open_bundle
 from tudsr_runtime.doctor.findings import Finding
@@ -16,6 +14,7 @@ from tudsr_runtime.engines.select import BY_NAME, ON_REQUEST, PREFERENCE, open_b
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
 from tudsr_runtime.golden_tile import golden_figures, require_close
+from tudsr_runtime.planes import noise_tile
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.version import __version__
 
@@ -77,7 +76,7 @@ def _tile(check: str, bundle: Bundle, name: str, device: str) -> Finding:
     choice, _ = choose(bundle, Asked(name, device))
     precision = choice.precision or Precision(bundle.manifest.precision, "the bundle's")
     edge = bundle.source_edge(0, bundle.manifest.tile)
-    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
+    x = noise_tile(edge)
     with LoadedEngines(bundle, choice) as engines:
         figures = golden_figures(bundle, engines)
         stage = engines.stage(0)

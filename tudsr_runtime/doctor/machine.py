@@ -16,7 +16,7 @@ from tudsr_runtime.engines.tensorrt.cuda import CUDA_13_DRIVER
 from tudsr_runtime.engines.tensorrt.library import TARGETS
 from tudsr_runtime.files import cache_folder
 from tudsr_runtime.installation import nvidia_smi, versions_of
-from tudsr_runtime.machine import processors
+from tudsr_runtime.machine import CPUINFO, processor_says, processors
 from tudsr_runtime.terminal import counted
 from tudsr_runtime.version import __version__
 
@@ -81,12 +81,9 @@ def processor_and_memory() -> Iterator[Finding]:
         yield Finding("variables", ", ".join(f"{n}={v}" for n, v in set_here.items()), facts=set_here)
 
 
-def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+def processor_features(cpuinfo: Path = CPUINFO) -> set[str]:
     """Those of `FEATURES` that the processor has; none where the system does not tell."""
-    with suppress(OSError):
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.M)
-        return {*found[1].split()} & {*FEATURES} if found else set()
-    return set()
+    return {*processor_says("flags", "Features", cpuinfo=cpuinfo).split()} & {*FEATURES}
 
 
 def _memory() -> int | None:

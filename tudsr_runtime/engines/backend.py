@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tudsr_runtime.bundle import TensorSpec, Variant
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, TudsrError, UsageError, quoted
 from tudsr_runtime.machine import as_exhausted
+from tudsr_runtime.manifest import TensorSpec, Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 
 Notify = Callable[[str], None]

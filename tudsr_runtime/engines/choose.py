@@ -31,11 +31,15 @@ from tudsr_runtime.terminal import Terminal
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user asked for: names as in `select`, "auto" where it is left to us."""
+    """What the user asked for: names as in `select`, "auto" where it is left to us.
+
+    `engines` is a folder of TensorRT's, whose library is then the back end.
+    """
 
     backend: str = AUTO
     device: str = AUTO
     precision: str = AUTO
+    engines: Path | None = None
 
 
 def choose(
@@ -55,12 +59,18 @@ def choose(
         notify: told before something is measured.
         afresh: measure what an earlier answer is known of, too.
 
-    Raises as `select`, and as `run_golden` where what was chosen cannot be loaded.
+    Raises as `select`, and as `run_golden` where what was chosen cannot be loaded; of `asked.engines` as
+    `tudsr_runtime.engines.tensorrt.record.library_of_engines`.
     """
+    if asked.engines is not None:
+        from tudsr_runtime.engines.tensorrt.record import library_of_engines
+
+        asked = dataclasses.replace(asked, backend=library_of_engines(asked.engines, asked.backend))
     unfit: dict[str, str] = {}
     while True:
         obstacle = _obstacle(bundle, asked.precision, unfit)
         choice = select(asked.backend, asked.device, asked.precision, bundle.precisions, obstacle)
+        choice = dataclasses.replace(choice, engines=asked.engines)
         if not _is_ours_to_prove(bundle, choice, asked):
             return choice, None
         try:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import Variant
 from tudsr_runtime.engines.backend import (
     End,
     Engine,
@@ -29,6 +28,7 @@ from tudsr_runtime.engines.backend import (
 from tudsr_runtime.engines.onnxruntime_chain import BoundChain, Session, ended_by, named, run_options
 from tudsr_runtime.errors import BundleError, DeviceError
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 
@@ -62,17 +62,10 @@ class OnnxRuntime:
     def probe(self, device: str) -> Unavailable | None:
         """None if ONNX Runtime is installed and starts on `device`."""
         kind, _ = split_device(device)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            refused = import_error("ONNX Runtime", error, _how_to_install(kind))
-            if not isinstance(refused, DeviceError):
-                raise refused from error
-            return Unavailable(str(refused), _how_to_install(kind))
         provider = PROVIDERS[kind]
-        if provider not in onnxruntime.get_available_providers():
-            return Unavailable(f"the installed ONNX Runtime has no {provider}", _how_to_install(kind))
         try:
+            if provider not in _library(kind).get_available_providers():
+                return Unavailable(f"the installed ONNX Runtime has no {provider}", _how_to_install(kind))
             _open_session(IDENTITY_GRAPH, device, threads=1)
         except DeviceError as error:
             return Unavailable(str(error), error.hint or _how_to_install(kind))
@@ -101,11 +94,6 @@ class SessionEngine:
         self.loaded = Session(session, component, variant.inputs[0], variant.outputs[0])
         self.device = device
         self._chains: dict[tuple[int, ...], BoundChain] = {}
-
-    @property
-    def component(self) -> str:
-        """Which part of the model it runs."""
-        return self.loaded.component
 
     def run(self, x: FloatArray) -> FloatArray:
         """Run the graph (see `Engine.run`)."""
@@ -139,13 +127,19 @@ def as_engine(session: Any, graph: Path, variant: Variant, target: Target) -> Se
     return SessionEngine(session, graph.parent.name or graph.name, variant, target.device)
 
 
-def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
-    """A session whose first provider is the one that was asked for; anything else is an error."""
-    kind, number = split_device(device)
+def _library(kind: str) -> Any:
+    """The module `onnxruntime`. Raises DeviceError, with how to install it for that kind of device."""
     try:
         import onnxruntime
     except ImportError as error:
         raise import_error("ONNX Runtime", error, _how_to_install(kind)) from error
+    return onnxruntime
+
+
+def _open_session(graph: str | bytes, device: str, threads: int | None) -> Any:
+    """A session whose first provider is the one that was asked for; anything else is an error."""
+    kind, number = split_device(device)
+    onnxruntime = _library(kind)
     if kind == "cuda":
         _preload_cuda(onnxruntime)
     options = session_options(onnxruntime, threads)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import as_engine_error, split_device
+from tudsr_runtime.manifest import TensorSpec
 from tudsr_runtime.planes import FloatArray
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tudsr_runtime.bundle import Variant
 from tudsr_runtime.engines.backend import (
     Engine,
     Precision,
@@ -26,6 +25,7 @@ from tudsr_runtime.engines.onnxruntime import BY_GRAPH, IDENTITY_GRAPH, as_engin
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 

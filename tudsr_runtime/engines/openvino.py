@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import Variant
 from tudsr_runtime.calls import under_way
 from tudsr_runtime.engines.backend import (
     AUTO,
@@ -35,7 +34,8 @@ from tudsr_runtime.engines.openvino_weights import map_weights
 from tudsr_runtime.errors import DeviceError, OutputError
 from tudsr_runtime.files import cache_folder, make_folder
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.machine import processors
+from tudsr_runtime.machine import CPUINFO, processor_says, processors
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 from tudsr_runtime.streams import raw_stderr_hidden
 
@@ -44,7 +44,6 @@ DRIVERS = "install the driver of the Intel GPU or NPU; OpenVINO's documentation 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 ELEMENT_TYPES = {"f32": "float32", "f16": "float16"}
-CPUINFO = Path("/proc/cpuinfo")
 UNLIMITED = ("", "ALL", "DEFAULT")
 MAX_STREAMS = 4
 """Tiles at a time of a small model on a CPU; each stream holds its own activations."""
@@ -71,7 +70,7 @@ class OpenVino:
 
     def precision(self, device: str, asked: str, offered: Sequence[str]) -> Precision:
         """Half bundles in bf16 on a CPU where that is faster and in fp16 on a GPU or NPU, else fp32."""
-        has = self._capabilities(device)
+        has = _property(device, "OPTIMIZATION_CAPABILITIES")
         if asked != AUTO:
             if CAPABILITIES[asked] not in has:
                 raise DeviceError(f"{device} does not compute in {asked}", hint="--precision auto")
@@ -82,7 +81,7 @@ class OpenVino:
         fast = "bf16" if on_cpu else "fp16"
         if CAPABILITIES[fast] not in has:
             return Precision("fp32", f"the processor has no {fast}")
-        if on_cpu and not _bf16_pays(self._name(device)):
+        if on_cpu and not _bf16_pays(_property(device, "FULL_DEVICE_NAME")):
             return Precision("fp32", "the processor has no AMX, without which Intel's bf16 is slower")
         return Precision(fast, f"the bundle is {offered[0]} and the processor has {fast}")
 
@@ -102,15 +101,10 @@ class OpenVino:
         """One tile through these engines, each reading the tensor that the one before it wrote."""
         return RequestChain([engine.model for engine in engines if isinstance(engine, CompiledEngine)]).run
 
-    def _capabilities(self, device: str) -> list[str]:
-        return list(self._property(device, "OPTIMIZATION_CAPABILITIES"))
 
-    def _name(self, device: str) -> str:
-        return str(self._property(device, "FULL_DEVICE_NAME"))
-
-    def _property(self, device: str, name: str) -> Any:
-        with _named(f"asking OpenVINO about {device}"):
-            return open_core().get_property(_plugin(device), name)
+def _property(device: str, name: str) -> Any:
+    with _named(f"asking OpenVINO about {device}"):
+        return open_core().get_property(_plugin(device), name)
 
 
 def _bf16_pays(processor: str) -> bool:
@@ -119,16 +113,7 @@ def _bf16_pays(processor: str) -> bool:
     A tile of the embedded bundle took 216 ms against 392 on an AMD EPYC with AVX512-BF16, but 570 against 387
     on an Intel Xeon that has AVX512-BF16 and no AMX. OpenVINO says bfloat16 of both.
     """
-    return "AMD" in processor or "amx_bf16" in processor_flags()
-
-
-def processor_flags() -> frozenset[str]:
-    """The instruction sets that Linux names; empty on other systems."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+    return "AMD" in processor or "amx_bf16" in processor_says("flags", cpuinfo=CPUINFO).split()
 
 
 def processor_limit() -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 
 from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.calls import under_way
@@ -40,12 +39,11 @@ class LoadedStage:
         """One tile: (1, 3, T, T) float32 in [-1, 1] to (1, 3, T, T), not clamped; a network reads
         (1, 3, T / M, T / M). Raises as `Engine.run`."""
         with under_way():
-            return self.chain(x) if self.chain else self._one_by_one(x)
-
-    def _one_by_one(self, x: FloatArray) -> FloatArray:
-        for engine in self.engines:
-            x = engine.run(x)
-        return x
+            if self.chain:
+                return self.chain(x)
+            for engine in self.engines:
+                x = engine.run(x)
+            return x
 
 
 class LoadedEngines:
@@ -119,9 +117,7 @@ class LoadedEngines:
     def __enter__(self) -> LoadedEngines:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _stage(self, index: int, tile: int, choice: Choice) -> LoadedStage:

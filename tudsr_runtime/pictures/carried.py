@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from tudsr_runtime.errors import InputError
 from tudsr_runtime.pictures import signalled, unkept
 from tudsr_runtime.pictures.containers import (
+    Items,
     Parts,
     avif_items,
     boxes,
@@ -27,7 +28,7 @@ from tudsr_runtime.pictures.containers import (
 )
 from tudsr_runtime.pictures.geo import Geo, geo_of
 from tudsr_runtime.pictures.metadata import orientation, stale_exif, sub_directory
-from tudsr_runtime.pictures.pillow import finite_numbers, is_pillows
+from tudsr_runtime.pictures.pillow import DamageIgnored, finite_numbers
 from tudsr_runtime.pictures.signalled import Colour
 from tudsr_runtime.pictures.xmp import said
 
@@ -205,7 +206,7 @@ def _refused(what: str) -> InputError:
 
 def _colour_of_exif(image: Image.Image) -> Colour | None:
     """The colour of TIFF's WhitePoint and PrimaryChromaticities, or of Exif's way to say Adobe RGB."""
-    try:
+    with DamageIgnored():
         exif = image.getexif()
         white, corners = finite_numbers(exif.get(318)), finite_numbers(exif.get(319))
         if len(corners) == 6:
@@ -217,17 +218,14 @@ def _colour_of_exif(image: Image.Image) -> Colour | None:
         uncalibrated = exif_directory.get(0xA001) == 0xFFFF and ExifTags.IFD.Interop in exif_directory
         if uncalibrated and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03":
             return Colour(signalled.ADOBE_RGB, signalled.ADOBE_GAMMA, "Adobe RGB by Exif")
-    except Exception as error:
-        if not is_pillows(error):
-            raise
     return None
 
 
 def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[str]:
     """Notes on pictures, videos and records beside the picture."""
     rest = parts.rest.strip(b"\0\r\n \t")
-    types = [body[4:].split(b"\0")[0] for name, body in avif_items(data).properties if name == b"auxC"] \
-        if kind == "AVIF" else []  # fmt: skip
+    items = avif_items(data) if kind == "AVIF" else Items()
+    types = [body[4:].split(b"\0")[0] for name, body in items.properties if name == b"auxC"]
     iso = any(body.startswith(ISO_GAIN_MAP) for body in parts.named(b"APP2"))
     second = b"\xff\xd8\xff" in rest
     gain = (
@@ -235,7 +233,7 @@ def _other_data(data: bytes, parts: Parts, kind: str, xmp: bytes) -> Iterable[st
             second
             and (iso or said(xmp, "hdrgm:", "HDRGainMap") or b"hdr-gain-map/" in rest or ISO_GAIN_MAP in rest)
         )
-        or b"tmap" in (avif_items(data).kinds if kind == "AVIF" else ())
+        or b"tmap" in items.kinds
         or any(b"gainmap" in name.lower() for name in types)
     )
     video = re.search(rb"ftyp[a-zA-Z0-9 ]{4}", rest) is not None
@@ -317,14 +315,11 @@ def _dpi(image: Image.Image, kind: str) -> tuple[float, float] | None:
 
 
 def _dpi_of_exif(image: Image.Image) -> tuple[float, ...]:
-    try:
+    with DamageIgnored():
         exif = image.getexif()
         unit = {2: 1.0, 3: 2.54}.get(exif.get(296, 2), 0.0)
         return tuple(number * unit for tag in (282, 283) for number in finite_numbers(exif.get(tag))[:1])
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return ()
+    return ()
 
 
 def _icc_of_bmp(data: bytes) -> bytes | None:

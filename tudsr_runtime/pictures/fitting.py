@@ -12,7 +12,7 @@ from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.geo import scaled_geo
 from tudsr_runtime.pictures.metadata import fitting_icc
 from tudsr_runtime.pictures.picture import Layout, Picture
-from tudsr_runtime.pictures.pillow import is_pillows
+from tudsr_runtime.pictures.pillow import DamageIgnored
 from tudsr_runtime.pictures.xmp import scaled_xmp
 
 NAMES = {
@@ -79,17 +79,14 @@ def fitting_blocks(picture: Picture, layout: Layout, kind: str) -> tuple[dict[st
 def with_resolution(block: bytes | None, dpi: tuple[float, float]) -> bytes | None:
     """The EXIF block, or a new one, with that resolution; None if it is damaged."""
     exif = Image.Exif()
-    try:
+    with DamageIgnored():
         if block:
             exif.load(block)
         exif[X_RESOLUTION], exif[Y_RESOLUTION] = dpi
         exif[RESOLUTION_UNIT] = INCH
         made: bytes = exif.tobytes()
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return None
-    return made
+        return made
+    return None
 
 
 def _icc(picture: Picture, layout: Layout, held: bool) -> tuple[bytes | None, list[str]]:

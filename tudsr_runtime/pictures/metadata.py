@@ -6,11 +6,12 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile
 
-from tudsr_runtime.pictures.pillow import MAX_TEXT_CHUNK, StillTiff, is_pillows
+from tudsr_runtime.pictures.pillow import MAX_TEXT_CHUNK, DamageIgnored, StillTiff
 from tudsr_runtime.pictures.xmp import true_of_result
 
 ORIENTATION = int(ExifTags.Base.Orientation)
@@ -106,14 +107,9 @@ def upright_size(image: Image.Image, turn: int) -> tuple[int, int]:
 
 
 def _orientation_of_exif(image: Image.Image, late: bytes | None) -> int | None:
-    try:
+    value: object = None
+    with DamageIgnored(), suppress(KeyError):
         value = image.stored_orientation if isinstance(image, StillTiff) else _exif(image, late)[ORIENTATION]
-    except KeyError:
-        return None
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return None
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
@@ -156,7 +152,7 @@ def sub_directory(exif: Image.Exif, tag: int) -> Mapping[int, object]:
 
 def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
     """EXIF without orientation, thumbnail and the file's structure; and a note if it had to be dropped."""
-    try:
+    with DamageIgnored():
         exif = _exif(image)
         for tag in STRUCTURE.union({ORIENTATION}, _counted(exif)) & set(exif):
             del exif[tag]
@@ -165,24 +161,18 @@ def kept_exif(image: Image.Image) -> tuple[bytes | None, str | None]:
         # Nothing but a TIFF can be a BigTIFF; Pillow itself does not read such a block again.
         exif.bigtiff = False
         return (_readable(exif.tobytes()) if len(exif) else None), None
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return None, "EXIF is damaged and dropped"
+    return None, "EXIF is damaged and dropped"
 
 
 def stale_exif(image: Image.Image) -> list[str]:
     """A note that names tags which are left out because they no longer hold."""
-    try:
+    names: list[str] = []
+    with DamageIgnored():
         exif = image.getexif()
         below = sub_directory(exif, ExifTags.IFD.Exif)
-        names = [name for tag, name in STALE_EXIF.items() if tag in below]
-        names += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
-        names += ["ImageDescription, which counts pixels"] if counts_pixels(exif) else []
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return []
+        stale = [name for tag, name in STALE_EXIF.items() if tag in below]
+        stale += [name for tag, name in UNKEPT_TIFF.items() if tag in exif]
+        names = [*stale, *(["ImageDescription, which counts pixels"] if counts_pixels(exif) else [])]
     return [f"tags that no longer hold are dropped: {', '.join(dict.fromkeys(names))}"] if names else []
 
 

@@ -124,6 +124,16 @@ def is_pillows(error: Exception) -> bool:
     return isinstance(error, OSError) or any(name.partition(".")[0] == "PIL" for name in modules)
 
 
+class DamageIgnored:
+    """A block that ends, as by `contextlib.suppress`, at an exception that is Pillow's (`is_pillows`)."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        return isinstance(error, Exception) and is_pillows(error)
+
+
 def finite_numbers(value: object) -> tuple[float, ...]:
     """The numbers of a tag, one or several, as Pillow shows them; empty if one is none or not finite."""
     values = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)

@@ -22,7 +22,7 @@ from tudsr_runtime.pictures.containers import jpeg_scans
 from tudsr_runtime.pictures.formats import FORMATS
 from tudsr_runtime.pictures.metadata import kept_exif, kept_icc, kept_xmp, orientation, upright_size
 from tudsr_runtime.pictures.picture import Picture, from_channels, from_image
-from tudsr_runtime.pictures.pillow import borrowed, is_pillows, open_image
+from tudsr_runtime.pictures.pillow import DamageIgnored, borrowed, is_pillows, open_image
 from tudsr_runtime.pictures.sixteen_bit import decode_sixteen_bit, is_sixteen_bit, with_transparent
 from tudsr_runtime.streams import raw_stderr_hidden
 
@@ -234,13 +234,9 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
 
 def _is_animated_gif(file: BinaryIO) -> bool:
     file.seek(0)
-    try:
-        with Image.open(file, formats=("GIF",)) as image:
-            return bool(getattr(image, "is_animated", False))
-    except Exception as error:
-        if not is_pillows(error):
-            raise
-        return False
+    with DamageIgnored(), Image.open(file, formats=("GIF",)) as image:
+        return bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _what_it_is(beginning: bytes) -> str:

@@ -72,18 +72,17 @@ def held_bytes(target: Path, width: int, height: int) -> int:
 def check_format_limits(target: Path, width: int, height: int) -> None:
     """Raise OutputError if the format of `target` is too small for the picture; the hint names another."""
     kind = output_format(target)
-    limits, hint = FORMATS[kind], f"-o {target.with_suffix('.png').name}"
-    if max(width, height) > limits.side:
-        raise OutputError(
-            f"{target}: cannot write {width} x {height} as {kind}, its limit is {limits.side} pixels a side",
-            hint=hint,
-        )
-    if width * height > limits.area:
-        raise OutputError(
-            f"{target}: cannot write {width} x {height} as {kind}, "
-            f"its limit is {limits.area // 1_000_000} megapixels",
-            hint=hint,
-        )
+    holds = FORMATS[kind]
+    if max(width, height) > holds.side:
+        limit = f"{holds.side} pixels a side"
+    elif width * height > holds.area:
+        limit = f"{holds.area // 1_000_000} megapixels"
+    else:
+        return
+    raise OutputError(
+        f"{target}: cannot write {width} x {height} as {kind}, its limit is {limit}",
+        hint=f"-o {target.with_suffix('.png').name}",
+    )
 
 
 def check_transparency(picture: Picture, target: Path) -> None:

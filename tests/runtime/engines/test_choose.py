@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from tests.runtime.conftest import FakeEngine, add_golden
-from tudsr_runtime.bundle import Bundle, Variant, open_bundle
+from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.bundle_command import bundle_verify
 from tudsr_runtime.engines import choose as chooser
 from tudsr_runtime.engines.backend import Precision, Target
 from tudsr_runtime.engines.choose import Asked, choose
 from tudsr_runtime.errors import MemoryExhausted, NotFiniteError
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.upscaler import Upscaler
 
 MakeBundle = Callable[..., Path]

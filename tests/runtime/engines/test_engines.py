@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tudsr_runtime.bundle import BundleFile, TensorSpec, Variant, open_bundle
+from tudsr_runtime.bundle import open_bundle
 from tudsr_runtime.engines import select as registry
 from tudsr_runtime.engines.backend import (
     Choice,
@@ -25,6 +25,7 @@ from tudsr_runtime.engines.onnxruntime import IDENTITY_GRAPH, PROVIDERS, Session
 from tudsr_runtime.engines.select import open_backend, select
 from tudsr_runtime.engines.stages import LoadedEngines
 from tudsr_runtime.errors import BundleError, DeviceError, MemoryExhausted, UsageError
+from tudsr_runtime.manifest import BundleFile, TensorSpec, Variant
 
 MakeBundle = Callable[..., Path]
 CPU = Choice("onnxruntime", "cpu", "for the test")
@@ -92,7 +93,7 @@ def test_stages_share_the_components_they_have_in_common(make_bundle: MakeBundle
     loaded = LoadedEngines(bundle, CPU, 1)
     first, second = (loaded.stage(index).engines for index in range(2))
     assert (first[0], first[2]) == (second[0], second[2])
-    names = [engine.component for engine in (*first, *second) if isinstance(engine, SessionEngine)]
+    names = [engine.loaded.component for engine in (*first, *second) if isinstance(engine, SessionEngine)]
     assert names == [name for i in (1, 2) for name in ("vae_encoder", f"unet_stage{i}", "vae_decoder")]
 
 

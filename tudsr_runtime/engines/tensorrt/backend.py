@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tudsr_runtime.bundle import Bundle, Variant, open_bundle
+from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.engines.backend import (
     End,
     Engine,
@@ -47,6 +47,7 @@ from tudsr_runtime.engines.tensorrt.record import (
 )
 from tudsr_runtime.errors import DeviceError, TudsrError
 from tudsr_runtime.installation import install_hint
+from tudsr_runtime.manifest import Variant
 from tudsr_runtime.planes import FloatArray, TileFunction
 
 

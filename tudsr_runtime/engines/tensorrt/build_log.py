@@ -120,37 +120,22 @@ def make_logger(trt: Any, log: BuildLog) -> Any:
     return Logger()
 
 
-class Watcher:
-    """Receives progress and can end the build: TensorRT asks after every step."""
+class Watcher(Phases):
+    """Tells of progress and can end the build: TensorRT asks after every step whether to `stop`."""
 
     def __init__(self, progress: BuildProgress | None) -> None:
+        super().__init__()
         self._progress = progress
-        self._phases = Phases()
         self.stop = False
         self.failure: BaseException | None = None
         """What `progress` raised, to be raised once TensorRT has returned."""
 
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """See `Phases.start`."""
-        self._phases.start(name, parent, steps)
-        self._tell()
-
-    def step(self, name: str, step: int) -> bool:
-        """See `Phases.step`; whether to go on."""
-        self._phases.step(name, step)
-        self._tell()
-        return not self.stop
-
-    def finish(self, name: str) -> None:
-        """See `Phases.finish`."""
-        self._phases.finish(name)
-        self._tell()
-
-    def _tell(self) -> None:
+    def _measure(self) -> None:
+        super()._measure()
         if self._progress is None or self.stop:
             return
         try:
-            self._progress(self._phases.fraction, self._phases.innermost)
+            self._progress(self.fraction, self.innermost)
         except BaseException as error:  # It must not travel through C++.
             self.failure, self.stop = error, True
 
@@ -166,7 +151,8 @@ def make_monitor(trt: Any, watcher: Watcher) -> Any:
             watcher.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return watcher.step(phase_name, step)
+            watcher.step(phase_name, step)
+            return not watcher.stop
 
         def phase_finish(self, phase_name: str) -> None:
             watcher.finish(phase_name)

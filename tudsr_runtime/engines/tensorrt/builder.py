@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.backend import as_engine_error, lacks_memory
 from tudsr_runtime.engines.tensorrt.build_log import (
     BuildLog,
@@ -26,6 +25,7 @@ from tudsr_runtime.engines.tensorrt.build_log import (
 from tudsr_runtime.engines.tensorrt.layers import Layer, read_inspector, read_layers
 from tudsr_runtime.engines.tensorrt.library import Library, choose_target, open_library
 from tudsr_runtime.errors import BundleError, DeviceError, TudsrError
+from tudsr_runtime.manifest import TensorSpec
 
 TENSORRT_TYPES = {"HALF": "float16", "FLOAT": "float32"}
 FLOATING = {"HALF", "BF16", "FLOAT"}

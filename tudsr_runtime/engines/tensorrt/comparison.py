@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tudsr_runtime.bundle import DECODERS, Bundle, Variant
+from tudsr_runtime.bundle import DECODERS, Bundle
 from tudsr_runtime.engines.backend import Backend, Target
 from tudsr_runtime.engines.select import open_backend
 from tudsr_runtime.engines.tensorrt.cuda import find_gpu
@@ -29,7 +29,8 @@ from tudsr_runtime.engines.tensorrt.record import engine_name
 from tudsr_runtime.errors import DeviceError
 from tudsr_runtime.golden_tile import LEAST_DB, read_tile
 from tudsr_runtime.installation import install_hint
-from tudsr_runtime.planes import FloatArray
+from tudsr_runtime.manifest import Variant
+from tudsr_runtime.planes import FloatArray, noise_tile
 
 EXTRA = "compare"
 
@@ -183,7 +184,7 @@ def _picture(bundle: Bundle, tile: int, edge: int) -> FloatArray:
     golden = bundle.manifest.golden
     if golden is not None and tile == bundle.manifest.tile:
         return read_tile(bundle, golden)
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, edge, edge)).astype(np.float32)
+    return noise_tile(edge)
 
 
 def _run(backend: Backend, graph: Path, variant: Variant, target: Target, x: FloatArray) -> FloatArray:

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from tudsr_runtime.bundle import TensorSpec
 from tudsr_runtime.engines.backend import as_engine_error
 from tudsr_runtime.engines.tensorrt.build_log import BuildLog, make_logger
 from tudsr_runtime.engines.tensorrt.cuda import call
 from tudsr_runtime.engines.tensorrt.lock import CollectorLock
 from tudsr_runtime.errors import DeviceError, MemoryExhausted, TudsrError
+from tudsr_runtime.manifest import TensorSpec
 from tudsr_runtime.planes import FloatArray
 
 SLOTS = 2

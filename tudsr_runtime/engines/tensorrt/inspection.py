@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from tudsr_runtime.engines.tensorrt.layers import Layer
 from tudsr_runtime.engines.tensorrt.record import BuiltPlan, EngineRecord
+from tudsr_runtime.typed import parse_json, read_typed
 
 SHOWN_FUSIONS = 5
 
@@ -44,11 +44,8 @@ def inspect(folder: Path, record: EngineRecord) -> Iterator[str]:
 
 def kept_layers(folder: Path, plan: BuiltPlan) -> tuple[Layer, ...]:
     """The layers of an engine, as they were listed when it was built."""
-    listed = json.loads((folder / plan.layers.path).read_text(encoding="utf-8"))
-    return tuple(
-        Layer(one["name"], one["kind"], one["tactic"], tuple(one["precisions"]), tuple(one["nodes"]))
-        for one in listed
-    )
+    listed = parse_json((folder / plan.layers.path).read_bytes())
+    return read_typed(tuple[Layer, ...], listed, ValueError, whole=plan.layers.path)
 
 
 def _fusions(layers: tuple[Layer, ...]) -> Iterator[str]:

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tudsr_runtime.bundle import Bundle, BundleFile, TensorSpec, Variant
+from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.engines.tensorrt.builder import EngineFacts
 from tudsr_runtime.engines.tensorrt.library import Library
 from tudsr_runtime.errors import DeviceError, UsageError, quoted
 from tudsr_runtime.files import cache_folder
-from tudsr_runtime.manifest import NAME
+from tudsr_runtime.manifest import NAME, BundleFile, TensorSpec, Variant
 from tudsr_runtime.typed import parse_json, read_typed
 
 RECORD_NAME = "engine.json"

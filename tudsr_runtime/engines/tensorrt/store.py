@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir, atomic_write
-from tudsr_runtime.bundle import Bundle, BundleFile, Variant
+from tudsr_runtime.bundle import Bundle
 from tudsr_runtime.engines.backend import as_end, check_interface
 from tudsr_runtime.engines.tensorrt.builder import BuiltEngine, build_engine
 from tudsr_runtime.engines.tensorrt.library import Library
@@ -31,6 +31,7 @@ from tudsr_runtime.engines.tensorrt.record import (
 )
 from tudsr_runtime.errors import DeviceError, OutputError, TudsrError
 from tudsr_runtime.files import cache_folder, exclusive, file_sha256, link_or_copy, make_folder
+from tudsr_runtime.manifest import BundleFile, Variant
 
 
 class Reporter:

@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 
 from tudsr_runtime.atomic import atomic_dir
-from tudsr_runtime.bundle import DECODERS, Bundle, TensorSpec, Variant
+from tudsr_runtime.bundle import DECODERS, Bundle
 from tudsr_runtime.engines.tensorrt.record import (
     EngineRecord,
     engine_name,
@@ -29,6 +29,7 @@ from tudsr_runtime.engines.tensorrt.record import (
 )
 from tudsr_runtime.errors import DeviceError, UsageError
 from tudsr_runtime.files import link_or_copy
+from tudsr_runtime.manifest import TensorSpec, Variant
 
 DATA_TYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 VERSION = "1"
