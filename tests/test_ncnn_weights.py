@@ -55,7 +55,7 @@ def test_x4plus_is_what_ncnn_runs(tmp_path: Path) -> None:
     pytest.importorskip("einops", reason="spandrel needs einops")
     from safetensors.numpy import save_file
 
-    from benchmarks.rivals import MARGIN, RealESRGAN
+    from benchmarks.x4plus import MARGIN, RealESRGAN
     from tudsr_export.calibration import photo
     from tudsr_export.networks import read_network
 
