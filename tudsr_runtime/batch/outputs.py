@@ -36,11 +36,11 @@ def output_is_folder(output: Path, inputs: Sequence[Path]) -> bool:
 def name_output(
     source: Source, header: Header, label: str, folder: Path | None, suffix: str | None = None
 ) -> tuple[Path, str | None]:
-    """NAME_x8.EXT for NAME.EXT and label "x8", and a note if EXT changed: beside the input, or in the same
-    place below `folder`.
+    """NAME_x8.EXT for NAME.EXT and label "x8", and a note if EXT changed.
 
-    EXT is the input's own if that is one of its format's; it becomes .png where the format knows no
-    transparency and the picture has it; with `suffix`, it is that.
+    It lies beside the input, or below `folder` where the input lies below its own. EXT is the input's own
+    if that is one of its format's; it becomes .png where the format knows no transparency and the picture
+    has it; with `suffix`, it is that.
     """
     suffix, note = fitting_suffix(header) if suffix is None else (suffix, None)
     name = f"{source.path.stem}_{label}{suffix}"

@@ -109,10 +109,8 @@ def _engine_parts(
     """Encoder, UNet and decoder, or the one network, each alone, over all tiles."""
     totals: dict[str, list[Durations]] = {}
     for stage in plan.stages:
-        x, names = (
-            noise_tile(stage.source[0].tile),
-            ("network",) if stage.enlarges else ("encoder", "UNet", "decoder"),
-        )
+        x = noise_tile(stage.source[0].tile)
+        names = ("network",) if stage.enlarges else ("encoder", "UNet", "decoder")
         for name, engine in zip(names, upscaler.stage(stage).engines, strict=True):
             totals.setdefault(name, []).append(timed(partial(engine.run, x)).times(stage.tiles))
             x = engine.run(x)

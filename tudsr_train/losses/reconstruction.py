@@ -57,7 +57,7 @@ def ea_dists(dists: DISTS, x_hat: Tensor, x_H: Tensor) -> Tensor:
 
 
 def _and_edges(x: Tensor) -> Tensor:
-    """(2 B, 3, H, W) in [0, 1] of x (B, C, H, W) in [-1, 1]: the pictures, then their edges."""
+    """(2 B, 3, H, W) of x (B, 1 or 3, H, W) in [-1, 1]: the pictures in [0, 1], then their `sobel`."""
     return torch.cat([part.expand(-1, 3, -1, -1) for part in ((x + 1) / 2, sobel(x))])
 
 
